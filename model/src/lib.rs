@@ -1,0 +1,26 @@
+//! The words of Engram as types: labels, samples, matchers, tenants, placement, digests, time.
+//!
+//! Why a crate of its own: storage, query and raft must mean the same thing by "series" or "epoch" without
+//! knowing each other. Nothing here does I/O, starts a task or knows another crate of ours.
+//!
+//! Map: [`labels`] who a series is · [`matcher`] a test on it · [`histogram`] and [`sample`] its values ·
+//! [`series`] how rooms hand samples to each other · [`batch`] what a write request becomes ·
+//! [`digest`] the conservation law · [`tenant`] owners and limits · [`place`] where data lies ·
+//! [`time`] clocks and ranges · [`error`] who must act on a failure.
+
+pub mod batch;
+pub mod digest;
+pub mod error;
+pub mod histogram;
+pub mod labels;
+pub mod matcher;
+pub mod place;
+pub mod sample;
+pub mod series;
+pub mod tenant;
+pub mod time;
+
+pub use error::{Class, Classed};
+pub use labels::Labels;
+pub use matcher::{MatchOp, Matcher};
+pub use time::{Millis, TimeRange};

@@ -1,0 +1,68 @@
+//! All that the engine asks of the world: series for a range and matchers.
+
+use std::sync::Arc;
+
+use engram_model::error::{Class, Classed};
+use engram_model::series::{ReadError, Series};
+use engram_model::{Matcher, TimeRange};
+use futures::future::BoxFuture;
+
+/// What a select is for; the answerer may use it to read less, and may ignore it.
+#[derive(Clone, Debug, Default)]
+pub struct SelectHints {
+    /// The function directly above, empty when none.
+    pub func: String,
+    /// Step of the query in milliseconds, 0 for an instant query.
+    pub step_ms: i64,
+    /// Range of the matrix selector in milliseconds, 0 for an instant selector.
+    pub range_ms: i64,
+    /// Labels the query needs in the end; `None`: all.
+    pub projection: Option<Vec<String>>,
+}
+
+/// Why the world could not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// A stored chunk is damaged.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A limit of the tenant on what one query may fetch.
+    #[error("{0}")]
+    Limited(String),
+    /// No quorum, still starting, too busy.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Classed for SourceError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read(_) => Class::Internal,
+            Self::Limited(_) => Class::Limited,
+            Self::Unavailable(_) => Class::Unavailable,
+        }
+    }
+}
+
+/// What a select yields.
+#[derive(Clone, Default)]
+pub struct Selection {
+    /// The series, sorted by labels, none twice.
+    pub series: Vec<Series>,
+    /// Warnings for the user (partial data and the like).
+    pub warnings: Vec<String>,
+}
+
+/// One tenant's data at one moment.
+pub trait Queryable: Send + Sync {
+    /// All series that pass every matcher and may have samples in `range`.
+    fn select<'a>(
+        &'a self,
+        range: TimeRange,
+        matchers: &'a [Matcher],
+        hints: &'a SelectHints,
+    ) -> BoxFuture<'a, Result<Selection, SourceError>>;
+}
+
+/// Shared as the engine holds it.
+pub type SharedQueryable = Arc<dyn Queryable>;
