@@ -1,4 +1,7 @@
 //! PromQL: text → tree → plan → values. Pure: asks for series through [`port`], knows no storage and no network.
 
+pub mod engine;
+pub mod error;
 pub mod parse;
 pub mod port;
+pub mod value;

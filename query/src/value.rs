@@ -1,0 +1,85 @@
+//! What a query answers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use engram_model::histogram::Histogram;
+use engram_model::sample::Value as SampleValue;
+use engram_model::{Labels, Millis};
+
+/// The answer of a query.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// One number.
+    Scalar {
+        /// Evaluation time.
+        at: Millis,
+        /// The number.
+        value: f64,
+    },
+    /// One string.
+    String {
+        /// Evaluation time.
+        at: Millis,
+        /// Its bytes.
+        value: Vec<u8>,
+    },
+    /// One sample a series; the order matters (`sort`, `topk`).
+    Vector(Vec<InstantSample>),
+    /// Many samples a series, sorted by labels.
+    Matrix(Vec<RangeSeries>),
+}
+
+/// A series with one value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstantSample {
+    /// Who.
+    pub labels: Labels,
+    /// When: the evaluation time, or the sample's own for a raw selection.
+    pub at: Millis,
+    /// What.
+    pub value: SampleValue,
+}
+
+/// A series with the values of many steps.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct RangeSeries {
+    /// Who.
+    pub labels: Labels,
+    /// Floats in order of time.
+    pub floats: Vec<(Millis, f64)>,
+    /// Histograms in order of time.
+    pub histograms: Vec<(Millis, Arc<Histogram>)>,
+}
+
+/// Texts for the user beside the answer, each once: what may be wrong with the data, what with the query.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Annotations {
+    /// `PromQL warning: …`
+    pub warnings: BTreeSet<String>,
+    /// `PromQL info: …`
+    pub infos: BTreeSet<String>,
+}
+
+impl Annotations {
+    /// Takes over all texts of `other`.
+    pub fn merge(&mut self, other: Self) {
+        self.warnings.extend(other.warnings);
+        self.infos.extend(other.infos);
+    }
+}
+
+/// What a query cost.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Stats {
+    /// Samples looked at, as Prometheus counts `totalQueryableSamples`.
+    pub samples_total: u64,
+    /// Most samples held at once.
+    pub samples_peak: u64,
+    /// Series selected.
+    pub series_total: u64,
+    /// Seconds spent on selecting.
+    pub select_seconds: f64,
+    /// Seconds spent on evaluating.
+    pub eval_seconds: f64,
+}
