@@ -1,1 +1,11 @@
-//! storage
+//! Bytes that survive: the node log, the head, chunk files and blocks.
+//!
+//! Why a crate of its own: what is acknowledged must be found again after any crash, and that promise is only
+//! readable where nothing else is mixed in. It knows `model` alone: no ring, no peer, no HTTP.
+//!
+//! Map: [`codec`] bounded reading and writing of bytes · [`error`] what can go wrong.
+
+pub mod codec;
+pub mod error;
+
+pub use error::Error;
