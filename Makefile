@@ -1,0 +1,36 @@
+# The commands of this tree. Each first lets scripts/setup look whether the machine has what a build needs;
+# after that plain cargo does the same: `cargo run --release`, `cargo test --workspace`.
+.DEFAULT_GOAL := help
+.PHONY: help run build test lint fmt e2e e2e-kill bench setup
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+help:   ## this list
+	@sed -n 's/^\([a-z0-9-]*\): *[a-z]* *## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
+
+run: setup  ## build for speed and start a node on its built-in defaults, data in ./data (ARGS="--data-dir /srv/x")
+	cargo run --release -- $(ARGS)
+
+build: setup  ## build the node for speed
+	cargo build --release
+
+test: setup  ## every test of the workspace
+	cargo test --workspace
+
+lint: setup  ## formatting and every lint, as the gate asks
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: setup  ## format the code
+	cargo fmt --all
+
+e2e: setup  ## against a real Prometheus: what it stored and what Engram answers, answer by answer
+	scripts/e2e
+
+e2e-kill: setup  ## kill -9 in the middle of writes, twenty times: nothing acknowledged is lost (SEED=n replays)
+	scripts/e2e-kill
+
+bench: setup  ## the benchmarks
+	cargo bench --workspace
+
+setup:  ## look for what is missing on this machine and install it
+	@scripts/setup
