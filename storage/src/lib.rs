@@ -3,9 +3,12 @@
 //! Why a crate of its own: what is acknowledged must be found again after any crash, and that promise is only
 //! readable where nothing else is mixed in. It knows `model` alone: no ring, no peer, no HTTP.
 //!
-//! Map: [`codec`] bounded reading and writing of bytes · [`error`] what can go wrong.
+//! Map: [`codec`] bounded reading and writing of bytes · [`error`] what can go wrong · [`disk`] the port to the file
+//! system and its faulty twin · [`log`] the node's one durable log.
 
 pub mod codec;
+pub mod disk;
 pub mod error;
+pub mod log;
 
 pub use error::Error;
