@@ -1,1 +1,51 @@
-//! chaos
+//! Chaos: the adversary. It meets a store only from outside, as its clients do, and distrusts the answers.
+//!
+//! - `load` writes realistic series by remote write, queries them as dashboards do, measures both and compares
+//!   what is read back with what was acknowledged. It speaks to any Prometheus-compatible server.
+//! - `kill` starts an `engram`, kills it in the middle of writes, starts it again and requires every
+//!   acknowledged sample, none twice and none invented.
+//!
+//! Below them: `client` is the one way to a server, `wire` the bytes of remote write.
+
+mod args;
+mod client;
+mod error;
+mod kill;
+mod load;
+mod wire;
+
+use clap::Parser;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Reads the arguments, runs what they name, prints its verdict.
+///
+/// Ends with 0 when everything held, 1 when something did not or could not be judged, 2 when it was asked wrongly.
+#[must_use]
+pub fn main() -> ExitCode {
+    let command = args::Command::parse();
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        complain("another TLS provider is installed already");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&format!("the runtime did not start: {error}")),
+    };
+    let verdict = runtime.block_on(async {
+        match command {
+            args::Command::Load(args) => load::run(args).await,
+            args::Command::Kill(args) => kill::run(args).await,
+        }
+    });
+    match verdict {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => complain(&error.to_string()),
+    }
+}
+
+fn complain(text: &str) -> ExitCode {
+    // When even standard error is closed there is nobody left to tell.
+    let _closed = writeln!(std::io::stderr(), "engram-chaos: {text}");
+    ExitCode::FAILURE
+}

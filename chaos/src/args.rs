@@ -1,0 +1,175 @@
+//! What may be asked, with defaults that suit a store on this machine.
+
+use crate::client::Protocol;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Engram's adversary: load, measurement and proof against a running store.
+#[derive(clap::Parser, Debug)]
+#[command(name = "engram-chaos", version, about, max_term_width = 110)]
+pub(crate) enum Command {
+    /// Write realistic series by remote write, then query them, measure both and verify what is stored.
+    Load(Load),
+    /// Kill a node with SIGKILL in the middle of writes, again and again, and look for lost or invented samples.
+    Kill(Kill),
+}
+
+/// `engram-chaos load`
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Load {
+    /// Where to write: the full address of remote write.
+    #[arg(long, default_value = "http://127.0.0.1:9009/api/v1/push", help_heading = "Server")]
+    pub(crate) url: String,
+    /// Where to query: the address before /api/v1 (default: scheme, host and port of --url).
+    #[arg(long, help_heading = "Server")]
+    pub(crate) query_url: Option<String>,
+    /// Process to watch: reports its CPU and memory (it must run on this machine).
+    #[arg(long, help_heading = "Server")]
+    pub(crate) pid: Option<u32>,
+    /// How many tenants share the series; 0 sends no X-Scope-OrgID at all.
+    #[arg(long, default_value_t = 0, help_heading = "Server")]
+    pub(crate) tenants: usize,
+    /// Tenants are called PREFIX0, PREFIX1, …
+    #[arg(long, default_value = "load-", help_heading = "Server")]
+    pub(crate) tenant_prefix: String,
+    /// Give up on one request after this long.
+    #[arg(long, default_value = "30s", value_parser = duration, help_heading = "Server")]
+    pub(crate) timeout: Duration,
+
+    /// Series that are active at any moment, over all tenants.
+    #[arg(long, default_value_t = 10_000, help_heading = "Series")]
+    pub(crate) series: usize,
+    /// Time between two samples of a series.
+    #[arg(long, default_value = "15s", value_parser = duration, help_heading = "Series")]
+    pub(crate) interval: Duration,
+    /// Samples of each series; 0 writes nothing and only queries.
+    #[arg(long, default_value_t = 60, conflicts_with = "duration", help_heading = "Series")]
+    pub(crate) scrapes: usize,
+    /// Instead of --scrapes: the stretch of (simulated) time to fill.
+    #[arg(long, value_parser = duration, help_heading = "Series")]
+    pub(crate) duration: Option<Duration>,
+    /// Labels of each series, at least, its name included.
+    #[arg(long, default_value_t = 10, help_heading = "Series")]
+    pub(crate) labels: usize,
+    /// Share of the series replaced by new ones in each (simulated) hour; 1 replaces each once an hour.
+    #[arg(long, default_value_t = 0.0, help_heading = "Series")]
+    pub(crate) churn: f64,
+    /// Names this run's series (label `cluster`) and seeds their values; default: new for each run.
+    #[arg(long, help_heading = "Series")]
+    pub(crate) run_id: Option<String>,
+
+    /// How fast simulated time passes: 1 is real time, 0 as fast as the server takes it. Timestamps end now,
+    /// except in real time, where they are the time of sending.
+    #[arg(long, default_value_t = 0.0, help_heading = "Writing")]
+    pub(crate) speedup: f64,
+    /// Requests in flight at once.
+    #[arg(long, default_value_t = 4, help_heading = "Writing")]
+    pub(crate) concurrency: usize,
+    /// Samples in a request.
+    #[arg(long, default_value_t = 2_000, help_heading = "Writing")]
+    pub(crate) batch: usize,
+    /// Remote write protocol.
+    #[arg(long, value_enum, default_value = "1.0", help_heading = "Writing")]
+    pub(crate) protocol: Protocol,
+    /// How often one request is sent again after 429, 5xx or no answer.
+    #[arg(long, default_value_t = 10, help_heading = "Writing")]
+    pub(crate) retries: u32,
+
+    /// Queries of each kind, after writing.
+    #[arg(long, default_value_t = 0, help_heading = "Querying")]
+    pub(crate) queries: u64,
+    /// Instead of --queries: repeat the kinds for so long.
+    #[arg(long, value_parser = duration, conflicts_with = "queries", help_heading = "Querying")]
+    pub(crate) query_duration: Option<Duration>,
+    /// Also query while writing, from the first scrape to the last.
+    #[arg(long, help_heading = "Querying")]
+    pub(crate) query_while_writing: bool,
+    /// Queries in flight at once.
+    #[arg(long, default_value_t = 2, help_heading = "Querying")]
+    pub(crate) query_concurrency: usize,
+    /// The stretch of time range queries look at, ending with the last sample.
+    #[arg(long, default_value = "1h", value_parser = duration, help_heading = "Querying")]
+    pub(crate) query_range: Duration,
+
+    /// After writing, read back: the count of samples of each metric, and --verify-series whole series.
+    #[arg(long, help_heading = "Verdict")]
+    pub(crate) verify: bool,
+    /// How many series --verify compares sample by sample.
+    #[arg(long, default_value_t = 200, help_heading = "Verdict")]
+    pub(crate) verify_series: usize,
+    /// Print the report as one JSON object.
+    #[arg(long, help_heading = "Verdict")]
+    pub(crate) json: bool,
+}
+
+/// `engram-chaos kill`
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Kill {
+    /// The engram binary.
+    #[arg(long)]
+    pub(crate) engram: PathBuf,
+    /// Kills.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) rounds: u32,
+    /// Replays the moments of the kills and the pace of the writers; default: new for each run, printed.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Concurrent writers.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) writers: usize,
+    /// Series of each writer, one sample of each in every request.
+    #[arg(long, default_value_t = 25)]
+    pub(crate) series: usize,
+    /// Longest time for a start, and for any one request.
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub(crate) patience: Duration,
+    /// Keep the data directory and the node's log even when all is well.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// `15s`, `1h30m`, `250ms`: Prometheus's way to write a stretch of time.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is no duration: write 250ms, 15s, 5m, 1h30m or 7d");
+    let mut total_ms: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, tail) = tail.split_at(letters);
+        let unit_ms = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            "w" => 604_800_000,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        total_ms = number.checked_mul(unit_ms).and_then(|ms| total_ms.checked_add(ms)).ok_or_else(wrong)?;
+        rest = tail;
+    }
+    if total_ms == 0 { Err(wrong()) } else { Ok(Duration::from_millis(total_ms)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_read_as_in_prometheus() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in ["", "15", "s", "1x", "-1s", "0s", "99999999999999999999w"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}
