@@ -2,6 +2,8 @@
 
 pub mod engine;
 pub mod error;
+pub mod functions;
+pub mod histogram;
 pub mod parse;
 pub mod port;
 pub mod value;
