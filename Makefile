@@ -14,7 +14,7 @@ build: setup  ## build the node for speed
 	cargo build --release
 
 test: setup  ## every test of the workspace
-	cargo test --workspace
+	cargo test --workspace $(ARGS)
 
 lint: setup  ## formatting and every lint, as the gate asks
 	cargo fmt --all --check
