@@ -79,6 +79,43 @@ pub enum Expr {
     Subquery(Box<SubqueryExpr>),
 }
 
+impl Expr {
+    /// Where the expression stands. `anchored` and `smoothed` at its end are left out, as upstream.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        match self {
+            Self::Number(number) => number.span,
+            Self::String(string) => string.span,
+            Self::Paren(paren) => paren.span,
+            Self::Unary(unary) => unary.span,
+            Self::Binary(binary) => Span { start: binary.lhs.span().start, end: binary.rhs.span().end },
+            Self::Aggregate(aggregate) => aggregate.span,
+            Self::Call(call) => call.span,
+            Self::VectorSelector(selector) => selector.span,
+            Self::MatrixSelector(matrix) => matrix.span,
+            Self::Subquery(subquery) => subquery.span,
+        }
+    }
+
+    /// What the expression yields.
+    #[must_use]
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Self::Number(_) => ValueType::Scalar,
+            Self::String(_) => ValueType::String,
+            Self::Paren(paren) => paren.expr.value_type(),
+            Self::Unary(unary) => unary.expr.value_type(),
+            Self::Binary(binary) => match (binary.lhs.value_type(), binary.rhs.value_type()) {
+                (ValueType::Scalar, ValueType::Scalar) => ValueType::Scalar,
+                _ => ValueType::Vector,
+            },
+            Self::Aggregate(_) | Self::VectorSelector(_) => ValueType::Vector,
+            Self::Call(call) => super::functions::function(call.func).map_or(ValueType::Vector, |f| f.returns),
+            Self::MatrixSelector(_) | Self::Subquery(_) => ValueType::Matrix,
+        }
+    }
+}
+
 /// A number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NumberLiteral {
