@@ -1,0 +1,250 @@
+//! Goal: what the store promises openraft and itself. Method: openraft's own suite, then what that suite leaves out:
+//! reopening, damage, interrupted installations, the tail against truncation.
+
+use std::sync::Arc;
+
+use futures::stream;
+use openraft::StorageError;
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::testing::{blank_ent, log_id};
+use openraft::type_config::alias::EntryOf;
+use openraft::vote::Vote;
+use openraft::{RaftLogReader, RaftSnapshotBuilder};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::command::Envelope;
+use crate::state::tests::commands;
+
+struct Builder;
+
+fn open(dir: &Path) -> Result<(LogStore, Machine), Error> {
+    let (db, _) = Db::open(dir)?;
+    let db = Arc::new(db);
+    let machine = Machine::open(db.clone(), Arc::new(SnapshotDir::open(dir)?))?;
+    Ok((LogStore::open(db, machine.applied())?, machine))
+}
+
+/// Reopens once the writer's thread has let go of the database.
+fn reopen(dir: &Path) -> Result<(LogStore, Machine), Error> {
+    for _ in 0..10_000 {
+        match open(dir) {
+            Err(Error::Store(e)) if e.to_string().contains("lock") => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+    open(dir)
+}
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, machine) = open(dir.path()).unwrap();
+        Ok((dir, log, machine))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openrafts_suite_passes() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+fn blank(index: u64) -> EntryOf<TypeConfig> {
+    blank_ent::<TypeConfig>(1, 1, index)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_is_there_after_a_reopen() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, machine) = open(dir.path()).unwrap();
+    let vote = Vote::new(3, 1);
+    log.save_vote(&vote).await.unwrap();
+    log.blocking_append((0..50).map(blank)).await.unwrap();
+    log.truncate_after(Some(log_id::<TypeConfig>(1, 1, 39))).await.unwrap();
+    log.purge(log_id::<TypeConfig>(1, 1, 9)).await.unwrap();
+    log.save_committed(Some(log_id::<TypeConfig>(1, 1, 20))).await.unwrap();
+    drop((log, machine));
+    let (mut log, _machine) = reopen(dir.path()).unwrap();
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id::<TypeConfig>(1, 1, 20)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(log_id::<TypeConfig>(1, 1, 9)));
+    assert_eq!(state.last_log_id, Some(log_id::<TypeConfig>(1, 1, 39)));
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(entries.iter().map(|e| e.log_id.index).collect::<Vec<_>>(), (10..40).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_are_readable_before_they_are_durable_and_after_being_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _machine) = open(dir.path()).unwrap();
+    for round in 0..20_u64 {
+        for index in 0..30 {
+            let entry = blank_ent::<TypeConfig>(round + 1, 1, index);
+            log.append([entry], IOFlushed::noop()).await.unwrap();
+        }
+        let entries = log.try_get_log_entries(0..30).await.unwrap();
+        assert!(entries.iter().all(|e| e.log_id.leader_id.term == round + 1), "round {round}");
+        assert_eq!(entries.len(), 30);
+        log.truncate_after(None).await.unwrap();
+        assert!(log.try_get_log_entries(0..30).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_message_to_a_follower_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _machine) = open(dir.path()).unwrap();
+    let entry = |index| {
+        let command =
+            crate::Command::DeleteTenant { tenant: engram_model::tenant::TenantId::anonymous(), expected: index };
+        let envelope = Envelope { at: 0, by: "x".repeat(1 << 20), command };
+        EntryOf::<TypeConfig>::new_normal(log_id::<TypeConfig>(1, 1, index), envelope)
+    };
+    log.blocking_append((0..10).map(entry)).await.unwrap();
+    let some = log.limited_get_log_entries(2, 10).await.unwrap();
+    assert_eq!(some.first().map(|e| e.log_id.index), Some(2));
+    assert!((1..5).contains(&some.len()), "{}", some.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_lost_committed_entries_does_not_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, machine) = open(dir.path()).unwrap();
+    log.blocking_append((0..10).map(blank)).await.unwrap();
+    log.save_committed(Some(log_id::<TypeConfig>(1, 1, 8))).await.unwrap();
+    log.truncate_after(Some(log_id::<TypeConfig>(1, 1, 5))).await.unwrap();
+    drop((log, machine));
+    let refused = reopen(dir.path()).err().unwrap();
+    assert!(matches!(refused, Error::Corrupt { what: "log", .. }), "{refused}");
+}
+
+async fn feed(machine: &mut Machine, commands: &[(i64, crate::Command)]) {
+    let entries: Vec<_> = commands
+        .iter()
+        .zip(2..)
+        .map(|((at, command), index)| {
+            let envelope = Envelope { at: *at, by: "test".to_owned(), command: command.clone() };
+            Ok((EntryOf::<TypeConfig>::new_normal(log_id::<TypeConfig>(1, 1, index), envelope), None))
+        })
+        .collect();
+    machine.apply(stream::iter(entries)).await.unwrap();
+}
+
+/// Every row of the state, as bytes.
+fn dump(machine: &Machine) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+    let mut rows = Vec::new();
+    for table in Table::ALL {
+        let mut each = |key: &[u8], value: &[u8]| {
+            rows.push((table, key.to_vec(), value.to_vec()));
+            Ok(())
+        };
+        machine.db.scan(table, &mut each).unwrap();
+    }
+    rows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    /// A node that installs a snapshot holds the same bytes as one that replayed the log, over whatever it had before;
+    /// and what is applied after the builder was asked for is not in its snapshot.
+    #[test]
+    fn snapshot_equals_log(commands in commands(), junk in commands()) {
+        prop_assume!(!commands.is_empty());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (leader, follower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let (_log, mut from) = open(leader.path()).unwrap();
+            let (log, mut to) = open(follower.path()).unwrap();
+            feed(&mut from, &commands).await;
+            let (want, view) = (dump(&from), from.watch().borrow().clone());
+            let mut builder = from.get_snapshot_builder().await;
+            feed(&mut from, &junk).await;
+            feed(&mut to, &junk).await;
+            let snapshot = builder.build_snapshot().await.unwrap();
+            to.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+            assert_eq!(dump(&to), want);
+            assert_eq!(*to.watch().borrow(), view);
+            drop((log, to));
+            let (_log, to) = reopen(follower.path()).unwrap();
+            assert_eq!(dump(&to), want);
+            assert_eq!(*to.watch().borrow(), view);
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_installation_is_finished_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut machine) = open(dir.path()).unwrap();
+    let tenant = |name: &str| engram_model::tenant::TenantId::new(name).unwrap();
+    let create = |name| {
+        let limits = engram_model::tenant::TenantLimits::default();
+        (0, crate::Command::CreateTenant { tenant: tenant(name), limits, shard_size: 0 })
+    };
+    let bootstrap = crate::Command::Bootstrap {
+        cluster_id: "c".to_owned(),
+        partition_count: 4,
+        founder: engram_model::place::NodeId(1),
+        node: crate::state::NodeSpec::default(),
+    };
+    feed(&mut machine, &[(0, bootstrap), create("a")]).await;
+    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let want = dump(&machine);
+    // As a crash leaves it: the marker is there, half of the tables is gone, something else is there instead.
+    machine.db.raft_put("installing", &snapshot.snapshot.name()).unwrap();
+    let mut batch = WriteBatch::default();
+    let family = machine.db.family("tenants").unwrap();
+    batch.delete_cf(family, "a");
+    batch.put_cf(family, "junk", "junk");
+    machine.db.write(batch, true).unwrap();
+    drop((log, machine, snapshot));
+    let (_log, machine) = reopen(dir.path()).unwrap();
+    assert_eq!(dump(&machine), want);
+    assert_eq!(machine.db.raft_get::<String>("installing").unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_is_refused_at_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(dir.path()).unwrap();
+    feed(&mut machine, &[]).await;
+    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let mut good = Vec::new();
+    std::io::Read::read_to_end(&mut snapshot.snapshot.reader(), &mut good).unwrap();
+    let snapshots = SnapshotDir::open(dir.path()).unwrap();
+    let receive = |bytes: &[u8]| {
+        let mut receiving = snapshots.receive().unwrap();
+        receiving.push(bytes).unwrap();
+        receiving.finish(&snapshot.meta)
+    };
+    assert!(receive(&good).is_ok());
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        assert!(receive(&bad).is_err(), "byte {at} of {}", good.len());
+        assert!(receive(&good[..at]).is_err(), "cut at {at} of {}", good.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_newest_snapshot_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(dir.path()).unwrap();
+    let mut kept = Vec::new();
+    for index in 1..5 {
+        let entry = EntryOf::<TypeConfig>::new_blank(log_id::<TypeConfig>(1, 1, index));
+        machine.apply(stream::iter([Ok((entry, None))])).await.unwrap();
+        kept.push(machine.get_snapshot_builder().await.build_snapshot().await.unwrap());
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 1);
+    let current = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.meta.last_log_id, Some(log_id::<TypeConfig>(1, 1, 4)));
+    // Whoever still sends an older one reads it to its end.
+    for snapshot in kept {
+        assert_eq!(snapshot.snapshot.verify().unwrap(), snapshot.meta);
+    }
+}

@@ -1,0 +1,212 @@
+//! Goal: the group as the node uses it: alone, restarted, killed, and as three. Method: real directories, real time
+//! only where an election needs it; waits end by facts, never by sleeping.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command as Process, Stdio};
+use std::time::Duration;
+
+use engram_model::place::NodeId;
+use engram_model::tenant::{TenantId, TenantLimits};
+use engram_model::time::Clock;
+use engram_raft::group::{FirstStart, Timing};
+use engram_raft::rpc::{Hub, Network};
+use engram_raft::state::NodeSpec;
+use engram_raft::{Command, Error, Group, GroupOptions, Outcome, Proposal, Refusal};
+
+const LONG: Duration = Duration::from_secs(30);
+const CHILD_DIR: &str = "ENGRAM_RAFT_TEST_DIR";
+
+fn spec(address: &str) -> NodeSpec {
+    NodeSpec { zone: "z1".to_owned(), grpc: address.to_owned(), http: "h".to_owned(), version: "1".to_owned() }
+}
+
+fn options(dir: &Path) -> GroupOptions {
+    let first = FirstStart::Bootstrap { cluster_id: "cluster".to_owned(), partition_count: 8 };
+    GroupOptions::new(dir.to_owned(), spec("n1:9095"), first, Clock::test(1_000))
+}
+
+fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).unwrap()
+}
+
+fn create(name: &str) -> Proposal {
+    let command = Command::CreateTenant { tenant: tenant(name), limits: TenantLimits::default(), shard_size: 0 };
+    Proposal { by: "test".to_owned(), command }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_of_one_bootstraps_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let group = Group::open(options(dir.path())).await.unwrap();
+    let view = group.watch().borrow().clone();
+    assert_eq!(view.cluster.as_ref().map(|c| c.id.as_str()), Some("cluster"));
+    assert_eq!((view.nodes.len(), view.partitions.len()), (1, 8));
+    for i in 0..20 {
+        let made = group.propose(create(&format!("t{i}")), LONG).await.unwrap();
+        assert_eq!(made.outcome, Outcome::Tenant { version: 1, created: true });
+        assert!(group.watch().borrow().tenants.get(&tenant(&format!("t{i}"))).is_some());
+    }
+    let before = group.linearizable(LONG).await.unwrap();
+    let status = group.status();
+    assert_eq!((status.role, status.voters.as_slice(), status.failed), ("leader", &[NodeId(1)][..], None));
+    group.shutdown().await.unwrap();
+    drop(group);
+    let group = Group::open(options(dir.path())).await.unwrap();
+    let after = group.watch().borrow().clone();
+    assert_eq!((&after.tenants, &after.partitions), (&before.tenants, &before.partitions));
+    let stale = Command::DeleteTenant { tenant: tenant("t3"), expected: 7 };
+    let refused = group.propose(Proposal { by: "test".to_owned(), command: stale }, LONG).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused(Refusal::Version { found: 1, .. })), "{refused}");
+    group.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_a_new_address_tells_the_group() {
+    let dir = tempfile::tempdir().unwrap();
+    Group::open(options(dir.path())).await.unwrap().shutdown().await.unwrap();
+    let moved = GroupOptions { node: spec("elsewhere:9095"), ..options(dir.path()) };
+    let group = Group::open(moved).await.unwrap();
+    let mut views = group.watch();
+    let told = views.wait_for(|v| v.nodes.get(&NodeId(1)).is_some_and(|n| n.spec.grpc == "elsewhere:9095"));
+    tokio::time::timeout(LONG, told).await.unwrap().unwrap();
+    group.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_behind_a_snapshot_is_purged_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = GroupOptions { snapshot_every: 50, snapshot_keep: 5, ..options(dir.path()) };
+    let group = Group::open(small.clone()).await.unwrap();
+    for i in 0..200 {
+        group.propose(create(&format!("t{i}")), LONG).await.unwrap();
+    }
+    let before = group.linearizable(LONG).await.unwrap();
+    let purged = async {
+        while group.status().snapshot < Some(50) || group.status().purged < Some(40) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, purged).await.unwrap();
+    group.shutdown().await.unwrap();
+    let group = Group::open(small).await.unwrap();
+    assert_eq!(group.watch().borrow().tenants, before.tenants);
+    group.shutdown().await.unwrap();
+}
+
+/// The child of the test below: makes tenants and says each name after it was acknowledged, until it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_that_writes_until_it_is_killed() {
+    let Ok(dir) = std::env::var(CHILD_DIR) else { return };
+    let small = GroupOptions { snapshot_every: 40, snapshot_keep: 4, ..options(Path::new(&dir)) };
+    let group = Group::open(small).await.unwrap();
+    let first = group.watch().borrow().tenants.len();
+    for i in first.. {
+        group.propose(create(&format!("t{i}")), LONG).await.unwrap();
+        writeln!(std::io::stdout(), "acknowledged t{i}").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_by_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged: BTreeSet<String> = BTreeSet::new();
+    for round in 0..4 {
+        let mut child = Process::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_writes_until_it_is_killed", "--nocapture"])
+            .env(CHILD_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let names = lines.map_while(Result::ok).filter_map(|l| l.split("acknowledged ").nth(1).map(str::to_owned));
+        acknowledged.extend(names.take(30 + 17 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let group = Group::open(options(dir.path())).await.unwrap();
+    let view = group.linearizable(LONG).await.unwrap();
+    assert!(acknowledged.len() >= 120, "{}", acknowledged.len());
+    for name in &acknowledged {
+        assert!(view.tenants.get(&tenant(name)).is_some(), "{name} was acknowledged");
+    }
+    group.shutdown().await.unwrap();
+}
+
+/// Three groups over one hub, the first of them founder and leader; all vote.
+async fn three(dirs: &[tempfile::TempDir], hub: &Hub) -> Vec<Group> {
+    let timing = Timing { heartbeat_ms: 50, election_min_ms: 300, election_max_ms: 600 };
+    let network = Network::Memory(hub.clone());
+    let with = |dir: &Path, node, first_start| GroupOptions {
+        node,
+        first_start,
+        network: network.clone(),
+        timing,
+        snapshot_every: 40,
+        snapshot_keep: 4,
+        ..options(dir)
+    };
+    let founder = FirstStart::Bootstrap { cluster_id: "cluster".to_owned(), partition_count: 8 };
+    let mut groups = vec![Group::open(with(dirs[0].path(), spec("n1"), founder)).await.unwrap()];
+    // The newcomers must first be brought a snapshot: what made the group is purged.
+    for i in 0..100 {
+        groups[0].propose(create(&format!("early{i}")), LONG).await.unwrap();
+    }
+    for (i, dir) in dirs.iter().enumerate().skip(1) {
+        let node = spec(&format!("n{}", i + 1));
+        let command = Command::RegisterNode { token: format!("token{i}"), node: node.clone() };
+        let told = groups[0].propose(Proposal { by: "test".to_owned(), command }, LONG).await.unwrap();
+        let Outcome::Node { id } = told.outcome else { panic!("{told:?}") };
+        let join = FirstStart::Join { cluster_id: "cluster".to_owned(), id };
+        let group = Group::open(with(dir.path(), node.clone(), join)).await.unwrap();
+        groups[0].add_learner(id, &node.grpc, LONG).await.unwrap();
+        group.applied(told.index, LONG).await.unwrap();
+        groups.push(group);
+    }
+    groups[0].set_voters(groups.iter().map(Group::id).collect(), LONG).await.unwrap();
+    groups
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_survive_the_loss_of_one() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let hub = Hub::new();
+    let groups = three(&dirs, &hub).await;
+    // A follower forwards, and reads what it was answered.
+    let made = groups[2].propose(create("a"), LONG).await.unwrap();
+    for group in &groups {
+        let view = group.linearizable(LONG).await.unwrap();
+        assert!(view.applied >= Some(made.index) && view.tenants.get(&tenant("a")).is_some());
+        assert!(view.tenants.get(&tenant("early7")).is_some());
+    }
+    // The leader is cut off: the others elect one of them and go on, it can confirm nothing.
+    hub.isolate(groups[0].id());
+    let made = loop {
+        match groups[1].propose(create("b"), Duration::from_secs(5)).await {
+            Ok(made) => break made,
+            Err(Error::NotLeader { .. } | Error::Unknown { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let leader = groups[1].status().leader.unwrap();
+    assert_ne!(leader.id, groups[0].id());
+    let stale = groups[0].linearizable(Duration::from_millis(200)).await;
+    assert!(matches!(stale, Err(Error::NoQuorum { .. } | Error::NotLeader { .. })), "{stale:?}");
+    let lost = groups[0].propose(create("never"), Duration::from_millis(200)).await;
+    assert!(matches!(lost, Err(Error::Unknown { .. } | Error::NotLeader { .. })), "{lost:?}");
+    // Healed, it follows, and all hold the same.
+    hub.heal();
+    let view = groups[0].applied(made.index, LONG).await.unwrap();
+    assert!(view.tenants.get(&tenant("b")).is_some());
+    let last = groups[1].propose(create("c"), LONG).await.unwrap();
+    let mut views = Vec::new();
+    for group in &groups {
+        views.push(group.applied(last.index, LONG).await.unwrap());
+    }
+    assert!(views.iter().all(|v| v.tenants == views[0].tenants && v.nodes == views[0].nodes));
+    for group in groups {
+        group.shutdown().await.unwrap();
+    }
+}
