@@ -112,10 +112,9 @@ fn histogram_rate(w: &Window<'_>, mode: Mode, notes: &mut Notes) -> Option<Point
     }
     let mut h = Histogram::clone(&right);
     note_joined(sub(&mut h, &left), HistogramOperation::Subtraction, notes)?;
-    if mode.counter {
-        if let Some(lost) = lost_to_restarts(w, &ends, &left, &right, notes)? {
-            note_joined(add(&mut h, &lost), HistogramOperation::Addition, notes)?;
-        }
+    let lost = if mode.counter { lost_to_restarts(w, &ends, &left, &right, notes)? } else { None };
+    if let Some(lost) = lost {
+        note_joined(add(&mut h, &lost), HistogramOperation::Addition, notes)?;
     }
     if mode.per_second {
         divide(&mut h, w.seconds());

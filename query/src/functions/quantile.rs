@@ -14,7 +14,7 @@ use crate::histogram::buckets::{Bucket, all};
 /// The `q` quantile of values, which are reordered: between two, the average weighed by distance. NaN sorts lowest.
 /// -Inf below 0, +Inf above 1, NaN for none.
 #[must_use]
-pub fn of_values(q: f64, values: &mut [f64]) -> f64 {
+pub fn quantile(q: f64, values: &mut [f64]) -> f64 {
     if values.is_empty() || q.is_nan() {
         return f64::NAN;
     }
@@ -233,8 +233,9 @@ impl Ranks {
     /// Observations between the two, of `count` in all.
     fn share(&self, count: f64) -> f64 {
         let [lower, upper] = self.found.map(|rank| match rank {
-            Some(rank) if !(rank > count) => rank,
-            _ => count,
+            Some(rank) if rank > count => count,
+            Some(rank) => rank,
+            None => count,
         });
         upper - lower
     }
@@ -307,11 +308,17 @@ fn in_buckets(
         return if h.sum.is_nan() { (f64::NAN, Some(Note::QuantileNanResult)) } else { (bucket.upper, None) };
     }
     let inside = if upwards { rank - (count - bucket.count) } else { count - rank };
-    let note = h
-        .sum
-        .is_nan()
-        .then(|| count + buckets.map(|b| b.count).sum::<f64>())
-        .and_then(|total| (total < h.count).then_some(Note::QuantileNanSkew));
+    let mut note = None;
+    if h.sum.is_nan() {
+        // Upstream interpolates in the bucket it looked at last, which with NaN around is the highest one: the answer
+        // is "skewed higher", as the remark says. Dashboards that move here must not show another number.
+        let mut total = count;
+        for b in buckets {
+            total += b.count;
+            bucket = b;
+        }
+        note = (total < h.count).then_some(Note::QuantileNanSkew);
+    }
     let fraction = inside / bucket.count;
     if h.is_custom() || (bucket.lower <= 0.0 && bucket.upper >= 0.0) {
         return (bucket.lower + (bucket.upper - bucket.lower) * fraction, note);
@@ -354,7 +361,7 @@ pub fn fraction_of_histogram(lower: f64, upper: f64, h: &Histogram) -> (f64, Opt
     }
     let mut note = None;
     if h.sum.is_nan() {
-        count += buckets.map(|b| b.count).sum::<f64>();
+        count = buckets.fold(count, |sum, b| sum + b.count);
         if count < h.count {
             note = Some(Note::FractionNans);
         }
