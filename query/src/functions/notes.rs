@@ -392,3 +392,78 @@ impl Note {
 fn for_name(text: &str, name: &str) -> String {
     if name.is_empty() { text.to_owned() } else { format!("{text} for metric name {}", go_quote(name)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forced(at: Millis, bucket: f64) -> Note {
+        Note::ForcedMonotonicity(ForcedMonotonicity { at, bucket_min: bucket, bucket_max: bucket, diff_max: 1.234 })
+    }
+
+    #[test]
+    fn the_same_note_is_made_once_and_what_counts_is_counted() {
+        let mut notes = Notes::new();
+        notes.enter("m", Span { start: 24, end: 30 });
+        for (at, bucket) in [(60_000, 10.0), (0, 5.0), (120_000, 7.0)] {
+            notes.add(forced(at, bucket));
+        }
+        notes.add(Note::StartTimeOverlap);
+        let mut other = Notes::new();
+        other.enter("m", Span { start: 2, end: 3 });
+        other.add(Note::StartTimeOverlap);
+        other.add(Note::HistogramNotCounter);
+        notes.add(Note::HistogramNotCounter);
+        notes.merge(other);
+        let texts = notes.render("histogram_quantile(\n0.5, m_bucket)");
+        let infos: Vec<_> = texts.infos.into_iter().collect();
+        assert_eq!(
+            infos,
+            ["PromQL info: input to histogram_quantile needed to be fixed for monotonicity (see \
+              https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile) for metric name \
+              \"m\", from buckets 5 to 10, with a max diff of 1.2, over 3 samples from 1970-01-01T00:00:00Z to \
+              1970-01-01T00:02:00Z (2:5)"]
+        );
+        let warnings: Vec<_> = texts.warnings.into_iter().collect();
+        assert_eq!(
+            warnings,
+            [
+                "PromQL warning: sample has start time that overlaps with previous sample timestamp for metric \"m\" \
+                 (2 occurrences) (2:5)",
+                "PromQL warning: this native histogram metric is not a counter: \"m\" (1:3)",
+            ]
+        );
+    }
+
+    #[test]
+    fn texts_name_what_they_are_about() {
+        let text = |note: Note, name: &str| {
+            let mut notes = Notes::new();
+            notes.add_at(&note, name, Span { start: 5, end: 6 });
+            let texts = notes.render("rate(m[5m])");
+            texts.infos.into_iter().chain(texts.warnings).collect::<String>()
+        };
+        assert_eq!(
+            text(Note::PossibleNonCounter, "m"),
+            "PromQL info: metric might not be a counter, name does not end in _total/_sum/_count/_bucket: \"m\" (1:6)"
+        );
+        assert_eq!(
+            text(Note::PossibleNonCounterLabel("gauge".to_owned()), "m"),
+            "PromQL info: metric might not be a counter, __type__ label is not set to \"counter\" or \"histogram\", \
+             got \"gauge\": \"m\" (1:6)"
+        );
+        assert_eq!(
+            text(Note::BadBucketLabel("Hello".to_owned()), ""),
+            "PromQL warning: bucket label \"le\" is missing or has a malformed value of \"Hello\" (1:6)"
+        );
+        assert_eq!(
+            text(Note::InvalidQuantile(1.2), "m"),
+            "PromQL warning: quantile value should be between 0 and 1, got 1.2 (1:6)"
+        );
+        assert_eq!(
+            text(Note::IncompatibleTypesInBinOp("float", "</", "histogram"), "m"),
+            "PromQL info: incompatible sample types encountered for binary operator \"</\": float </ histogram (1:6)"
+        );
+        assert_eq!(place(99, "m"), "invalid position");
+    }
+}
