@@ -17,7 +17,7 @@ pub const SLOT_MS: i64 = 5 * 60 * 1000;
 #[inline]
 #[must_use]
 pub fn slot_of(at: Millis) -> Millis {
-    at.div_euclid(SLOT_MS) * SLOT_MS
+    at.div_euclid(SLOT_MS).saturating_mul(SLOT_MS) // the first slot of time is cut short
 }
 
 /// Digest of a set of samples.

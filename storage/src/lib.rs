@@ -4,11 +4,15 @@
 //! readable where nothing else is mixed in. It knows `model` alone: no ring, no peer, no HTTP.
 //!
 //! Map: [`codec`] bounded reading and writing of bytes · [`error`] what can go wrong · [`disk`] the port to the file
-//! system and its faulty twin · [`log`] the node's one durable log.
+//! system and its faulty twin · [`log`] the node's one durable log · [`chunk`] compressed samples · [`head`] the newest
+//! samples in memory · [`index`] posting lists.
 
+pub mod chunk;
 pub mod codec;
 pub mod disk;
 pub mod error;
+pub mod head;
+pub mod index;
 pub mod log;
 
 pub use error::Error;

@@ -1,0 +1,159 @@
+//! Reading a head: which series, and their samples; which names and values.
+//!
+//! A select takes shared references to full chunks and copies the open one (a few hundred bytes); all decoding
+//! happens later, at the reader's, without the head's lock. Labels are built of symbols only for series that have
+//! samples in the range.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use engram_model::sample::{Exemplar, Metadata};
+use engram_model::series::{Columns, ReadError, SampleSource, Series as Readable};
+use engram_model::{Labels, Matcher, TimeRange};
+use roaring::RoaringBitmap;
+
+use super::symbols::{Symbol, View};
+use super::{Head, Series};
+use crate::chunk::Chunk;
+
+/// One series of an answer.
+#[derive(Clone, Debug)]
+pub struct HeadSeries {
+    /// Who.
+    pub labels: Labels,
+    /// Its samples.
+    pub chunks: Arc<HeadChunks>,
+}
+
+/// The chunks of one series that may hold samples of the range asked for: in order of time, none overlapping.
+#[derive(Clone, Debug)]
+pub struct HeadChunks {
+    /// Stable hash of the series' labels, as digests use it.
+    pub hash: u128,
+    /// The chunks. None crosses the border of a window.
+    pub chunks: Vec<Chunk>,
+}
+
+impl SampleSource for HeadChunks {
+    fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
+        for chunk in self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last) {
+            chunk.decode(out).map_err(|broken| ReadError::Corrupt {
+                series: format!("{:032x}", self.hash),
+                what: broken.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl From<HeadSeries> for Readable {
+    fn from(series: HeadSeries) -> Self {
+        Self { labels: series.labels, source: series.chunks }
+    }
+}
+
+impl Head {
+    /// The series all matchers pass that may have samples in the range (a chunk of theirs reaches into it), in no
+    /// order to rely on.
+    #[must_use]
+    pub fn select(&self, matchers: &[Matcher], range: TimeRange) -> Vec<HeadSeries> {
+        let set = self.index.select(matchers);
+        let view = self.symbols.view();
+        let series = self.of_set(&set).filter(|series| series.overlaps(range));
+        let with_chunks = series.map(|series| (series, series.chunks(range))).filter(|(_, chunks)| !chunks.is_empty());
+        with_chunks
+            .map(|(series, chunks)| HeadSeries {
+                labels: labels_of(series, &view),
+                chunks: Arc::new(HeadChunks { hash: series.hash(), chunks }),
+            })
+            .collect()
+    }
+
+    /// How many series a select would give at most: for limits, before the work.
+    #[must_use]
+    pub fn count(&self, matchers: &[Matcher]) -> u64 {
+        self.index.select(matchers).len()
+    }
+
+    /// The labels of the series all matchers pass that have samples about the range, in no order.
+    #[must_use]
+    pub fn series_labels(&self, matchers: &[Matcher], range: TimeRange) -> Vec<Labels> {
+        let set = self.index.select(matchers);
+        let view = self.symbols.view();
+        self.of_set(&set).filter(|series| series.overlaps(range)).map(|series| labels_of(series, &view)).collect()
+    }
+
+    /// All label names of such series, sorted.
+    #[must_use]
+    pub fn label_names(&self, matchers: &[Matcher], range: TimeRange) -> Vec<String> {
+        let names: BTreeSet<Symbol> = if matchers.is_empty() {
+            let alive = |name: &Symbol| self.index.values(*name).any(|(_, list)| self.any_in(list.iter(), range));
+            self.index.names().filter(alive).collect()
+        } else {
+            let set = self.index.select(matchers);
+            let series = self.of_set(&set).filter(|series| series.overlaps(range));
+            series.flat_map(|series| series.pairs.iter().map(|pair| pair.0)).collect()
+        };
+        self.texts(names)
+    }
+
+    /// All values of a label of such series, sorted.
+    #[must_use]
+    pub fn label_values(&self, name: &str, matchers: &[Matcher], range: TimeRange) -> Vec<String> {
+        let Some(name) = self.symbols.find(name) else { return Vec::new() };
+        let values: BTreeSet<Symbol> = if matchers.is_empty() {
+            let alive = self.index.values(name).filter(|(_, list)| self.any_in(list.iter(), range));
+            alive.map(|(value, _)| value).collect()
+        } else {
+            let set = self.index.select(matchers);
+            let series = self.of_set(&set).filter(|series| series.overlaps(range));
+            series.filter_map(|series| series.pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1)).collect()
+        };
+        self.texts(values)
+    }
+
+    /// The exemplars of the range of the series all matchers pass, grouped by series, each in order of time.
+    #[must_use]
+    pub fn exemplars(&self, matchers: &[Matcher], range: TimeRange) -> Vec<(Labels, Vec<Exemplar>)> {
+        let set = self.index.select(matchers);
+        let mut found = std::collections::BTreeMap::<u32, Vec<Exemplar>>::new();
+        for (series_ref, exemplar) in self.exemplars.iter() {
+            if set.contains(*series_ref) && range.contains(exemplar.at) {
+                found.entry(*series_ref).or_default().push(exemplar.clone());
+            }
+        }
+        let view = self.symbols.view();
+        let with_labels = |(series_ref, all)| Some((labels_of(self.get(series_ref)?, &view), all));
+        found.into_iter().filter_map(with_labels).collect()
+    }
+
+    /// What is known of one metric, the latest last.
+    #[must_use]
+    pub fn metadata_of(&self, metric: &str) -> &[Metadata] {
+        self.metadata.get(metric)
+    }
+
+    /// What is known of all metrics, in order of name.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &[Metadata])> {
+        self.metadata.iter()
+    }
+
+    pub(super) fn of_set<'a>(&'a self, set: &'a RoaringBitmap) -> impl Iterator<Item = &'a Series> {
+        set.iter().filter_map(|series_ref| self.get(series_ref))
+    }
+
+    fn any_in(&self, mut list: impl Iterator<Item = u32>, range: TimeRange) -> bool {
+        list.any(|series_ref| self.get(series_ref).is_some_and(|series| series.overlaps(range)))
+    }
+
+    fn texts(&self, symbols: BTreeSet<Symbol>) -> Vec<String> {
+        let view = self.symbols.view();
+        let mut texts: Vec<_> = symbols.into_iter().map(|symbol| view.text(symbol).to_owned()).collect();
+        texts.sort_unstable();
+        texts
+    }
+}
+
+pub(super) fn labels_of(series: &Series, view: &View<'_>) -> Labels {
+    Labels::from_sorted(series.pairs.iter().map(|(name, value)| (view.text(*name), view.text(*value))))
+}

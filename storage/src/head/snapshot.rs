@@ -1,0 +1,106 @@
+//! Checkpoints: payloads that stand for all payloads before them, so that old log segments can go.
+//!
+//! How to use one: with every staged batch applied, log all payloads of [`Head::snapshot`], make them durable, note
+//! the log position of the first; from then on replay may begin there, and what lies before may be deleted. A crash
+//! in the middle leaves a piece of a checkpoint behind the whole log, which replay takes without harm.
+
+use super::{Head, Unapplied, payload};
+use crate::codec::{put_prefixed, put_uvarint, put_varint};
+use engram_model::TimeRange;
+
+use super::append::Rules;
+
+/// A payload of series is handed out when it is this long: small enough to share the log with writes.
+const PAYLOAD_BYTES: usize = 256 << 10;
+/// Exemplars or metadata of one payload.
+const BESIDE_MAX: usize = 1000;
+
+impl Head {
+    /// Hands out the payloads of a checkpoint, in order.
+    ///
+    /// # Errors
+    /// [`Unapplied`]: nothing was handed out; apply first.
+    pub fn snapshot(&self, out: &mut dyn FnMut(&[u8])) -> Result<(), Unapplied> {
+        if self.unapplied > 0 {
+            return Err(Unapplied { batches: self.unapplied });
+        }
+        let mut payload = vec![payload::MARKS];
+        put_varint(&mut payload, self.floor);
+        payload.push(u8::from(self.newest.is_some()));
+        if let Some(newest) = self.newest {
+            put_varint(&mut payload, newest);
+        }
+        out(&payload);
+        self.snapshot_series(&mut payload, out);
+        self.snapshot_beside(&mut payload, out);
+        Ok(())
+    }
+
+    fn snapshot_series(&self, payload: &mut Vec<u8>, out: &mut dyn FnMut(&[u8])) {
+        payload.clear();
+        for (series_ref, series) in self.series() {
+            if payload.is_empty() {
+                payload.push(payload::SERIES);
+            }
+            put_uvarint(payload, u64::from(series_ref));
+            payload::put_symbols(payload, &series.pairs, &self.symbols.view());
+            let open = series.open.view();
+            put_uvarint(payload, (series.full.len() + usize::from(open.is_some())) as u64);
+            for chunk in &series.full {
+                payload.push(chunk.kind as u8);
+                put_prefixed(payload, &chunk.bytes);
+            }
+            if let Some(chunk) = open {
+                payload.push(chunk.kind as u8 | 0x80);
+                put_prefixed(payload, &chunk.bytes);
+            }
+            if payload.len() >= PAYLOAD_BYTES {
+                out(payload);
+                payload.clear();
+            }
+        }
+        if !payload.is_empty() {
+            out(payload);
+        }
+    }
+
+    /// Exemplars and metadata go as batches without samples.
+    fn snapshot_beside(&self, payload: &mut Vec<u8>, out: &mut dyn FnMut(&[u8])) {
+        let rules = Rules {
+            out_of_order_window_ms: 0,
+            in_order_age_max_ms: 0,
+            exemplars_max: self.exemplars.max(),
+            metadata_max: self.metadata.max(),
+            repair: false,
+        };
+        let begin = |payload: &mut Vec<u8>| {
+            payload.clear();
+            payload.push(payload::APPEND);
+            payload::put_rules(payload, &rules);
+            payload.extend_from_slice(&[0; 4]);
+        };
+        let exemplars: Vec<_> = self.exemplars.iter().collect();
+        for some in exemplars.chunks(BESIDE_MAX) {
+            begin(payload);
+            put_uvarint(payload, some.len() as u64);
+            some.iter().for_each(|(series_ref, exemplar)| payload::put_exemplar(payload, *series_ref, exemplar));
+            put_uvarint(payload, 0);
+            out(payload);
+        }
+        let metadata: Vec<_> =
+            self.metadata.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one))).collect();
+        for some in metadata.chunks(BESIDE_MAX) {
+            begin(payload);
+            put_uvarint(payload, 0);
+            put_uvarint(payload, some.len() as u64);
+            some.iter().for_each(|(name, one)| payload::put_metadata(payload, name, one));
+            out(payload);
+        }
+    }
+
+    /// Everything there is, for reading whole series.
+    #[must_use]
+    pub fn everything(&self) -> Vec<super::HeadSeries> {
+        self.select(&[], TimeRange::ALL)
+    }
+}
