@@ -153,6 +153,14 @@ pub enum Error {
         /// The bound.
         max: usize,
     },
+    /// Another node was meant: an address was given away, or names the wrong machine.
+    #[error("call for node {} of cluster {cluster} reached another", .to.0)]
+    Misaddressed {
+        /// Who was meant.
+        to: NodeId,
+        /// Of which cluster.
+        cluster: String,
+    },
     /// The settings contradict each other.
     #[error("metadata settings: {why}")]
     Settings {
@@ -210,7 +218,7 @@ impl Classed for Error {
             Self::NotLeader { .. } | Self::NoQuorum { .. } | Self::Stopped { .. } => Class::Unavailable,
             Self::Refused(refusal) => refusal.class(),
             Self::Unknown { .. } => Class::Timeout,
-            Self::TooLarge { .. } | Self::Settings { .. } => Class::Invalid,
+            Self::TooLarge { .. } | Self::Settings { .. } | Self::Misaddressed { .. } => Class::Invalid,
             Self::Store(_) | Self::Io { .. } | Self::Corrupt { .. } => Class::Internal,
         }
     }

@@ -15,6 +15,8 @@ use engram_raft::group::{FirstStart, Timing};
 use engram_raft::rpc::{Hub, Network};
 use engram_raft::state::NodeSpec;
 use engram_raft::{Command, Error, Group, GroupOptions, Outcome, Proposal, Refusal};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 const LONG: Duration = Duration::from_secs(30);
 const CHILD_DIR: &str = "ENGRAM_RAFT_TEST_DIR";
@@ -135,10 +137,14 @@ async fn nothing_acknowledged_is_lost_by_kill_9() {
     group.shutdown().await.unwrap();
 }
 
-/// Three groups over one hub, the first of them founder and leader; all vote.
-async fn three(dirs: &[tempfile::TempDir], hub: &Hub) -> Vec<Group> {
+/// Opens groups that all vote, the first of them founder and leader. `serve` mounts each one's service.
+async fn cluster(
+    dirs: &[tempfile::TempDir],
+    network: Network,
+    specs: &[NodeSpec],
+    mut serve: impl FnMut(&Group),
+) -> Vec<Group> {
     let timing = Timing { heartbeat_ms: 50, election_min_ms: 300, election_max_ms: 600 };
-    let network = Network::Memory(hub.clone());
     let with = |dir: &Path, node, first_start| GroupOptions {
         node,
         first_start,
@@ -149,18 +155,19 @@ async fn three(dirs: &[tempfile::TempDir], hub: &Hub) -> Vec<Group> {
         ..options(dir)
     };
     let founder = FirstStart::Bootstrap { cluster_id: "cluster".to_owned(), partition_count: 8 };
-    let mut groups = vec![Group::open(with(dirs[0].path(), spec("n1"), founder)).await.unwrap()];
+    let mut groups = vec![Group::open(with(dirs[0].path(), specs[0].clone(), founder)).await.unwrap()];
+    serve(&groups[0]);
     // The newcomers must first be brought a snapshot: what made the group is purged.
     for i in 0..100 {
         groups[0].propose(create(&format!("early{i}")), LONG).await.unwrap();
     }
-    for (i, dir) in dirs.iter().enumerate().skip(1) {
-        let node = spec(&format!("n{}", i + 1));
-        let command = Command::RegisterNode { token: format!("token{i}"), node: node.clone() };
+    for (dir, node) in dirs.iter().zip(specs).skip(1) {
+        let command = Command::RegisterNode { token: node.grpc.clone(), node: node.clone() };
         let told = groups[0].propose(Proposal { by: "test".to_owned(), command }, LONG).await.unwrap();
         let Outcome::Node { id } = told.outcome else { panic!("{told:?}") };
         let join = FirstStart::Join { cluster_id: "cluster".to_owned(), id };
         let group = Group::open(with(dir.path(), node.clone(), join)).await.unwrap();
+        serve(&group);
         groups[0].add_learner(id, &node.grpc, LONG).await.unwrap();
         group.applied(told.index, LONG).await.unwrap();
         groups.push(group);
@@ -169,11 +176,51 @@ async fn three(dirs: &[tempfile::TempDir], hub: &Hub) -> Vec<Group> {
     groups
 }
 
+/// The whole protocol over sockets: appends, votes, a snapshot, forwarded proposals, read indexes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_agree_over_grpc() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let listeners: Vec<_> = dirs.iter().map(|_| TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap()).collect();
+    let specs: Vec<_> = listeners.iter().map(|l| spec(&l.local_addr().unwrap().to_string())).collect();
+    let (mut servers, mut listeners) = (tokio::task::JoinSet::new(), listeners.into_iter());
+    let serve = |group: &Group| {
+        let server = Server::builder().add_service(group.service().into_grpc());
+        servers.spawn(server.serve_with_incoming(listeners.next().unwrap()));
+    };
+    let groups = cluster(&dirs, Network::Grpc, &specs, serve).await;
+    let made = groups[1].propose(create("a"), LONG).await.unwrap();
+    let refused = groups[2].propose(
+        Proposal { by: "test".to_owned(), command: Command::DeleteTenant { tenant: tenant("a"), expected: 9 } },
+        LONG,
+    );
+    assert!(matches!(refused.await, Err(Error::Refused(Refusal::Version { found: 1, .. }))));
+    for group in &groups {
+        let view = group.linearizable(LONG).await.unwrap();
+        assert!(view.applied >= Some(made.index) && view.tenants.get(&tenant("a")).is_some());
+        assert!(view.tenants.get(&tenant("early7")).is_some());
+    }
+    // The leader goes for good; the two others go on by themselves.
+    groups[0].shutdown().await.unwrap();
+    let made = loop {
+        match groups[1].propose(create("b"), Duration::from_secs(5)).await {
+            Ok(made) => break made,
+            Err(Error::NotLeader { .. } | Error::Unknown { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let view = groups[2].applied(made.index, LONG).await.unwrap();
+    assert!(view.tenants.get(&tenant("b")).is_some());
+    for group in &groups[1..] {
+        group.shutdown().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_survive_the_loss_of_one() {
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let hub = Hub::new();
-    let groups = three(&dirs, &hub).await;
+    let specs = ["n1", "n2", "n3"].map(spec);
+    let groups = cluster(&dirs, Network::Memory(hub.clone()), &specs, |_| {}).await;
     // A follower forwards, and reads what it was answered.
     let made = groups[2].propose(create("a"), LONG).await.unwrap();
     for group in &groups {

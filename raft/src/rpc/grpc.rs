@@ -5,6 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_model::place::NodeId;
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -13,6 +14,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::service::Service;
 use super::{CallError, MESSAGE_BYTES_MAX, Method, PIECE_BYTES};
+use crate::error::Hint;
 use crate::store::SnapshotFile;
 
 /// The stubs of `proto/raft.proto`.
@@ -58,15 +60,18 @@ impl Service {
     }
 }
 
+/// Callers only need to know whether the call may have been heard; see [`lost`].
 fn status(error: &crate::Error) -> Status {
-    // Callers only need to know that there is no answer; classes are turned into codes by the node alone.
-    Status::new(Code::Unavailable, error.to_string())
+    let heard = !matches!(error, crate::Error::Misaddressed { .. });
+    Status::new(if heard { Code::Unavailable } else { Code::FailedPrecondition }, error.to_string())
 }
 
 impl Api {
     async fn answer(&self, method: Method, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        let body = self.0.handle(method, &request.into_inner().body).await.map_err(|e| status(&e))?;
-        Ok(Response::new(Payload { body }))
+        let Payload { body, to, cluster } = request.into_inner();
+        self.0.check(NodeId(to), &cluster).map_err(|e| status(&e))?;
+        let body = self.0.handle(method, &body).await.map_err(|e| status(&e))?;
+        Ok(Response::new(Payload { body, ..Payload::default() }))
     }
 }
 
@@ -90,16 +95,15 @@ impl RaftApi for Api {
 
     async fn snapshot(&self, request: Request<Streaming<Piece>>) -> Result<Response<Payload>, Status> {
         let mut pieces = request.into_inner();
-        let mut receiving = self.0.receive().await.map_err(|e| status(&e))?;
-        let mut head = Vec::new();
-        while let Some(piece) = pieces.message().await? {
-            if head.is_empty() {
-                head = piece.head;
-            }
+        let first = pieces.message().await?.unwrap_or_default();
+        let (head, mut receiving) = self.0.receive(&first.head).await.map_err(|e| status(&e))?;
+        let mut next = Some(first);
+        while let Some(piece) = next {
             receiving = self.0.piece(receiving, piece.body.into()).await.map_err(|e| status(&e))?;
+            next = pieces.message().await?;
         }
-        let body = self.0.install(&head, receiving).await.map_err(|e| status(&e))?;
-        Ok(Response::new(Payload { body }))
+        let body = self.0.install(head, receiving).await.map_err(|e| status(&e))?;
+        Ok(Response::new(Payload { body, ..Payload::default() }))
     }
 
     async fn propose(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
@@ -144,13 +148,13 @@ impl Channels {
 
     pub(crate) async fn call(
         &self,
-        address: &str,
-        method: Method,
+        target: &Hint,
+        (cluster, method): (&str, Method),
         body: Vec<u8>,
         within: Duration,
     ) -> Result<Vec<u8>, CallError> {
-        let mut client = self.client(address, false)?;
-        let mut request = Request::new(Payload { body });
+        let mut client = self.client(&target.address, false)?;
+        let mut request = Request::new(Payload { body, to: target.id.0, cluster: cluster.to_owned() });
         request.set_timeout(within);
         let answer = match method {
             Method::Append => client.append(request).await,
@@ -202,8 +206,11 @@ fn pieces(head: Vec<u8>, snapshot: SnapshotFile) -> impl Stream<Item = Piece> {
     })
 }
 
-/// Whether a call that failed may have been heard. Only a failure to connect is certain.
+/// Whether a call that failed may have been heard. Only a refusal and a failure to connect are certain.
 fn lost(status: Status) -> CallError {
+    if status.code() == Code::FailedPrecondition {
+        return CallError::Unreachable(status.to_string());
+    }
     let mut source = std::error::Error::source(&status);
     while let Some(error) = source {
         if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {

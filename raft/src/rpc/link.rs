@@ -1,5 +1,6 @@
 //! The sending end: what openraft and the group call, over either road.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use engram_model::place::NodeId;
@@ -13,6 +14,7 @@ use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use openraft::{BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::grpc::Channels;
 use super::service::SnapshotHead;
@@ -20,24 +22,34 @@ use super::{CallError, Method, Network};
 use crate::codec;
 use crate::error::Hint;
 use crate::group::TypeConfig;
+use crate::state::View;
 use crate::store::SnapshotFile;
 
 /// Makes links to other nodes.
 #[derive(Clone)]
 pub(crate) struct Links {
     me: NodeId,
+    cluster: Arc<str>,
     network: Network,
     channels: Channels,
+    views: watch::Receiver<Arc<View>>,
 }
 
 impl Links {
-    pub(crate) fn new(me: NodeId, network: Network) -> Self {
-        Self { me, network, channels: Channels::default() }
+    pub(crate) fn new(me: NodeId, cluster: &str, network: Network, views: watch::Receiver<Arc<View>>) -> Self {
+        Self { me, cluster: cluster.into(), network, channels: Channels::default(), views }
     }
 
     /// A link to a node.
     pub(crate) fn to(&self, target: Hint) -> Link {
         Link { links: self.clone(), target }
+    }
+
+    /// Where the node is now: the agreed state knows of moves, the list of members only what was true when it joined.
+    pub(crate) fn newest(&self, target: Hint) -> Hint {
+        let view = self.views.borrow();
+        let address = view.nodes.get(&target.id).map(|row| row.spec.grpc.clone()).filter(|a| !a.is_empty());
+        Hint { id: target.id, address: address.unwrap_or(target.address) }
     }
 }
 
@@ -56,11 +68,11 @@ impl Link {
         within: Duration,
     ) -> Result<A, CallError> {
         let body = codec::encode("request", request).map_err(|e| CallError::Unreachable(e.to_string()))?;
-        let roads = (self.links.me, self.target.id);
+        let (me, cluster, target) = (self.links.me, &*self.links.cluster, self.links.newest(self.target.clone()));
         let call = async {
             match &self.links.network {
-                Network::Grpc => self.links.channels.call(&self.target.address, method, body, within).await,
-                Network::Memory(hub) => hub.call(roads, method, &body).await,
+                Network::Grpc => self.links.channels.call(&target, (cluster, method), body, within).await,
+                Network::Memory(hub) => hub.call((me, target.id, cluster), method, &body).await,
             }
         };
         let late = |_| CallError::Lost(format!("no answer within {} ms", within.as_millis()));
@@ -129,14 +141,14 @@ impl RaftNetworkV2<TypeConfig> for Link {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let unreachable = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
-        let head = SnapshotHead { vote, meta: snapshot.meta };
+        let target = self.links.newest(self.target.clone());
+        let cluster = self.links.cluster.to_string();
+        let head = SnapshotHead { to: target.id, cluster, vote, meta: snapshot.meta };
         let head = codec::encode("snapshot head", &head).map_err(|e| unreachable(e.to_string()))?;
-        let (within, roads) = (option.soft_ttl(), (self.links.me, self.target.id));
+        let (within, roads) = (option.soft_ttl(), (self.links.me, target.id));
         let send = async {
             match &self.links.network {
-                Network::Grpc => {
-                    self.links.channels.snapshot(&self.target.address, head, snapshot.snapshot, within).await
-                }
+                Network::Grpc => self.links.channels.snapshot(&target.address, head, snapshot.snapshot, within).await,
                 Network::Memory(hub) => hub.snapshot(roads, &head, &snapshot.snapshot).await,
             }
         };

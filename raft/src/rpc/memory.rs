@@ -57,11 +57,12 @@ impl Hub {
 
     pub(crate) async fn call(
         &self,
-        (from, to): (NodeId, NodeId),
+        (from, to, cluster): (NodeId, NodeId, &str),
         method: Method,
         body: &[u8],
     ) -> Result<Vec<u8>, CallError> {
         let service = self.service(from, to)?;
+        service.check(to, cluster).map_err(|e| CallError::Unreachable(e.to_string()))?;
         let answer = service.handle(method, body).await.map_err(|e| CallError::Lost(e.to_string()))?;
         // A cut that came meanwhile loses the answer, as a real one would.
         self.service(to, from).map_err(|e| CallError::Lost(e.to_string()))?;
@@ -76,7 +77,7 @@ impl Hub {
     ) -> Result<Vec<u8>, CallError> {
         let lost = |e: crate::Error| CallError::Lost(e.to_string());
         let service = self.service(from, to)?;
-        let mut receiving = service.receive().await.map_err(lost)?;
+        let (head, mut receiving) = service.receive(head).await.map_err(lost)?;
         let mut reader = snapshot.reader();
         let mut buffer = vec![0; PIECE_BYTES];
         loop {

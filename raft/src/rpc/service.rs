@@ -21,6 +21,8 @@ use crate::store::{Receiving, SnapshotDir, SnapshotFile};
 /// What precedes a snapshot's bytes.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct SnapshotHead {
+    pub(crate) to: NodeId,
+    pub(crate) cluster: String,
     pub(crate) vote: VoteOf<TypeConfig>,
     pub(crate) meta: SnapshotMetaOf<TypeConfig>,
 }
@@ -28,6 +30,8 @@ pub(crate) struct SnapshotHead {
 /// One node's end of the group: answers the others' calls, over whichever road they came.
 #[derive(Clone)]
 pub struct Service {
+    me: NodeId,
+    cluster: Arc<str>,
     raft: Raft,
     snapshots: Arc<SnapshotDir>,
     clock: Clock,
@@ -52,8 +56,22 @@ fn stopped(error: impl std::fmt::Display) -> Error {
 }
 
 impl Service {
-    pub(crate) fn new(raft: Raft, snapshots: Arc<SnapshotDir>, clock: Clock, forwarded_within: Duration) -> Self {
-        Self { raft, snapshots, clock, forwarded_within }
+    pub(crate) fn new(
+        (me, cluster): (NodeId, String),
+        raft: Raft,
+        snapshots: Arc<SnapshotDir>,
+        clock: Clock,
+        forwarded_within: Duration,
+    ) -> Self {
+        Self { me, cluster: cluster.into(), raft, snapshots, clock, forwarded_within }
+    }
+
+    /// Whether a call is meant for this node of this cluster.
+    pub(crate) fn check(&self, to: NodeId, cluster: &str) -> Result<(), Error> {
+        if to == self.me && cluster == &*self.cluster {
+            return Ok(());
+        }
+        Err(Error::Misaddressed { to, cluster: cluster.to_owned() })
     }
 
     /// Answers a call.
@@ -110,9 +128,11 @@ impl Service {
     }
 
     /// Begins to receive a snapshot.
-    pub(crate) async fn receive(&self) -> Result<Receiving, Error> {
+    pub(crate) async fn receive(&self, head: &[u8]) -> Result<(SnapshotHead, Receiving), Error> {
+        let head: SnapshotHead = codec::decode("snapshot head", head)?;
+        self.check(head.to, &head.cluster)?;
         let snapshots = self.snapshots.clone();
-        off(move || snapshots.receive()).await
+        Ok((head, off(move || snapshots.receive()).await?))
     }
 
     /// Keeps a piece.
@@ -125,8 +145,7 @@ impl Service {
     }
 
     /// Verifies and installs a received snapshot; the answer is encoded.
-    pub(crate) async fn install(&self, head: &[u8], receiving: Receiving) -> Result<Vec<u8>, Error> {
-        let head: SnapshotHead = codec::decode("snapshot head", head)?;
+    pub(crate) async fn install(&self, head: SnapshotHead, receiving: Receiving) -> Result<Vec<u8>, Error> {
         let meta = head.meta.clone();
         let snapshot: SnapshotFile = off(move || receiving.finish(&meta)).await?;
         let snapshot = Snapshot { meta: head.meta, snapshot };

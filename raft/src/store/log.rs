@@ -10,6 +10,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use futures::{Stream, TryStreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::type_config::alias::{EntryOf, VoteOf};
 use openraft::{OptionalSend, RaftLogReader};
@@ -232,6 +233,20 @@ impl RaftLogReader<TypeConfig> for LogStore {
     ) -> io::Result<Vec<Entry>> {
         let (start, end) = bounds(&range);
         self.read(start, end, usize::MAX).await
+    }
+
+    /// In pieces: after a long absence everything between applied and committed would not fit memory at once.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let pieces = stream::try_unfold((self.clone(), bounds(&range)), |(log, (start, end))| async move {
+            let piece = log.read(start, end, READ_BYTES_MAX).await?;
+            let Some(last) = piece.last() else { return Ok::<_, io::Error>(None) };
+            let next = last.log_id.index + 1;
+            Ok(Some((stream::iter(piece.into_iter().map(Ok)), (log, (next, end)))))
+        });
+        pieces.try_flatten()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
