@@ -1,0 +1,128 @@
+//! The small clients: ask a node over HTTP and show what it says.
+
+use std::time::Duration;
+
+use super::show;
+
+/// Longest an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(150);
+
+/// Which node, whose data, how to print.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its address.
+    pub url: String,
+    /// The tenant, none for the anonymous one.
+    pub tenant: Option<String>,
+    /// Whether the answer is printed as it is.
+    pub json: bool,
+}
+
+/// One question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The whole address.
+    pub url: String,
+    /// Parameters of the form; none: a `GET`.
+    pub form: Vec<(String, String)>,
+    /// The tenant.
+    pub tenant: Option<String>,
+    /// Whether the answer is printed as it is.
+    pub json: bool,
+}
+
+impl Ask {
+    /// For the cluster's status.
+    #[must_use]
+    pub fn cluster(target: &Target) -> Self {
+        Self::of(target, "/api/v1/cluster/status", Vec::new())
+    }
+
+    /// For a query; `params` are those of the API that were given.
+    #[must_use]
+    pub fn query(target: &Target, expr: String, params: [(&'static str, Option<String>); 4]) -> Self {
+        let is_range = params.iter().any(|(name, value)| *name == "start" && value.is_some());
+        let mut form = vec![("query".to_owned(), expr)];
+        form.extend(params.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        if is_range && !form.iter().any(|(name, _)| name == "step") {
+            form.push(("step".to_owned(), default_step(&form)));
+        }
+        Self::of(target, if is_range { "/api/v1/query_range" } else { "/api/v1/query" }, form)
+    }
+
+    fn of(target: &Target, path: &str, form: Vec<(String, String)>) -> Self {
+        let base = target.url.trim_end_matches('/');
+        let scheme = if base.contains("://") { "" } else { "http://" };
+        Self { url: format!("{scheme}{base}{path}"), form, tenant: target.tenant.clone(), json: target.json }
+    }
+}
+
+/// A 60th of the range, at least a second. Times that do not read are for the node to refuse.
+fn default_step(form: &[(String, String)]) -> String {
+    let time = |wanted: &str| {
+        let text = form.iter().find(|(name, _)| name == wanted).map_or("", |(_, value)| value.as_str());
+        crate::http::parse_time(text).ok()
+    };
+    let length = time("end").zip(time("start")).map_or(0, |(end, start)| end.saturating_sub(start));
+    (length / 60_000).max(1).to_string()
+}
+
+/// Asks, and makes the text to print.
+///
+/// # Errors
+/// A line for the person.
+pub fn ask(ask: &Ask) -> Result<String, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let (is_good, body) = runtime.block_on(fetch(ask))?;
+    if ask.json {
+        return Ok(format!("{}\n", body.trim_end()));
+    }
+    if !is_good {
+        return Err(show::failure(&body));
+    }
+    show::answer(&body).ok_or_else(|| format!("{} did not answer as a node does: {}", ask.url, show::cut(&body)))
+}
+
+async fn fetch(ask: &Ask) -> Result<(bool, String), String> {
+    // A second installation fails and changes nothing: another part of the program was first.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .timeout(ANSWER_WITHIN)
+        .build()
+        .map_err(|error| format!("cannot make a client: {error}"))?;
+    let mut request = if ask.form.is_empty() {
+        client.get(&ask.url)
+    } else {
+        let form: Vec<String> = ask.form.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+        let form_type = "application/x-www-form-urlencoded";
+        client.post(&ask.url).header(http::header::CONTENT_TYPE, form_type).body(form.join("&"))
+    };
+    if let Some(tenant) = &ask.tenant {
+        request = request.header("X-Scope-OrgID", tenant);
+    }
+    let response = request.send().await.map_err(|error| format!("cannot ask {}: {}", ask.url, causes(&error)))?;
+    let is_good = response.status().is_success();
+    let body = response.text().await.map_err(|error| format!("{} broke off: {}", ask.url, causes(&error)))?;
+    Ok((is_good, body))
+}
+
+/// The innermost reason: "connection refused" helps, "error sending request" does not.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn escape(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

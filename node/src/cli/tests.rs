@@ -1,0 +1,123 @@
+//! Goal: the words people type do what the help says. Method: arguments and environment handed in.
+
+use super::*;
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+fn parsed(line: &str) -> Result<Action, Stop> {
+    parse(words(line), &[])
+}
+
+fn asked_for(line: &str) -> client::Ask {
+    match parsed(line) {
+        Ok(Action::Ask(ask)) => ask,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_grammar_is_sound() {
+    command().debug_assert();
+}
+
+#[test]
+fn nothing_at_all_runs_a_node() {
+    for line in ["engram", "engram run", "engram run --zone a", "engram --promql-experimental --zone=a"] {
+        assert!(matches!(parsed(line), Ok(Action::Run(_))), "{line}");
+    }
+}
+
+#[test]
+fn flags_reach_the_configuration() {
+    let Ok(Action::Run(loaded)) = parsed("engram --query-timeout 3m --limits-max-exemplars=7 --promql-experimental")
+    else {
+        panic!("not run");
+    };
+    assert_eq!(loaded.config.query.timeout.as_secs(), 180);
+    assert_eq!(loaded.config.limits.max_exemplars, 7);
+    assert!(loaded.config.promql_experimental);
+}
+
+#[test]
+fn words_nobody_knows_are_refused_with_the_nearest() {
+    let Err(Stop::Usage(error)) = parsed("engram --query-timeuot 3m") else { panic!("taken") };
+    assert!(error.to_string().contains("--query-timeout"), "{error}");
+    assert!(matches!(parsed("engram rnu"), Err(Stop::Usage(_))));
+    assert!(matches!(parsed("engram --zone a/b"), Err(Stop::Config(_))));
+}
+
+#[test]
+fn help_names_every_option_in_all_its_forms() {
+    let Err(Stop::Usage(help)) = parsed("engram --help") else { panic!("no help") };
+    let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    for key in KEYS {
+        assert!(help.contains(&format!("--{}", key.flag())) && help.contains(&key.env()), "{}", key.name);
+    }
+    let Err(Stop::Usage(version)) = parsed("engram --version") else { panic!("no version") };
+    assert_eq!(version.to_string(), format!("engram {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_written_out_configuration_names_every_key() {
+    let Ok(Action::Print(text)) = parsed("engram config defaults") else { panic!("not printed") };
+    for key in KEYS {
+        let name = key.name.rsplit('.').next().unwrap();
+        assert!(text.lines().any(|line| line.trim_start().starts_with(&format!("{name}: "))), "{name}");
+    }
+}
+
+#[test]
+fn a_check_says_where_values_come_from() {
+    let env = [("ENGRAM_ZONE".to_owned(), "b".to_owned())];
+    let Ok(Action::Print(text)) = parse(words("engram config check --retention 15d"), &env) else { panic!("refused") };
+    assert_eq!(
+        text,
+        "zone = b  (environment variable ENGRAM_ZONE)\nretention = 15d  (flag --retention)\nthe configuration is good\n"
+    );
+}
+
+#[test]
+fn queries_become_requests() {
+    let ask = asked_for("engram query up --url host:1/ --tenant t");
+    assert_eq!((ask.url.as_str(), ask.tenant.as_deref()), ("http://host:1/api/v1/query", Some("t")));
+    assert_eq!(ask.form, [("query".to_owned(), "up".to_owned())]);
+    let ask = asked_for("engram query up --start 0 --end 1970-01-01T02:00:00Z");
+    assert!(ask.url.ends_with("/api/v1/query_range"));
+    assert!(ask.form.contains(&("step".to_owned(), "120".to_owned())), "{:?}", ask.form);
+    assert!(matches!(parsed("engram query up --start 0"), Err(Stop::Usage(_))));
+    assert_eq!(asked_for("engram cluster status").url, "http://127.0.0.1:9009/api/v1/cluster/status");
+}
+
+#[test]
+fn answers_become_tables() {
+    let vector = r#"{"status":"success","data":{"resultType":"vector","result":[
+        {"metric":{"__name__":"up","job":"a"},"value":[1,"1"]},{"metric":{},"histogram":[1,{"count":"2","sum":"3"}]}]},
+        "warnings":["careful"]}"#;
+    assert_eq!(
+        show::answer(vector).unwrap(),
+        "# careful\nSERIES       VALUE\nup{job=\"a\"}  1\n{}           count 2 sum 3\n"
+    );
+    let matrix = r#"{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[0.5,"1"],[1,"2"]]}]}}"#;
+    assert_eq!(
+        show::answer(matrix).unwrap(),
+        "SERIES   TIME                      VALUE\n{a=\"b\"}  1970-01-01T00:00:00.500Z  1\n         1970-01-01T00:00:01Z      2\n"
+    );
+    let scalar = r#"{"data":{"resultType":"scalar","result":[1,"7"]}}"#;
+    assert_eq!(show::answer(scalar).unwrap(), "7\n");
+    assert_eq!(show::answer(r#"{"data":{"resultType":"vector","result":[]}}"#).unwrap(), "nothing\n");
+    assert_eq!(show::answer("<html>"), None);
+}
+
+#[test]
+fn the_clusters_status_is_shown_by_its_structure() {
+    let status = r#"{"data":{"leader":1,"nodes":[{"id":1,"zone":"a"},{"id":2,"zone":"b","ready":true}]}}"#;
+    assert_eq!(show::answer(status).unwrap(), "leader:  1\n\nnodes\nID  ZONE  READY\n1   a\n2   b     true\n");
+}
+
+#[test]
+fn failures_are_shown_in_the_nodes_words() {
+    assert_eq!(show::failure(r#"{"status":"error","errorType":"bad_data","error":"no"}"#), "bad_data: no");
+    assert_eq!(show::failure("502 Bad\n\nGateway"), "502 Bad Gateway");
+}

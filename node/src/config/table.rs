@@ -1,0 +1,260 @@
+//! Every option, once: key in the file, flag, environment variable, kind of value, meaning.
+//!
+//! The key is the source: `query.timeout` in the file (as `query:` with `timeout:` below it) is `--query-timeout` as a
+//! flag and `ENGRAM_QUERY_TIMEOUT` in the environment. The order is the order of help texts and of the written-out
+//! configuration.
+
+use super::Config;
+use super::codec::{
+    Address, Codec, Count, Count32, Filter, Folder, Form, Millis, Partitions, Size, Some1, Switch, Time, Word,
+};
+
+/// One option.
+pub struct Key {
+    /// Its key in the file, with dots.
+    pub name: &'static str,
+    /// What a person should write.
+    pub expects: &'static str,
+    /// The placeholder in help texts.
+    pub short: &'static str,
+    /// What it means, in which unit, who changes it and when.
+    pub help: &'static str,
+    /// Whether the flag may stand alone, for "true".
+    pub switch: bool,
+    /// Sets it from text.
+    pub set: fn(&mut Config, &str) -> Result<(), String>,
+    /// Its value as text.
+    pub get: fn(&Config) -> String,
+}
+
+impl Key {
+    /// The flag without its dashes.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace('.', "-")
+    }
+
+    /// The environment variable.
+    #[must_use]
+    pub fn env(&self) -> String {
+        format!("ENGRAM_{}", self.name.replace(['.', '-'], "_").to_ascii_uppercase())
+    }
+
+    /// The section of the file, empty at the top.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(section, _)| section)
+    }
+}
+
+/// What a section is about.
+#[must_use]
+pub fn section_title(section: &str) -> &'static str {
+    match section {
+        "" => "Node",
+        "query" => "Queries",
+        "write" => "Writes",
+        "log" => "The log of samples",
+        "limits" => "Limits of a tenant that has none of its own",
+        _ => "Other",
+    }
+}
+
+macro_rules! key {
+    ($name:literal, $codec:ty, $($field:ident).+, $help:literal) => {
+        Key {
+            name: $name,
+            expects: <$codec as Codec>::EXPECTS,
+            short: <$codec as Codec>::SHORT,
+            help: $help,
+            switch: matches!(<$codec as Codec>::SHORT.as_bytes(), b"BOOL"),
+            set: |config, text| {
+                config.$($field).+ = <$codec as Codec>::read(text)?;
+                Ok(())
+            },
+            get: |config| <$codec as Codec>::show(&config.$($field).+),
+        }
+    };
+}
+
+/// All options.
+pub static KEYS: &[Key] = &[
+    key!("data-dir", Folder, data_dir, "Where this node keeps its data. One process at a time owns it."),
+    key!(
+        "http-listen",
+        Address,
+        http_listen,
+        "Address of the HTTP API. The default is reached from this machine only; 0.0.0.0:9009 from all."
+    ),
+    key!("grpc-listen", Address, grpc_listen, "Address for the other nodes of the cluster."),
+    key!("node-name", Word, node_name, "Name of this node, for people; \"auto\" is the machine's."),
+    key!(
+        "zone",
+        Word,
+        zone,
+        "What fails together with this node (rack, availability zone). Replicas of a partition go to different zones."
+    ),
+    key!(
+        "partitions",
+        Partitions,
+        partitions,
+        "Partitions of the cluster. Read once, when the cluster is made; it never changes after."
+    ),
+    key!(
+        "shard-size",
+        Count32,
+        shard_size,
+        "Partitions a new tenant's series are spread over; 0: all. It can grow later."
+    ),
+    key!(
+        "tenants-max",
+        Count32,
+        tenants_max,
+        "Most tenants of the cluster, so that a sender cannot make more by inventing names."
+    ),
+    key!(
+        "retention",
+        Millis,
+        retention_ms,
+        "How long samples are kept, unless the tenant has its own; 0 keeps them for ever."
+    ),
+    key!(
+        "shutdown-timeout",
+        Time,
+        shutdown_timeout,
+        "How long requests in flight may go on after the node is told to stop."
+    ),
+    key!("log-level", Filter, log_level, "Which events of the node are logged."),
+    key!("log-format", Form, log_format, "Lines for people, or JSON for machines."),
+    key!(
+        "promql-experimental",
+        Switch,
+        promql_experimental,
+        "Allow the experimental functions and operators of PromQL. They may change or go in any release."
+    ),
+    key!(
+        "query.timeout",
+        Time,
+        query.timeout,
+        "Longest a query may take, waiting for its turn included. Requests may ask for less."
+    ),
+    key!(
+        "query.lookback",
+        Time,
+        query.lookback,
+        "How far back an instant selector looks for a sample. Longer than two scrape intervals."
+    ),
+    key!(
+        "query.concurrent-max",
+        Some1,
+        query.concurrent_max,
+        "Queries this node evaluates at once; others wait. More needs more CPUs and memory."
+    ),
+    key!(
+        "query.queue-max",
+        Some1,
+        query.queue_max,
+        "Queries of one tenant that may wait for their turn; more are refused with 429."
+    ),
+    key!(
+        "query.samples-max",
+        Count,
+        query.samples_max,
+        "Most samples one query may hold in memory, whatever the tenant's limit; 16 bytes each."
+    ),
+    key!(
+        "write.body-bytes-max",
+        Size,
+        write.body_bytes_max,
+        "Largest body of a remote-write request, compressed; larger ones are refused with 413."
+    ),
+    key!(
+        "write.decoded-bytes-max",
+        Size,
+        write.decoded_bytes_max,
+        "Largest body of a remote-write request after decompression."
+    ),
+    key!(
+        "write.in-flight-bytes-max",
+        Size,
+        write.in_flight_bytes_max,
+        "Compressed bytes of all write requests in flight; above it new ones are refused with 503."
+    ),
+    key!(
+        "write.timeout",
+        Time,
+        write.timeout,
+        "How long a write may wait until a majority of replicas has it on disk."
+    ),
+    key!(
+        "log.segment-bytes-max",
+        Size,
+        log.segment_bytes_max,
+        "Size of one file of the log of samples. Files are allocated whole, so small disks want smaller ones."
+    ),
+    key!(
+        "limits.ingestion-rate",
+        Count,
+        limits.ingestion_rate,
+        "Samples a second a tenant may send, over the cluster; 0: no limit."
+    ),
+    key!(
+        "limits.ingestion-burst-size",
+        Count,
+        limits.ingestion_burst_size,
+        "Samples it may send at once above the rate."
+    ),
+    key!("limits.max-label-name-length", Count32, limits.max_label_name_length, "Longest label name, in bytes."),
+    key!(
+        "limits.max-label-value-length",
+        Count32,
+        limits.max_label_value_length,
+        "Longest label value, in bytes, the metric's name too."
+    ),
+    key!("limits.max-label-names-per-series", Count32, limits.max_label_names_per_series, "Most labels of a series."),
+    key!(
+        "limits.max-global-series-per-user",
+        Count,
+        limits.max_global_series_per_user,
+        "Most active series of a tenant, over the cluster; 0: no limit."
+    ),
+    key!(
+        "limits.creation-grace-period",
+        Millis,
+        limits.creation_grace_period_ms,
+        "How far ahead of this node's clock a sample may lie."
+    ),
+    key!(
+        "limits.out-of-order-time-window",
+        Millis,
+        limits.out_of_order_time_window_ms,
+        "How far behind the tenant's newest sample one may still come; 0: series must be in order."
+    ),
+    key!("limits.max-exemplars", Count32, limits.max_exemplars, "Exemplars kept in memory; 0: none."),
+    key!("limits.max-metadata-per-user", Count32, limits.max_metadata_per_user, "Metrics with metadata kept."),
+    key!(
+        "limits.max-metadata-length",
+        Count32,
+        limits.max_metadata_length,
+        "Longest help text, unit or name in metadata, in bytes; longer texts are cut."
+    ),
+    key!(
+        "limits.max-native-histogram-buckets",
+        Count32,
+        limits.max_native_histogram_buckets,
+        "Most buckets of a native histogram; 0: no limit."
+    ),
+    key!("limits.max-query-length", Millis, limits.max_query_length_ms, "Longest time range of a query; 0: no limit."),
+    key!(
+        "limits.max-fetched-series-per-query",
+        Count,
+        limits.max_fetched_series_per_query,
+        "Most series one query may touch; 0: no limit."
+    ),
+    key!(
+        "limits.max-samples-per-query",
+        Count,
+        limits.max_samples_per_query,
+        "Most samples one query may hold in memory."
+    ),
+];

@@ -1,0 +1,132 @@
+//! What the node says of itself: probes, metrics, the `status` pages of Prometheus' API, the cluster's view.
+//!
+//! Only what is true is answered. Rules and alerts are empty lists, because there are none; what has no meaning here
+//! (targets, scrape pools) is not there at all, so that a client sees "not found" and not an invented answer.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{Html, Response};
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
+use serde_json::json;
+
+use super::answer::{Failure, Remarks, not_ready, success, text};
+use super::port::Part;
+use super::{App, time};
+use crate::error::Error;
+
+/// The version of Prometheus' API and PromQL that is spoken. Grafana decides by it what it may ask.
+const API_VERSION: &str = "3.14.0";
+const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// Whether the process runs.
+pub(crate) async fn healthy() -> Response {
+    text("Engram is healthy.\n")
+}
+
+/// Whether requests should come here; names the parts that are not ready.
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
+    readiness(&app.node.parts())
+}
+
+/// See [`ready`].
+pub(crate) fn readiness(parts: &[Part]) -> Response {
+    let waiting: Vec<_> = parts.iter().filter(|part| !part.ready).collect();
+    if waiting.is_empty() {
+        return text("Engram is ready.\n");
+    }
+    let lines = waiting.iter().map(|part| format!("{}: {}\n", part.name, part.detail)).collect::<String>();
+    not_ready(format!("Engram is not ready:\n{lines}"))
+}
+
+/// The node's own telemetry.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let mut response = text(app.node.metrics_text());
+    response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
+    response
+}
+
+/// `status/buildinfo`. `version` is the version of the API that is spoken, `engramVersion` the program's own.
+pub(crate) async fn build_info() -> Response {
+    data(&json!({
+        "application": "Engram",
+        "version": API_VERSION,
+        "engramVersion": env!("CARGO_PKG_VERSION"),
+        "revision": "",
+        "branch": "",
+        "buildUser": "",
+        "buildDate": "",
+        "goVersion": "",
+    }))
+}
+
+/// `status/runtimeinfo`.
+pub(crate) async fn runtime_info(State(app): State<Arc<App>>) -> Response {
+    let started = time::format_rfc3339(app.started_at);
+    let directory = std::env::current_dir().map(|path| path.display().to_string()).unwrap_or_default();
+    data(&json!({
+        "startTime": started,
+        "serverTime": time::format_rfc3339(app.clock.now()),
+        "CWD": directory,
+        "hostname": app.about.node_name,
+        "reloadConfigSuccess": true,
+        "lastConfigTime": started,
+        "storageRetention": app.about.retention,
+    }))
+}
+
+/// `status/flags`: every option with its value, by its flag's name.
+pub(crate) async fn flags(State(app): State<Arc<App>>) -> Response {
+    let all: serde_json::Map<_, _> = app.about.flags.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    data(&all.into())
+}
+
+/// `status/config`: what is in force, as a configuration file would say it.
+pub(crate) async fn config(State(app): State<Arc<App>>) -> Response {
+    data(&json!({"yaml": app.about.config_yaml}))
+}
+
+/// `rules`: there are none.
+pub(crate) async fn rules() -> Response {
+    data(&json!({"groups": []}))
+}
+
+/// `alerts`: there are none.
+pub(crate) async fn alerts() -> Response {
+    data(&json!({"alerts": []}))
+}
+
+/// `alertmanagers`: there are none.
+pub(crate) async fn alertmanagers() -> Response {
+    data(&json!({"activeAlertmanagers": [], "droppedAlertmanagers": []}))
+}
+
+/// `cluster/status`: nodes, partitions and leader as this node sees them.
+pub(crate) async fn cluster(State(app): State<Arc<App>>) -> Response {
+    success(app.node.cluster_json().as_bytes(), &Remarks::default())
+}
+
+fn data(value: &serde_json::Value) -> Response {
+    success(value.to_string().as_bytes(), &Remarks::default())
+}
+
+/// `/`: what there is.
+pub(crate) async fn index() -> Html<&'static str> {
+    Html(include_str!("index.html"))
+}
+
+/// Anything else.
+pub(crate) async fn nothing(uri: http::Uri) -> Failure {
+    Failure::no_such_path(uri.path())
+}
+
+/// Anything but probes, while the node starts.
+pub(crate) async fn not_yet() -> Failure {
+    Failure::query(&Error::unavailable("the node is starting, see /-/ready"))
+}
+
+/// A path that is there, asked with a method it does not take.
+pub(crate) async fn wrong_method(method: http::Method) -> Failure {
+    Failure::wrong_method(&method)
+}

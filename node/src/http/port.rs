@@ -1,0 +1,170 @@
+//! What the API asks of the rooms behind it.
+//!
+//! Why traits where the rooms are known: the tests of this room send requests to a router whose answers they choose,
+//! without a ring, a disk or a cluster.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use engram_model::sample::{Exemplar, Metadata};
+use engram_model::tenant::TenantId;
+use engram_model::{Labels, Matcher, TimeRange};
+use engram_query::engine::Outcome;
+use engram_query::parse::Switches;
+use futures::future::BoxFuture;
+
+use crate::error::Error;
+use crate::read::{QueryRequest, Reader};
+use crate::write::decode::Version;
+use crate::write::{Writer, Written};
+
+/// A list with warnings beside it.
+pub type Listed<T> = Result<(Vec<T>, Vec<String>), Error>;
+/// Series with their exemplars.
+pub type Exemplars = Vec<(Labels, Vec<Exemplar>)>;
+
+/// Which series, from when to when, and how many.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Series that any of these selects; empty: all.
+    pub selectors: Vec<Vec<Matcher>>,
+    /// With samples in this time.
+    pub range: TimeRange,
+    /// At most so many; 0: all.
+    pub limit: usize,
+}
+
+/// The read path, see [`Reader`].
+pub trait Read: Send + Sync {
+    /// What may be written in a query here.
+    fn switches(&self) -> Switches;
+    /// Evaluates a query; dropping the future stops it.
+    fn query<'a>(&'a self, tenant: &'a TenantId, query: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>>;
+    /// Label sets, sorted.
+    fn series<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<Labels>>;
+    /// Label names, sorted.
+    fn label_names<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<String>>;
+    /// Values of one label, sorted.
+    fn label_values<'a>(&'a self, tenant: &'a TenantId, name: &'a str, wanted: Wanted)
+    -> BoxFuture<'a, Listed<String>>;
+    /// What is known of the metrics; limits of 0: all.
+    fn metadata<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        metric: Option<&'a str>,
+        limit: usize,
+        limit_per_metric: usize,
+    ) -> BoxFuture<'a, Result<BTreeMap<String, Vec<Metadata>>, Error>>;
+    /// Exemplars of the series a query selects.
+    fn exemplars<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        query: &'a str,
+        range: TimeRange,
+    ) -> BoxFuture<'a, Result<Exemplars, Error>>;
+}
+
+impl Read for Reader {
+    fn switches(&self) -> Switches {
+        Self::switches(self)
+    }
+
+    fn query<'a>(&'a self, tenant: &'a TenantId, query: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>> {
+        Box::pin(Self::query(self, tenant, query))
+    }
+
+    fn series<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<Labels>> {
+        Box::pin(Self::series(self, tenant, wanted.selectors, wanted.range, wanted.limit))
+    }
+
+    fn label_names<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<String>> {
+        Box::pin(Self::label_names(self, tenant, wanted.selectors, wanted.range, wanted.limit))
+    }
+
+    fn label_values<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        name: &'a str,
+        wanted: Wanted,
+    ) -> BoxFuture<'a, Listed<String>> {
+        Box::pin(Self::label_values(self, tenant, name, wanted.selectors, wanted.range, wanted.limit))
+    }
+
+    fn metadata<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        metric: Option<&'a str>,
+        limit: usize,
+        limit_per_metric: usize,
+    ) -> BoxFuture<'a, Result<BTreeMap<String, Vec<Metadata>>, Error>> {
+        Box::pin(Self::metadata(self, tenant, metric, limit, limit_per_metric))
+    }
+
+    fn exemplars<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        query: &'a str,
+        range: TimeRange,
+    ) -> BoxFuture<'a, Result<Exemplars, Error>> {
+        Box::pin(Self::exemplars(self, tenant, query, range))
+    }
+}
+
+/// The write path, see [`Writer`].
+pub trait Push: Send + Sync {
+    /// Largest body taken, in bytes as sent.
+    fn body_bytes_max(&self) -> usize;
+    /// Takes a share of the memory for a body before it is read; it goes back when the answer is dropped.
+    ///
+    /// # Errors
+    /// Unavailable when there is none left.
+    fn reserve(&self, bytes: usize) -> Result<Box<dyn Any + Send>, Error>;
+    /// Stores a body; the answer comes when it is durable.
+    fn write<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        version: Version,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<Written, Error>>;
+}
+
+impl Push for Writer {
+    fn body_bytes_max(&self) -> usize {
+        Self::body_bytes_max(self)
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Box<dyn Any + Send>, Error> {
+        Ok(Box::new(Self::reserve(self, bytes)?))
+    }
+
+    fn write<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        version: Version,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<Written, Error>> {
+        Box::pin(Self::write(self, tenant, version, body))
+    }
+}
+
+/// One part of the node and whether it can do its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Why not, or what it is doing.
+    pub detail: String,
+}
+
+/// What the node as a whole can say of itself.
+pub trait Node: Send + Sync {
+    /// Every part that must be ready before requests should come here.
+    fn parts(&self) -> Vec<Part>;
+    /// The metadata as this node sees it, as JSON: nodes, partitions, leader.
+    fn cluster_json(&self) -> String;
+    /// The exposition text of all metrics.
+    fn metrics_text(&self) -> String;
+}
