@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Refusal;
 use crate::state::{NodeSpec, NodeState};
 
-/// Largest encoded command in bytes; 64 of them still fit one append message.
+/// Largest encoded proposal in bytes; 64 of them still fit one append message.
 pub const COMMAND_BYTES_MAX: usize = 256 << 10;
 
 /// One change of the agreed state.

@@ -62,6 +62,10 @@ async fn a_group_of_one_bootstraps_and_recovers() {
     let stale = Command::DeleteTenant { tenant: tenant("t3"), expected: 7 };
     let refused = group.propose(Proposal { by: "test".to_owned(), command: stale }, LONG).await.unwrap_err();
     assert!(matches!(refused, Error::Refused(Refusal::Version { found: 1, .. })), "{refused}");
+    let huge = group.propose(Proposal { by: "x".repeat(1 << 20), ..create("t") }, LONG).await.unwrap_err();
+    assert!(matches!(huge, Error::TooLarge { .. }), "{huge}");
+    let late = group.propose(create("late"), Duration::ZERO).await.unwrap_err();
+    assert!(matches!(late, Error::Unknown { .. }), "{late}");
     group.shutdown().await.unwrap();
 }
 

@@ -7,7 +7,7 @@
 //! A proposal is retried only while it certainly was not appended (no leader, or a leader that refused it). Once it
 //! may stand in somebody's log, and the answer stays away, the caller is told [`Error::Unknown`] and must look.
 
-mod core;
+mod inner;
 mod options;
 
 pub use options::{FirstStart, GroupOptions, Timing};
@@ -25,7 +25,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::core::{Inner, announce, stopped};
+use self::inner::{Inner, announce, stopped};
 use crate::command::{Envelope, Outcome, Proposal};
 use crate::error::{Error, Hint};
 use crate::rpc::{Links, Network, Service};

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, Proposed, ReadAt};
 use crate::codec;
-use crate::command::{COMMAND_BYTES_MAX, Envelope, Proposal};
+use crate::command::{Envelope, Proposal};
 use crate::error::{Error, Hint};
 use crate::group::{Raft, TypeConfig};
 use crate::store::{Receiving, SnapshotDir, SnapshotFile};
@@ -95,25 +95,21 @@ impl Service {
             }
             Method::Propose => {
                 let proposal: Proposal = codec::decode("proposal", body)?;
-                codec::encode("proposed", &self.propose_here(proposal, self.forwarded_within).await?)
+                codec::encode("proposed", &self.propose_here(proposal, self.forwarded_within).await)
             }
             Method::ReadIndex => codec::encode("read index", &self.read_index_here().await?),
         }
     }
 
     /// Proposes as leader, stamping this node's clock; never forwards.
-    pub(crate) async fn propose_here(&self, proposal: Proposal, within: Duration) -> Result<Proposed, Error> {
+    pub(crate) async fn propose_here(&self, proposal: Proposal, within: Duration) -> Proposed {
         let envelope = Envelope { at: self.clock.now(), by: proposal.by, command: proposal.command };
-        let bytes = codec::encode("command", &envelope)?.len();
-        if bytes > COMMAND_BYTES_MAX {
-            return Err(Error::TooLarge { bytes, max: COMMAND_BYTES_MAX });
-        }
         match tokio::time::timeout(within, self.raft.client_write(envelope)).await {
-            Err(_) => Ok(Proposed::Unknown(format!("not committed within {} ms", within.as_millis()))),
-            Ok(Ok(written)) => Ok(Proposed::Done { index: written.log_id.index, outcome: written.data }),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => Ok(Proposed::NotLeader(hint(&to))),
-            Ok(Err(RaftError::APIError(other))) => Ok(Proposed::Unknown(other.to_string())),
-            Ok(Err(RaftError::Fatal(fatal))) => Err(stopped(fatal)),
+            Err(_) => Proposed::Unknown(format!("not committed within {} ms", within.as_millis())),
+            Ok(Ok(written)) => Proposed::Done { index: written.log_id.index, outcome: written.data },
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => Proposed::NotLeader(hint(&to)),
+            // Discarded while another leader's log was adopted, or the core died on the way.
+            Ok(Err(other)) => Proposed::Unknown(other.to_string()),
         }
     }
 

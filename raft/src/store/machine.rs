@@ -192,10 +192,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             if pinned.send(()).is_err() || may_go.blocking_recv().is_err() {
                 return Ok(None);
             }
-            let applied = Applied::read(&view)?;
-            let meta = Meta { last_log_id: applied.log_id, last_membership: applied.membership };
-            let file = snapshots.write(&view, &meta)?;
-            Ok(Some(Snapshot { meta, snapshot: file }))
+            build(&view, &snapshots).map(Some)
         });
         // An error means that the thread has ended; `build_snapshot` will say why.
         if is_pinned.await.is_err() {
@@ -224,10 +221,26 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
-        let snapshots = self.snapshots.clone();
-        let current = blocking(move || snapshots.current()).await?;
-        Ok(current.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+        let (db, snapshots) = (self.db.clone(), self.snapshots.clone());
+        let current = move || match snapshots.current() {
+            Ok(current) => Ok(current.map(|(meta, snapshot)| Snapshot { meta, snapshot })),
+            // The state is whole, only its copy is not: make another, a follower may have nothing else to start from.
+            Err(Error::Corrupt { why, .. }) => {
+                tracing::error!(%why, "metadata snapshot is damaged, it is built anew");
+                build(&Pinned::new(&db), &snapshots).map(Some)
+            }
+            Err(other) => Err(other),
+        };
+        blocking(current).await
     }
+}
+
+/// Writes a snapshot of a pinned view.
+fn build(view: &Pinned<'_>, snapshots: &SnapshotDir) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, Error> {
+    let applied = Applied::read(view)?;
+    let meta = Meta { last_log_id: applied.log_id, last_membership: applied.membership };
+    let snapshot = snapshots.write(view, &meta)?;
+    Ok(Snapshot { meta, snapshot })
 }
 
 type Built = Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, Error>;

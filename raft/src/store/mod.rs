@@ -62,6 +62,7 @@ impl Db {
         options.set_max_total_wal_size(64 << 20);
         options.set_max_background_jobs(2);
         options.set_keep_log_file_num(4);
+        options.set_max_open_files(256);
         let mut family = Options::default();
         family.set_write_buffer_size(16 << 20);
         family.set_compression_type(rocksdb::DBCompressionType::Lz4);

@@ -192,7 +192,7 @@ impl SnapshotDir {
         SnapshotFile::open(self.dir.join(name))
     }
 
-    /// The newest snapshot and what it covers.
+    /// The newest snapshot and what it covers, read once to its end.
     pub(super) fn current(&self) -> Result<Option<(Meta, SnapshotFile)>, Error> {
         let _naming = self.naming.lock();
         let paths = self.paths()?;
@@ -200,8 +200,7 @@ impl SnapshotDir {
             return Ok(None);
         };
         let opened = SnapshotFile::open(path)?;
-        let meta = opened.frames()?.meta()?;
-        Ok(Some((meta, opened)))
+        Ok(Some((opened.verify()?, opened)))
     }
 
     /// Begins to receive a snapshot from another node.

@@ -231,6 +231,22 @@ async fn a_damaged_snapshot_is_refused_at_every_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_rotted_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(dir.path()).unwrap();
+    let entry = EntryOf::<TypeConfig>::new_blank(log_id::<TypeConfig>(1, 1, 1));
+    machine.apply(stream::iter([Ok((entry, None))])).await.unwrap();
+    let name = machine.get_snapshot_builder().await.build_snapshot().await.unwrap().snapshot.name();
+    let path = dir.path().join("snapshots").join(name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let current = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.snapshot.verify().unwrap(), current.meta);
+    assert_eq!(current.meta.last_log_id, Some(log_id::<TypeConfig>(1, 1, 1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_newest_snapshot_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (_log, mut machine) = open(dir.path()).unwrap();

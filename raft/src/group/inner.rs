@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Committed, Identity, Raft, Status};
-use crate::command::{Command, Outcome, Proposal};
+use crate::codec;
+use crate::command::{COMMAND_BYTES_MAX, Command, Outcome, Proposal};
 use crate::error::{Error, Hint};
 use crate::rpc::{CallError, Links, Method, Network, Proposed, ReadAt, Service};
 use crate::state::{NodeSpec, View};
@@ -77,11 +78,15 @@ impl Inner {
     }
 
     pub(super) async fn propose(&self, proposal: Proposal, within: Duration) -> Result<Committed, Error> {
+        let bytes = codec::encode("proposal", &proposal)?.len();
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(Error::TooLarge { bytes, max: COMMAND_BYTES_MAX });
+        }
         let deadline = Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let answer = match self.leader().filter(|l| l.id != self.identity.id) {
-                None => self.service.propose_here(proposal.clone(), left).await?,
+                None => self.service.propose_here(proposal.clone(), left).await,
                 Some(leader) => match self.links.to(leader.clone()).call(Method::Propose, &proposal, left).await {
                     Ok(answer) => answer,
                     Err(CallError::Unreachable(_)) => Proposed::NotLeader(Some(leader)),
