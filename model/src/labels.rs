@@ -134,6 +134,13 @@ pub fn hash128<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, scratch: &
     xxhash_rust::xxh3::xxh3_128(scratch)
 }
 
+/// As [`hash128`], of pairs that already stand in the form of [`Labels::as_bytes`].
+#[inline]
+#[must_use]
+pub fn hash128_encoded(bytes: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(bytes)
+}
+
 /// Orders as Prometheus does: pair by pair, name before value, the shorter first.
 impl Ord for Labels {
     fn cmp(&self, other: &Self) -> Ordering {

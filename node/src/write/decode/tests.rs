@@ -32,7 +32,7 @@ fn labels_of(batch: &WriteBatch, at: usize) -> Vec<(&str, &str)> {
 }
 
 fn any_series() -> impl Strategy<Value = Series> {
-    let labels = proptest::collection::btree_map("[a-zé_]{1,8}", "[a-z0-9é]{1,200}", 1..12);
+    let labels = proptest::collection::btree_map("[abé_]{1,14}", "[a-z0-9é]{1,200}", 1..12);
     let sample = (any::<i64>(), any::<u64>(), prop_oneof![3 => Just(0), 1 => any::<i64>()]);
     (labels, proptest::collection::vec(sample, 0..5), proptest::collection::vec(any_histogram(), 0..3), any::<u64>())
         .prop_map(|(labels, samples, histograms, seed)| {

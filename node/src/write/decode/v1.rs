@@ -6,7 +6,7 @@ use engram_model::batch::{Pair, Text};
 use engram_model::sample::{Metadata, MetricKind, Sample};
 
 use super::build::{Builder, push_exemplar_pair};
-use super::wire::{Cursor, Tag};
+use super::wire::{Cursor, Tag, place};
 use super::{Bounds, DecodeError, Decoded};
 
 const OTHER: &str = "io.prometheus.write.v2.Request";
@@ -72,6 +72,9 @@ fn one_series(
 #[inline]
 fn label(message: &mut Cursor<'_>, tag: &Tag) -> Result<Pair, DecodeError> {
     let mut label = message.message(tag)?;
+    if let Some(pair) = short_label(&label) {
+        return Ok(pair);
+    }
     let mut pair = Pair::default();
     while let Some(tag) = label.tag()? {
         match tag.field {
@@ -81,6 +84,21 @@ fn label(message: &mut Cursor<'_>, tag: &Tag) -> Result<Pair, DecodeError> {
         }
     }
     Ok(pair)
+}
+
+/// The form nearly every label has: name, then value, each shorter than 128 bytes, and nothing else. `None` is no
+/// fault: the slow way judges.
+#[inline]
+fn short_label(label: &Cursor<'_>) -> Option<Pair> {
+    let bytes = label.rest();
+    let &[0x0a, name_len, ref rest @ ..] = bytes else { return None };
+    let (name, rest) = rest.split_at_checked(usize::from(name_len))?;
+    let &[0x12, value_len, ref value @ ..] = rest else { return None };
+    if name_len >= 0x80 || value_len >= 0x80 || value.len() != usize::from(value_len) {
+        return None;
+    }
+    let name_at = label.at() + 2;
+    Some(Pair { name: place(name_at, name.len()), value: place(name_at + name.len() + 2, value.len()) })
 }
 
 #[inline]
