@@ -56,34 +56,48 @@ pub(super) fn avg_over_time(w: &Window<'_>, _params: &[f64], notes: &mut Notes) 
     Some(Point::Float(mean.get()))
 }
 
-/// The value that wins against all before it, and its place. NaN loses against everything.
+/// Place of the value that wins against all before it. NaN loses against everything.
 #[inline]
-fn best(values: &[f64], wins: impl Fn(f64, f64) -> bool) -> (usize, f64) {
+fn best(values: &[f64], wins: impl Fn(f64, f64) -> bool) -> usize {
     let (mut at, mut best) = (0, f64::NAN);
     for (i, v) in values.iter().enumerate() {
         if wins(*v, best) || best.is_nan() {
             (at, best) = (i, *v);
         }
     }
-    (at, best)
+    at
+}
+
+/// The lowest value, NaN only where there is nothing else. Four chains at once: one compare does not wait for the last.
+fn lowest(values: &[f64], sign: f64) -> f64 {
+    let less = |v: f64, than: f64| if v < than { v } else { than };
+    let (fours, rest) = values.as_chunks::<4>();
+    let mut lanes = [f64::INFINITY; 4];
+    for four in fours {
+        for (lane, v) in lanes.iter_mut().zip(four) {
+            *lane = less(sign * v, *lane);
+        }
+    }
+    let found = rest.iter().map(|v| sign * v).chain(lanes).fold(f64::INFINITY, |best, v| less(v, best));
+    if found == f64::INFINITY && values.iter().all(|v| v.is_nan()) { f64::NAN } else { sign * found }
 }
 
 pub(super) fn min_over_time(w: &Window<'_>, _params: &[f64], notes: &mut Notes) -> Option<Point> {
-    floats(w, notes).map(|values| Point::Float(best(values, |v, best| v < best).1))
+    floats(w, notes).map(|values| Point::Float(lowest(values, 1.0)))
 }
 
 pub(super) fn max_over_time(w: &Window<'_>, _params: &[f64], notes: &mut Notes) -> Option<Point> {
-    floats(w, notes).map(|values| Point::Float(best(values, |v, best| v > best).1))
+    floats(w, notes).map(|values| Point::Float(lowest(values, -1.0)))
 }
 
 /// Of equal ones the last.
 pub(super) fn ts_of_min_over_time(w: &Window<'_>, _params: &[f64], notes: &mut Notes) -> Option<Point> {
-    floats(w, notes).map(|values| time(w.times[best(values, |v, best| v <= best).0]))
+    floats(w, notes).map(|values| time(w.times[best(values, |v, best| v <= best)]))
 }
 
 /// Of equal ones the last.
 pub(super) fn ts_of_max_over_time(w: &Window<'_>, _params: &[f64], notes: &mut Notes) -> Option<Point> {
-    floats(w, notes).map(|values| time(w.times[best(values, |v, best| v >= best).0]))
+    floats(w, notes).map(|values| time(w.times[best(values, |v, best| v >= best)]))
 }
 
 fn time(at: Millis) -> Point {

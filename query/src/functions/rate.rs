@@ -99,25 +99,31 @@ fn float_rate(w: &Window<'_>, mode: Mode, notes: &mut Notes) -> Option<Point> {
     let stretch = Stretch::new(w, mode, w.times, w.starts)?;
     let mut difference = last - first;
     if mode.counter {
-        difference = if w.starts.is_empty() {
-            // The hot loop of most dashboards.
-            let mut prev = first;
-            for v in &w.values[1..] {
-                if *v < prev {
-                    difference += prev;
-                }
-                prev = *v;
-            }
-            difference
-        } else {
-            with_starts(w, difference, notes)
-        };
+        difference =
+            if w.starts.is_empty() { with_restarts(w.values, difference) } else { with_starts(w, difference, notes) };
     }
     if stretch.start.is_some() {
         difference += first;
     }
     let zero = (mode.counter && difference > 0.0 && first >= 0.0).then_some((first, difference));
     Some(Point::Float(difference * stretch.factor(w, mode, zero)))
+}
+
+/// Adds what restarts took away, one after the other as upstream does. Restarts are rare: most runs of samples are
+/// only looked over, several at a time.
+#[inline]
+fn with_restarts(values: &[f64], mut difference: f64) -> f64 {
+    const RUN: usize = 16;
+    let mut at = 0;
+    while at + 1 < values.len() {
+        let end = (at + RUN).min(values.len() - 1);
+        let falls = values[at..=end].windows(2).filter(|pair| pair[1] < pair[0]);
+        if falls.clone().count() > 0 {
+            falls.for_each(|pair| difference += pair[0]);
+        }
+        at = end;
+    }
+    difference
 }
 
 /// The difference with what restarts took away, where samples say when their counter started.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engram_model::histogram::{BucketSpan, Histogram};
+use proptest::prelude::*;
 
 use super::quantile::{ClassicBucket, fraction_of_classic, of_classic, of_histogram, quantile as of_values};
 use super::*;
@@ -80,6 +81,31 @@ fn rates_stretch_to_the_range_and_survive_restarts() {
     // 10 s of 60 s at the end, half a gap at the start as the range begins long before.
     near(late.float("increase", &[]), 10.0 * (60.0 + 30.0 + 10.0) / 60.0);
     assert!(minutes(&[1.0]).call("rate", &[], &mut Notes::new()).is_none());
+}
+
+proptest! {
+    #[test]
+    fn fast_loops_say_what_slow_ones_do(
+        values in proptest::collection::vec(prop_oneof![9 => -4..20_i32, 1 => Just(i32::MAX)], 2..70),
+    ) {
+        let values: Vec<f64> = values.into_iter().map(|v| if v == i32::MAX { f64::NAN } else { v.into() }).collect();
+        let mut case = minutes(&values);
+        // Nothing to stretch to.
+        case.start = 0;
+        let mut want = values[values.len() - 1] - values[0];
+        for i in 1..values.len() {
+            if values[i] < values[i - 1] {
+                want += values[i - 1];
+            }
+        }
+        let got = case.float("increase", &[]);
+        prop_assert!(got == want || (got.is_nan() && want.is_nan()), "{got} is not {want}");
+        for (name, pick) in [("min_over_time", f64::min as fn(f64, f64) -> f64), ("max_over_time", f64::max)] {
+            let want = values.iter().copied().reduce(pick).unwrap();
+            let got = case.float(name, &[]);
+            prop_assert!(got == want || (got.is_nan() && want.is_nan()), "{got} is not {want}");
+        }
+    }
 }
 
 #[test]

@@ -31,6 +31,12 @@ pub fn detect_reset(now: &Histogram, before: &Histogram) -> bool {
         let cells = |h| Cells::new(spans(h), counts(h));
         return fell(cells(now), cells(before));
     }
+    if same_layout(now, before) {
+        let fell = |now: &[f64], before: &[f64]| now.iter().zip(before).any(|(is, was)| is < was);
+        return now.zero_count < before.zero_count
+            || fell(&now.positive_buckets, &before.positive_buckets)
+            || fell(&now.negative_buckets, &before.negative_buckets);
+    }
     if before.is_custom() || now.schema > before.schema || now.zero_threshold < before.zero_threshold {
         // Custom boundaries before: the schema number is lower than any exponential one, which reads as finer now.
         return true;
@@ -47,6 +53,20 @@ pub fn detect_reset(now: &Histogram, before: &Histogram) -> bool {
         at(&now.negative_spans, &now.negative_buckets, now.schema),
         at(&before.negative_spans, &before.negative_buckets, before.schema),
     )
+}
+
+/// Whether bucket stands beside bucket and none lies in the zero bucket: nearly always so between two scrapes.
+fn same_layout(a: &Histogram, b: &Histogram) -> bool {
+    let outside =
+        |spans: &[BucketSpan]| spans.first().is_none_or(|s| exponential_bound(s.offset, a.schema) > a.zero_threshold);
+    a.schema == b.schema
+        && a.zero_threshold == b.zero_threshold
+        && a.positive_spans == b.positive_spans
+        && a.negative_spans == b.negative_spans
+        && a.positive_buckets.len() == b.positive_buckets.len()
+        && a.negative_buckets.len() == b.negative_buckets.len()
+        && outside(&a.positive_spans)
+        && outside(&a.negative_spans)
 }
 
 fn spans(h: &Histogram) -> &[BucketSpan] {
