@@ -26,8 +26,8 @@ const ADDRESS_DEFAULT: &str = "http://127.0.0.1:9009";
 const ABOUT: &str = "A replicated, multi-tenant metrics store that speaks the API of Prometheus";
 const LONG_ABOUT: &str = "A replicated, multi-tenant metrics store that speaks the API of Prometheus.
 
-Without a command, Engram runs a node. With nothing at all it is a cluster of one that keeps its data in ./data
-and answers on http://127.0.0.1:9009; point a Prometheus at it with
+Without a command, Engram runs a node. With nothing at all it is a cluster of one that
+keeps its data in ./data and answers on http://127.0.0.1:9009; point a Prometheus at it with
 
     remote_write:
       - url: http://127.0.0.1:9009/api/v1/write

@@ -60,7 +60,7 @@ pub fn format_duration_ms(millis: i64) -> String {
     let mut text = if millis < 0 { "-".to_owned() } else { String::new() };
     for (name, size, exact) in DURATIONS {
         let size = size.unsigned_abs();
-        if rest < size || (exact && rest % size != 0) {
+        if rest < size || (exact && !rest.is_multiple_of(size)) {
             continue;
         }
         text.push_str(&format!("{}{name}", rest / size));

@@ -30,7 +30,7 @@ pub struct Failure {
     error_type: &'static str,
     message: String,
     retry_after: Option<u32>,
-    headers: HeaderMap,
+    headers: Option<Box<HeaderMap>>,
 }
 
 impl Failure {
@@ -52,12 +52,12 @@ impl Failure {
             error_type: error_type(error),
             message: error.message.clone(),
             retry_after: retry_after_seconds(error),
-            headers: HeaderMap::new(),
+            headers: None,
         }
     }
 
     fn own(status: StatusCode, error_type: &'static str, message: impl Into<String>) -> Self {
-        Self { status, error_type, message: message.into(), retry_after: None, headers: HeaderMap::new() }
+        Self { status, error_type, message: message.into(), retry_after: None, headers: None }
     }
 
     /// The request says something that makes no sense.
@@ -119,7 +119,7 @@ impl Failure {
     /// The same failure with further headers.
     #[must_use]
     pub fn with_headers(mut self, headers: HeaderMap) -> Self {
-        self.headers = headers;
+        self.headers = Some(Box::new(headers));
         self
     }
 }
@@ -135,7 +135,9 @@ impl IntoResponse for Failure {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response.headers_mut().extend(self.headers);
+        if let Some(headers) = self.headers {
+            response.headers_mut().extend(*headers);
+        }
         response
     }
 }

@@ -255,7 +255,7 @@ pub(crate) fn put_time(out: &mut Vec<u8>, at: Millis) {
     }
     let at = at.unsigned_abs();
     put(out, format_args!("{}", at / 1000));
-    if at % 1000 != 0 {
+    if !at.is_multiple_of(1000) {
         put(out, format_args!(".{:03}", at % 1000));
     }
 }

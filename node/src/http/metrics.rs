@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use engram_model::error::Class;
 use engram_model::time::Stopwatch;
 use http::{HeaderName, HeaderValue, Method};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Unit;
 
 use super::App;
+use crate::error::{self, Error, Side};
 use crate::metrics::Metrics;
 
 /// From a probe to a query at its time-out.
@@ -80,11 +81,24 @@ impl HttpMetrics {
         self.connections.inc();
         Connection(self.connections.clone())
     }
+}
 
-    fn answered(&self, route: String, method: &Method, response: &Response, took: Duration) {
-        self.seconds.get_or_create(&Route { route: route.clone() }).observe(took.as_secs_f64());
-        let labels = Answered { route, method: method_word(method), code: response.status().as_u16() };
-        self.requests.get_or_create(&labels).inc();
+/// Counts a request once: when it is answered, or when its client has left before.
+struct Counting {
+    metrics: HttpMetrics,
+    route: String,
+    method: &'static str,
+    code: u16,
+    watch: Stopwatch,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let route = std::mem::take(&mut self.route);
+        let took = self.watch.elapsed().as_secs_f64();
+        self.metrics.seconds.get_or_create(&Route { route: route.clone() }).observe(took);
+        let labels = Answered { route, method: self.method, code: self.code };
+        self.metrics.requests.get_or_create(&labels).inc();
     }
 }
 
@@ -112,26 +126,27 @@ fn method_word(method: &Method) -> &'static str {
 
 /// Around every request: gives it an id (the client's own when it has one), and counts it.
 pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let watch = Stopwatch::start();
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    let method = request.method().clone();
+    let mut counting = Counting {
+        metrics: app.metrics.clone(),
+        route,
+        method: method_word(request.method()),
+        code: error::status(&Error::new(Class::Cancelled, ""), Side::Query).as_u16(),
+        watch: Stopwatch::start(),
+    };
     let given = request.headers().get(REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
     let mut response = next.run(request).await;
+    counting.code = response.status().as_u16();
     let id = given.or_else(|| {
         let number = app.metrics.next_id.fetch_add(1, Ordering::Relaxed);
         HeaderValue::from_str(&format!("{:x}-{number:x}", app.started_at)).ok()
     });
     if response.status().is_server_error() {
-        tracing::warn!(
-            route,
-            code = response.status().as_u16(),
-            id = id.as_ref().and_then(|id| id.to_str().ok()),
-            "a request failed"
-        );
+        let id = id.as_ref().and_then(|id| id.to_str().ok());
+        tracing::debug!(route = counting.route, code = counting.code, id, "a request failed");
     }
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    app.metrics.answered(route, &method, &response, watch.elapsed());
     response
 }

@@ -38,6 +38,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use engram_model::Millis;
 use engram_model::time::Clock;
+use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 
@@ -99,7 +100,7 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(admin::nothing)
         .method_not_allowed_fallback(admin::wrong_method)
-        .layer(CompressionLayer::new().gzip(true))
+        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), metrics::observe))
         .with_state(app)

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts};
 use bytes::Bytes;
 use engram_model::tenant::{BadTenant, TenantId};
@@ -15,12 +15,18 @@ use engram_query::parse::parse_selector;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request};
+use tokio::sync::Semaphore;
 
 use super::answer::Failure;
 use super::{App, body, time};
+use crate::error::Error;
 
-/// Largest form in a body, as Go's limit.
-const FORM_BYTES_MAX: usize = 10 << 20;
+/// Largest form in a body: the longest query with every byte of it escaped, and room for the rest.
+const FORM_BYTES_MAX: usize = 4 << 20;
+/// Forms up to this size are read by anybody at any time.
+const FORM_BYTES_SMALL: u64 = 64 << 10;
+/// Larger ones only so many at once: all connections together must not fill the memory with forms.
+static LARGE_FORMS: Semaphore = Semaphore::const_new(64);
 /// Most parameters of one request.
 const PARAMS_MAX: usize = 10_000;
 /// Who is asking.
@@ -66,6 +72,8 @@ impl FromRequest<Arc<App>> for Params {
         let (parts, body) = request.into_parts();
         let mut all = Self::default();
         if parts.method == Method::POST {
+            let is_small = HttpBody::size_hint(&body).upper().is_some_and(|bytes| bytes <= FORM_BYTES_SMALL);
+            let _place = if is_small { None } else { Some(LARGE_FORMS.try_acquire().map_err(|_| full())?) };
             let form = body::read(body, FORM_BYTES_MAX, app.body_within).await?;
             check_form(&parts.headers, &form)?;
             all.add(&form)?;
@@ -73,6 +81,10 @@ impl FromRequest<Arc<App>> for Params {
         all.add(parts.uri.query().unwrap_or_default().as_bytes())?;
         Ok(all)
     }
+}
+
+fn full() -> Failure {
+    Failure::query(&Error::unavailable("too many large forms at once, retry later"))
 }
 
 fn check_form(headers: &HeaderMap, form: &Bytes) -> Result<(), Failure> {

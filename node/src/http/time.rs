@@ -147,7 +147,7 @@ pub(crate) fn parse_duration_ns(text: &str) -> Result<i64, String> {
             return Err(bad());
         }
         // The floats next to the bounds of i64 are the bounds themselves, one too much above.
-        if nanos >= 9_223_372_036_854_775_808.0 || nanos < -9_223_372_036_854_775_808.0 {
+        if !(-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&nanos) {
             return Err(format!("{}. It overflows int64", bad()));
         }
         #[allow(clippy::cast_possible_truncation, reason = "checked above")]
