@@ -5,5 +5,6 @@ pub mod error;
 pub mod functions;
 pub mod histogram;
 pub mod parse;
+pub mod plan;
 pub mod port;
 pub mod value;

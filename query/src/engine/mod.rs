@@ -1,17 +1,52 @@
 //! From a tree to values: clock, deadline and budget are handed in.
+//!
+//! In two parts, because they belong on different threads. [`prepare`] makes the plan and awaits all data it can need,
+//! each select once; [`Prepared::run`] then computes, without waiting for anything, and is given a thread of its own.
+//!
+//! ```text
+//! eval.rs      the walk over the plan         row.rs        one series over all steps
+//! select.rs    samples → values of steps      range.rs      functions over moving windows
+//! binary.rs    operators                      matching.rs   which series of two vectors meet
+//! aggregate.rs sum, avg, quantile …           ranked.rs     topk, limitk, count_values …
+//! call.rs      functions of whole vectors     buckets.rs    quantiles of histograms
+//! relabel.rs   label_replace, label_join      info.rs       info()
+//! histograms.rs operators on histograms       answer.rs     rows → answer
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engram_model::Millis;
+use engram_model::time::Stopwatch;
+use futures::future::try_join_all;
 
-use crate::parse::ast::Expr;
+use crate::error::Error;
+use crate::parse::ast::{Expr, ValueType};
+use crate::plan::{self, Plan, Times};
+use crate::port::{Selection, SharedQueryable};
 use crate::value::{Annotations, Stats, Value};
+
+mod aggregate;
+mod answer;
+mod binary;
+mod buckets;
+mod call;
+mod eval;
+mod histograms;
+mod info;
+mod matching;
+mod range;
+mod ranked;
+mod relabel;
+mod row;
+mod select;
 
 /// What to evaluate, and over which times.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// The text the tree was made from; warnings name lines and columns of it. Empty: they name none.
+    pub text: String,
     /// The checked tree.
     pub expr: Expr,
     /// First evaluation time.
@@ -83,4 +118,85 @@ pub struct Outcome {
     pub annotations: Annotations,
     /// What it cost.
     pub stats: Stats,
+}
+
+/// A query whose data is at hand.
+pub struct Prepared {
+    text: String,
+    plan: Plan,
+    start: Millis,
+    end: Millis,
+    step_ms: i64,
+    budget: Budget,
+    selections: Vec<Selection>,
+    select_seconds: f64,
+    watch: Stopwatch,
+}
+
+/// Makes the plan and fetches all series it names, identical selectors once and all at the same time.
+///
+/// # Errors
+/// [`Error::BadRequest`] when the times or durations make no sense, [`Error::OverBudget`] when there are too many
+/// series, [`Error::Source`] when the data cannot be read.
+///
+/// # Cancel safety
+/// May be dropped at any time; nothing was changed.
+pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prepared, Error> {
+    let watch = Stopwatch::start();
+    let times = Times {
+        start: request.start,
+        end: request.end,
+        step_ms: request.step_ms,
+        lookback_ms: request.budget.lookback_ms,
+        subquery_step_ms: request.budget.subquery_step_ms,
+    };
+    if request.step_ms < 0 || (request.step_ms == 0 && request.start != request.end) {
+        return Err(Error::BadRequest("the step of a range query must be greater than 0".to_owned()));
+    }
+    let plan = plan::plan(&request.expr, times)?;
+    if request.step_ms != 0 && matches!(plan.yields, ValueType::Matrix | ValueType::String) {
+        return Err(Error::BadRequest(format!(
+            "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
+            plan.yields.documented()
+        )));
+    }
+    let selects = plan.selects.iter().map(|select| source.select(select.range, &select.matchers, &select.hints));
+    let selections = try_join_all(selects).await?;
+    let series = selections.iter().map(|s| s.series.len() as u64).sum::<u64>();
+    if request.budget.series_max != 0 && series > request.budget.series_max {
+        return Err(Error::OverBudget(format!(
+            "the query selects {series} series, which is more than the limit of {}",
+            request.budget.series_max
+        )));
+    }
+    Ok(Prepared {
+        text: request.text.clone(),
+        plan,
+        start: request.start,
+        end: request.end,
+        step_ms: request.step_ms,
+        budget: request.budget.clone(),
+        selections,
+        select_seconds: watch.elapsed().as_secs_f64(),
+        watch,
+    })
+}
+
+impl Prepared {
+    /// Computes the answer. Takes as long as it takes: call it on a thread that may be kept busy.
+    ///
+    /// # Errors
+    /// [`Error::Execution`] where the data does not allow an answer, [`Error::OverBudget`], [`Error::Timeout`] (counted
+    /// from [`prepare`] on), [`Error::Cancelled`].
+    pub fn run(&self, cancel: &Cancel) -> Result<Outcome, Error> {
+        answer::run(self, cancel)
+    }
+}
+
+/// [`prepare`] and [`Prepared::run`] in one, for callers whose thread may be kept busy.
+///
+/// # Errors
+/// As both.
+pub async fn evaluate(request: &Request, source: &SharedQueryable, cancel: &Cancel) -> Result<Outcome, Error> {
+    prepare(request, source).await?.run(cancel)
 }

@@ -1,0 +1,82 @@
+//! From rows to the answer: names go, order comes.
+
+use crate::error::Error;
+use crate::parse::ast::ValueType;
+use crate::plan::Node;
+use crate::value::{InstantSample, RangeSeries, Stats, Value};
+
+use super::eval::{Evaluator, without_metadata};
+use super::range::to_series;
+use super::row::{Row, Steps, merge_same};
+use super::{Cancel, Outcome, Prepared};
+
+/// Runs a prepared query.
+pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error> {
+    let started = prepared.watch.elapsed();
+    let evaluator = Evaluator::new(&prepared.plan, &prepared.selections, &prepared.budget, cancel, prepared.watch);
+    let value = value(prepared, &evaluator)?;
+    let mut annotations = evaluator.notes.borrow().render(&prepared.text);
+    for selection in &prepared.selections {
+        annotations.warnings.extend(selection.warnings.iter().cloned());
+    }
+    let stats = Stats {
+        samples_total: evaluator.samples_total(),
+        samples_peak: evaluator.samples_peak(),
+        series_total: prepared.selections.iter().map(|s| s.series.len() as u64).sum(),
+        select_seconds: prepared.select_seconds,
+        eval_seconds: (prepared.watch.elapsed() - started).as_secs_f64(),
+    };
+    Ok(Outcome { value, annotations, stats })
+}
+
+fn value(prepared: &Prepared, evaluator: &Evaluator<'_>) -> Result<Value, Error> {
+    let at = prepared.start;
+    let steps = Steps::new(prepared.start, prepared.end, prepared.step_ms);
+    if prepared.step_ms == 0 {
+        match without_once(&prepared.plan.root) {
+            Node::Text(bytes, _) => return Ok(Value::String { at, value: bytes.clone() }),
+            Node::Range(range) => return Ok(Value::Matrix(sorted(evaluator.range_result(range, at)?))),
+            Node::Subquery(subquery) => {
+                let (rows, steps) = evaluator.subquery_result(subquery, at)?;
+                return Ok(Value::Matrix(sorted(to_series(final_rows(rows, evaluator)?, steps))));
+            }
+            _ => {}
+        }
+    }
+    let rows = final_rows(evaluator.rows(&prepared.plan.root, steps)?, evaluator)?;
+    if prepared.step_ms != 0 {
+        return Ok(Value::Matrix(sorted(to_series(rows, steps))));
+    }
+    if prepared.plan.yields == ValueType::Scalar {
+        let value = rows.first().map_or(f64::NAN, |row| row.column.values[0]);
+        return Ok(Value::Scalar { at, value });
+    }
+    let sample = |row: Row| {
+        let value = row.column.get(0)?;
+        Some(InstantSample { labels: row.labels, at, value })
+    };
+    Ok(Value::Vector(rows.into_iter().filter_map(sample).collect()))
+}
+
+fn without_once(mut node: &Node) -> &Node {
+    while let Node::Once(inner) = node {
+        node = inner;
+    }
+    node
+}
+
+/// Takes the names that were to go, and puts together what is the same then.
+fn final_rows(mut rows: Vec<Row>, evaluator: &Evaluator<'_>) -> Result<Vec<Row>, Error> {
+    if !evaluator.budget.delayed_name_removal {
+        return Ok(rows);
+    }
+    for row in rows.iter_mut().filter(|row| row.drop_name) {
+        row.labels = without_metadata(&row.labels);
+    }
+    merge_same(rows)
+}
+
+fn sorted(mut series: Vec<RangeSeries>) -> Vec<RangeSeries> {
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    series
+}

@@ -1,0 +1,211 @@
+//! `histogram_quantile`, `histogram_quantiles`, `histogram_fraction`: of native histograms row by row, of classic ones
+//! from all series that differ in `le` only.
+
+use engram_model::Labels;
+use hashbrown::HashMap;
+
+use crate::error::Error;
+use crate::functions::Note;
+use crate::functions::notes::ForcedMonotonicity;
+use crate::functions::quantile::{
+    ClassicBucket, fraction_of_classic, fraction_of_histogram, of_classic, of_histogram, parse_bound,
+};
+use crate::histogram::text::go_float;
+use crate::parse::ast::Span;
+use crate::plan::{Call, Node};
+
+use super::call::text_of;
+use super::eval::{Evaluator, weight};
+use super::row::{Column, Row, Steps};
+
+/// The label of a classic bucket's boundary.
+const BOUND: &str = "le";
+
+/// What is asked of each histogram.
+enum Asked {
+    /// The quantile, over all steps.
+    Quantile(Column),
+    /// The share between two values, over all steps.
+    Fraction(Column, Column),
+}
+
+/// Series that make up one histogram.
+#[derive(Default)]
+struct Family {
+    labels: Labels,
+    /// Rows of floats, with their boundaries.
+    classic: Vec<(usize, f64)>,
+    /// Rows of native histograms.
+    native: Vec<usize>,
+}
+
+/// What belongs to one call.
+struct Context<'a> {
+    rows: &'a [Row],
+    /// Where the vector stands.
+    span: Span,
+    steps: Steps,
+}
+
+impl Evaluator<'_> {
+    /// Any of the three.
+    pub(super) fn of_histograms(&self, call: &Call, steps: Steps) -> Result<Vec<Row>, Error> {
+        let few = || Error::Execution(format!("{} has too few arguments", call.func));
+        let args = call.args.as_slice();
+        let mut asked = Vec::new();
+        let vector = match (call.func, args) {
+            ("histogram_quantile", [q, vector]) => {
+                asked.push((None, self.quantile_asked(q, steps)?));
+                vector
+            }
+            ("histogram_fraction", [lower, upper, vector]) => {
+                asked.push((None, Asked::Fraction(self.scalar(lower, steps)?, self.scalar(upper, steps)?)));
+                vector
+            }
+            ("histogram_quantiles", [vector, label, quantiles @ ..]) => {
+                let label = text_of(label)?;
+                for q in quantiles {
+                    asked.push((Some(label.clone()), self.quantile_asked(q, steps)?));
+                }
+                vector
+            }
+            _ => return Err(few()),
+        };
+        let rows = self.rows(vector, steps)?;
+        self.release(weight(&rows));
+        let context = Context { rows: &rows, span: vector.span(), steps };
+        let families = self.families(&context);
+        let mut out = Vec::new();
+        for (label, asked) in &asked {
+            for family in &families {
+                self.tick(((family.classic.len() + 1) * steps.count) as u64)?;
+                let column = self.answer(family, asked, &context);
+                if !column.is_empty() {
+                    self.label_answers(family, label.as_deref(), asked, column, &mut out);
+                }
+            }
+        }
+        self.merged(out, steps)
+    }
+
+    fn quantile_asked(&self, node: &Node, steps: Steps) -> Result<Asked, Error> {
+        let column = self.scalar(node, steps)?;
+        for q in column.values.iter().filter(|q| !(0.0..=1.0).contains(*q)) {
+            self.note(&Note::InvalidQuantile(*q), "", node.span());
+        }
+        Ok(Asked::Quantile(column))
+    }
+
+    /// Puts rows together that differ in `le` only, in order of first appearance.
+    fn families(&self, context: &Context<'_>) -> Vec<Family> {
+        let mut families: Vec<Family> = Vec::new();
+        let mut index: HashMap<Labels, usize> = HashMap::new();
+        let mut place = |labels: Labels, families: &mut Vec<Family>| {
+            *index.entry(labels).or_insert_with_key(|labels| {
+                families.push(Family { labels: labels.clone(), ..Family::default() });
+                families.len() - 1
+            })
+        };
+        for (i, row) in context.rows.iter().enumerate() {
+            if !row.column.histograms.is_empty() {
+                let at = place(row.labels.clone(), &mut families);
+                families[at].native.push(i);
+            }
+            if row.column.present.is_empty() {
+                continue;
+            }
+            let text = row.labels.get(BOUND).unwrap_or_default();
+            match parse_bound(text) {
+                Some(bound) => {
+                    let at = place(row.labels.without(|name| name == BOUND), &mut families);
+                    families[at].classic.push((i, bound));
+                }
+                None => self.note(&Note::BadBucketLabel(text.to_owned()), self.shown_name(&row.labels), context.span),
+            }
+        }
+        families
+    }
+
+    /// The metric's name where the answer still has it.
+    fn shown_name<'l>(&self, labels: &'l Labels) -> &'l str {
+        if self.budget.delayed_name_removal { labels.metric_name() } else { "" }
+    }
+
+    fn answer(&self, family: &Family, asked: &Asked, context: &Context<'_>) -> Column {
+        let mut out = Column::new(context.steps.count);
+        let name = self.shown_name(&family.labels);
+        let mut buckets = Vec::with_capacity(family.classic.len());
+        for step in 0..context.steps.count {
+            buckets.clear();
+            for (row, upper) in &family.classic {
+                let column = &context.rows[*row].column;
+                if column.present.has(step) {
+                    buckets.push(ClassicBucket { upper: *upper, count: column.values[step] });
+                }
+            }
+            let native = family.native.iter().find_map(|row| context.rows[*row].column.histogram(step));
+            let (value, note) = match (native, buckets.is_empty()) {
+                (None, true) => continue,
+                (Some(_), false) => {
+                    self.note(&Note::MixedClassicNative, name, context.span);
+                    continue;
+                }
+                (Some(histogram), true) => match asked {
+                    Asked::Quantile(q) => of_histogram(q.values[step], histogram),
+                    Asked::Fraction(lower, upper) => {
+                        fraction_of_histogram(lower.values[step], upper.values[step], histogram)
+                    }
+                },
+                (None, false) => match asked {
+                    Asked::Quantile(q) => {
+                        let answer = of_classic(q.values[step], &mut buckets);
+                        let note = answer.forced.map(|forced| {
+                            Note::ForcedMonotonicity(ForcedMonotonicity {
+                                at: context.steps.at(step),
+                                bucket_min: forced.bucket_min,
+                                bucket_max: forced.bucket_max,
+                                diff_max: forced.diff_max,
+                            })
+                        });
+                        (answer.value, note)
+                    }
+                    Asked::Fraction(lower, upper) => {
+                        (fraction_of_classic(lower.values[step], upper.values[step], &mut buckets), None)
+                    }
+                },
+            };
+            if let Some(note) = note {
+                self.note(&note, name, context.span);
+            }
+            out.put(step, value);
+        }
+        out
+    }
+
+    /// Gives an answer its labels: with the quantile in one of them where there are several.
+    fn label_answers(&self, family: &Family, label: Option<&str>, asked: &Asked, column: Column, out: &mut Vec<Row>) {
+        let labels = self.without_name(&family.labels);
+        let (Some(label), Asked::Quantile(q)) = (label, asked) else {
+            out.push(Row { labels, drop_name: true, column });
+            return;
+        };
+        // A quantile may change from step to step, and its label with it.
+        let mut rows: Vec<(u64, Row)> = Vec::new();
+        for step in column.present.iter() {
+            let bits = q.values[step].to_bits();
+            let at = rows.iter().position(|(have, _)| *have == bits).unwrap_or_else(|| {
+                let labels = labels.to_builder().set(label, &open_metrics_float(q.values[step])).build();
+                rows.push((bits, Row { labels, drop_name: true, column: Column::new(column.values.len()) }));
+                rows.len() - 1
+            });
+            rows[at].1.column.put(step, column.values[step]);
+        }
+        out.extend(rows.into_iter().map(|(_, row)| row));
+    }
+}
+
+/// A float as OpenMetrics writes it: always with a point or an exponent.
+fn open_metrics_float(value: f64) -> String {
+    let text = go_float(value);
+    if value.is_finite() && !text.contains(['.', 'e']) { format!("{text}.0") } else { text }
+}

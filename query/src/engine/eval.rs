@@ -1,0 +1,356 @@
+//! The walk over the plan: all branches are here, the work is in the files beside.
+//!
+//! Rows are *pushed*: [`Evaluator::stream`] makes one row after another and hands each to a sink, so that an
+//! aggregation over a hundred thousand series holds its groups and one row. What needs all rows at once (matching,
+//! sorting, quantiles of buckets) collects them first ([`Evaluator::rows`]).
+
+use std::cell::{Cell, RefCell};
+
+use engram_model::time::Stopwatch;
+use engram_model::{Labels, Millis};
+
+use crate::error::Error;
+use crate::functions::{Note, Notes};
+use crate::parse::ast::{Span, ValueType};
+use crate::plan::{Node, Plan};
+use crate::port::Selection;
+
+use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
+use super::{Budget, Cancel};
+
+/// Takes one row; it may take the row's memory and leave any other row in its place.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(&mut Row) -> Result<(), Error>;
+
+/// Samples between two looks at the clock.
+const CHECK_EVERY: u64 = 8192;
+
+/// What running a plan needs and counts. One thread's.
+pub(super) struct Evaluator<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) selections: &'a [Selection],
+    pub(super) budget: &'a Budget,
+    pub(super) cancel: &'a Cancel,
+    pub(super) watch: Stopwatch,
+    /// Warnings and infos so far.
+    pub(super) notes: RefCell<Notes>,
+    /// Samples held now.
+    held: Cell<u64>,
+    /// Most samples held at once.
+    peak: Cell<u64>,
+    /// Samples looked at.
+    looked_at: Cell<u64>,
+    /// Work since the last look at the clock.
+    unchecked: Cell<u64>,
+}
+
+/// What is said where a query is stopped.
+const STAGE: &str = "expression evaluation";
+
+impl<'a> Evaluator<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        selections: &'a [Selection],
+        budget: &'a Budget,
+        cancel: &'a Cancel,
+        watch: Stopwatch,
+    ) -> Self {
+        Self {
+            plan,
+            selections,
+            budget,
+            cancel,
+            watch,
+            notes: RefCell::default(),
+            held: Cell::new(0),
+            peak: Cell::new(0),
+            looked_at: Cell::new(0),
+            unchecked: Cell::new(CHECK_EVERY),
+        }
+    }
+
+    /// Counts work done and, every few thousand samples, stops when the time or the client is gone.
+    pub(super) fn tick(&self, work: u64) -> Result<(), Error> {
+        let unchecked = self.unchecked.get() + work;
+        if unchecked < CHECK_EVERY {
+            self.unchecked.set(unchecked);
+            return Ok(());
+        }
+        self.unchecked.set(0);
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled { stage: STAGE });
+        }
+        if self.watch.elapsed() > self.budget.timeout {
+            return Err(Error::Timeout { stage: STAGE });
+        }
+        Ok(())
+    }
+
+    /// Counts samples that are held from now on.
+    pub(super) fn hold(&self, samples: u64) -> Result<(), Error> {
+        let held = self.held.get() + samples;
+        self.held.set(held);
+        self.peak.set(self.peak.get().max(held));
+        if held > self.budget.samples_max {
+            return Err(too_many_samples());
+        }
+        Ok(())
+    }
+
+    /// Counts samples that are held no longer.
+    pub(super) fn release(&self, samples: u64) {
+        self.held.set(self.held.get().saturating_sub(samples));
+    }
+
+    /// Counts samples looked at.
+    pub(super) fn look_at(&self, samples: u64) {
+        self.looked_at.set(self.looked_at.get() + samples);
+    }
+
+    pub(super) fn samples_total(&self) -> u64 {
+        self.looked_at.get()
+    }
+
+    pub(super) fn samples_peak(&self) -> u64 {
+        self.peak.get()
+    }
+
+    /// Makes a remark about a place of the query.
+    pub(super) fn note(&self, note: &Note, metric_name: &str, span: Span) {
+        self.notes.borrow_mut().add_at(note, metric_name, span);
+    }
+
+    /// Ends the query when a kernel has said so.
+    pub(super) fn check_failure(&self) -> Result<(), Error> {
+        match self.notes.borrow_mut().take_failure() {
+            Some(text) => Err(Error::Execution(text)),
+            None => Ok(()),
+        }
+    }
+
+    /// Labels after a function has changed what the series means. With delayed removal they stay until the end.
+    pub(super) fn without_name(&self, labels: &Labels) -> Labels {
+        if self.budget.delayed_name_removal { labels.clone() } else { without_metadata(labels) }
+    }
+
+    /// Refuses more steps than samples may be held, before a column of them is made.
+    fn check_steps(&self, steps: Steps) -> Result<(), Error> {
+        self.tick(1)?;
+        if steps.count as u64 > self.budget.samples_max {
+            return Err(too_many_samples());
+        }
+        Ok(())
+    }
+
+    /// Makes the rows of a vector or scalar one by one.
+    pub(super) fn stream(&self, node: &Node, steps: Steps, sink: Sink<'_>) -> Result<(), Error> {
+        self.check_steps(steps)?;
+        if steps.count == 0 {
+            return Ok(());
+        }
+        match node {
+            Node::Instant(selector) => self.stream_selector(selector, steps, sink),
+            Node::Call(call) => self.stream_call(call, steps, sink),
+            Node::Negate(inner) => self.stream_negated(inner, steps, sink),
+            Node::Binary(binary) if binary.lhs.yields() != binary.rhs.yields() => {
+                self.stream_with_scalar(binary, steps, sink)
+            }
+            _ => {
+                for row in &mut self.rows(node, steps)? {
+                    self.release(row.column.weight());
+                    sink(row)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// All rows of a vector or scalar, counted as held.
+    pub(super) fn rows(&self, node: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
+        self.check_steps(steps)?;
+        if steps.count == 0 {
+            return Ok(Vec::new());
+        }
+        let rows = match node {
+            Node::Number(value, _) => vec![constant(*value, steps)],
+            Node::Once(inner) => return self.once(inner, steps),
+            Node::Aggregate(aggregate) => self.aggregate(aggregate, steps)?,
+            Node::Binary(binary) => match (binary.lhs.yields(), binary.rhs.yields()) {
+                (ValueType::Scalar, ValueType::Scalar) => vec![self.scalars(binary, steps)?],
+                (ValueType::Vector, ValueType::Vector) => self.vectors(binary, steps)?,
+                _ => return self.collect(node, steps),
+            },
+            Node::Call(call) => match self.whole_call(call, steps)? {
+                Some(rows) => rows,
+                None => return self.collect(node, steps),
+            },
+            Node::Instant(_) | Node::Negate(_) => return self.collect(node, steps),
+            Node::Text(..) | Node::Range(_) | Node::Subquery(_) => {
+                return Err(Error::Execution("a range vector or string stands where a vector is needed".to_owned()));
+            }
+        };
+        self.hold(weight(&rows))?;
+        Ok(rows)
+    }
+
+    /// Collects what is streamed, counted as held.
+    fn collect(&self, node: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
+        let mut rows = Vec::new();
+        self.stream(node, steps, &mut |row| {
+            self.hold(row.column.weight())?;
+            rows.push(std::mem::take(row));
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// One value for each step: a scalar expression.
+    pub(super) fn scalar(&self, node: &Node, steps: Steps) -> Result<Column, Error> {
+        let rows = self.rows(node, steps)?;
+        self.release(weight(&rows));
+        match rows.into_iter().next() {
+            Some(row) => Ok(row.column),
+            None => Ok(constant(f64::NAN, steps).column),
+        }
+    }
+
+    /// Evaluates at the first step and says the same at all.
+    fn once(&self, inner: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
+        let first = Steps { count: 1, is_instant: true, ..steps };
+        let before = self.looked_at.get();
+        let mut rows = self.rows(inner, first)?;
+        let each = self.looked_at.get() - before;
+        self.look_at(each.saturating_mul(steps.count as u64 - 1));
+        if steps.count == 1 {
+            return Ok(rows);
+        }
+        for row in &mut rows {
+            self.release(row.column.weight());
+            let narrow = std::mem::replace(&mut row.column, Column::new(steps.count));
+            match narrow.get(0) {
+                Some(point) => (0..steps.count).for_each(|step| row.column.put_point(step, point.clone())),
+                None => continue,
+            }
+            self.tick(steps.count as u64)?;
+            self.hold(row.column.weight())?;
+        }
+        Ok(rows)
+    }
+
+    fn stream_negated(&self, inner: &Node, steps: Steps, sink: Sink<'_>) -> Result<(), Error> {
+        let negate = |row: &mut Row| {
+            row.labels = self.without_name(&row.labels);
+            row.drop_name = true;
+            for step in row.column.present.iter() {
+                row.column.values[step] = -row.column.values[step];
+            }
+            for (_, histogram) in &mut row.column.histograms {
+                *histogram = super::histograms::scaled(histogram, -1.0);
+            }
+        };
+        if self.names_stay_unique(inner) {
+            return self.stream(inner, steps, &mut |row| {
+                negate(row);
+                sink(row)
+            });
+        }
+        let mut rows = self.rows(inner, steps)?;
+        self.release(weight(&rows));
+        rows.iter_mut().for_each(negate);
+        for row in &mut merge_same(rows)? {
+            sink(row)?;
+        }
+        Ok(())
+    }
+
+    /// Whether rows of `node` differ even without their names, so that a function that drops names can push its rows
+    /// on without looking at all of them. Unknown counts as no.
+    pub(super) fn names_stay_unique(&self, node: &Node) -> bool {
+        if self.budget.delayed_name_removal {
+            return true;
+        }
+        match node {
+            Node::Number(..) | Node::Aggregate(_) => true,
+            Node::Instant(selector) => self.selection_stays_unique(selector.select),
+            Node::Range(range) => self.selection_stays_unique(range.of.select),
+            Node::Negate(inner) | Node::Once(inner) => self.names_stay_unique(inner),
+            Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
+                (ValueType::Scalar, ValueType::Scalar) => true,
+                (ValueType::Vector, ValueType::Scalar) => self.names_stay_unique(&b.lhs),
+                (ValueType::Scalar, ValueType::Vector) => self.names_stay_unique(&b.rhs),
+                _ => false,
+            },
+            Node::Call(call) => {
+                node.yields() == ValueType::Scalar
+                    || (super::call::is_row_by_row(call.func)
+                        && call.args.iter().all(|arg| arg.yields() == ValueType::String || self.names_stay_unique(arg)))
+            }
+            Node::Text(..) | Node::Subquery(_) => false,
+        }
+    }
+
+    fn selection_stays_unique(&self, select: usize) -> bool {
+        let series = &self.selections[select].series;
+        let mut seen = hashbrown::HashSet::with_capacity(series.len());
+        series.iter().all(|one| {
+            let hash = match one.labels.iter().any(|(name, _)| is_metadata(name)) {
+                true => without_metadata(&one.labels).hash128(),
+                false => one.labels.hash128(),
+            };
+            seen.insert(hash)
+        })
+    }
+
+    /// Ends a function of the instant-vector kind whose rows may have come to the same labels.
+    pub(super) fn merged(&self, rows: Vec<Row>, steps: Steps) -> Result<Vec<Row>, Error> {
+        if self.budget.delayed_name_removal && steps.is_instant {
+            return Ok(rows);
+        }
+        merge_same(rows)
+    }
+
+    /// Ends a function of ranges whose rows may have come to the same labels, which is an error at once.
+    pub(super) fn distinct(&self, rows: &[Row]) -> Result<(), Error> {
+        if !self.budget.delayed_name_removal && has_duplicates(rows) {
+            return Err(super::row::duplicates());
+        }
+        Ok(())
+    }
+}
+
+fn too_many_samples() -> Error {
+    Error::OverBudget("query processing would load too many samples into memory in query execution".to_owned())
+}
+
+/// Labels that say what a metric is, and go when a function makes something else of it.
+pub(super) fn is_metadata(label: &str) -> bool {
+    matches!(label, "__name__" | "__type__" | "__unit__")
+}
+
+/// Labels without [`is_metadata`].
+pub(super) fn without_metadata(labels: &Labels) -> Labels {
+    if labels.iter().any(|(name, _)| is_metadata(name)) { labels.without(is_metadata) } else { labels.clone() }
+}
+
+/// A number at all steps.
+pub(super) fn constant(value: f64, steps: Steps) -> Row {
+    let mut column = Column::new(steps.count);
+    (0..steps.count).for_each(|step| column.put(step, value));
+    Row { labels: Labels::empty(), drop_name: false, column }
+}
+
+/// Samples in rows.
+pub(super) fn weight(rows: &[Row]) -> u64 {
+    rows.iter().map(|row| row.column.weight()).sum()
+}
+
+/// All steps at which any row has a value.
+pub(super) fn taken(rows: &[Row], steps: Steps) -> Bits {
+    let mut bits = Bits::new(steps.count);
+    rows.iter().for_each(|row| bits.join(&row.column.taken()));
+    bits
+}
+
+/// Seconds of a time.
+pub(super) fn seconds(at: Millis) -> f64 {
+    at as f64 / 1000.0
+}

@@ -1,0 +1,381 @@
+//! Two vectors: which series meet, and what comes of it.
+//!
+//! Series are put into groups by the labels that must agree. A group is then worked off over all steps at once: most
+//! have one series on either side, and cost one pass over two arrays. What upstream checks step by step (two series of
+//! one group on the "one" side) is checked where a group has more than one there.
+//!
+//! Source: `prometheus promql/engine.go` (`VectorBinop`, `VectorAnd`, `VectorOr`, `VectorUnless`), Prometheus 3.14.
+
+use engram_model::Labels;
+use engram_model::labels::METRIC_NAME;
+use hashbrown::{HashMap, HashSet};
+
+use crate::error::Error;
+use crate::functions::{Note, Point};
+use crate::parse::ast::{BinaryOp, Cardinality, VectorMatching};
+use crate::plan::Binary;
+
+use super::binary::{changes_meaning, combine};
+use super::eval::{Evaluator, is_metadata, taken, weight};
+use super::row::{Bits, Collector, Row, Steps, merge_same};
+
+/// Rows of both sides whose matching labels agree, by index.
+#[derive(Default)]
+struct Group {
+    left: Vec<usize>,
+    right: Vec<usize>,
+}
+
+/// Labels that decide about a match, and those that do not.
+fn match_labels(labels: &Labels, matching: &VectorMatching) -> Labels {
+    let named = |name: &str| matching.labels.iter().any(|have| have == name);
+    match matching.on {
+        true => labels.without(|name| !named(name)),
+        false => labels.without(|name| name == METRIC_NAME || named(name)),
+    }
+}
+
+/// Groups in order of first appearance, left rows first.
+fn group(lhs: &[Row], rhs: &[Row], matching: &VectorMatching) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut index: HashMap<Labels, usize> = HashMap::with_capacity(lhs.len());
+    let mut place = |labels: &Labels, groups: &mut Vec<Group>| {
+        *index.entry(match_labels(labels, matching)).or_insert_with(|| {
+            groups.push(Group::default());
+            groups.len() - 1
+        })
+    };
+    for (i, row) in lhs.iter().enumerate() {
+        let at = place(&row.labels, &mut groups);
+        groups[at].left.push(i);
+    }
+    for (i, row) in rhs.iter().enumerate() {
+        let at = place(&row.labels, &mut groups);
+        groups[at].right.push(i);
+    }
+    groups
+}
+
+/// The last remark of each step: upstream makes one a step, and the last one wins.
+#[derive(Default)]
+struct StepNotes(HashMap<usize, (usize, Note)>);
+
+impl StepNotes {
+    fn put(&mut self, step: usize, order: usize, note: Note) {
+        match self.0.get(&step) {
+            Some((have, _)) if *have > order => {}
+            _ => {
+                self.0.insert(step, (order, note));
+            }
+        }
+    }
+}
+
+/// Everything one operation on two vectors needs. Sides are swapped for `group_right`: left is "many".
+struct Matching<'a> {
+    binary: &'a Binary,
+    lhs: &'a [Row],
+    rhs: &'a [Row],
+    swapped: bool,
+    steps: Steps,
+    /// Steps at which anything can match at all.
+    active: Bits,
+    delayed: bool,
+    out: Collector,
+    notes: StepNotes,
+    /// Output rows by operands (`usize::MAX`: a filled one).
+    made: HashMap<(usize, usize), (usize, Labels)>,
+}
+
+impl Evaluator<'_> {
+    /// Two vectors under any operator.
+    pub(super) fn vectors(&self, binary: &Binary, steps: Steps) -> Result<Vec<Row>, Error> {
+        let lhs = self.rows(&binary.lhs, steps)?;
+        let rhs = self.rows(&binary.rhs, steps)?;
+        let held = weight(&lhs) + weight(&rhs);
+        let out = match binary.op {
+            BinaryOp::And | BinaryOp::Or | BinaryOp::Unless => self.sets(binary, lhs, rhs, steps)?,
+            _ => self.matched(binary, &lhs, &rhs, steps)?,
+        };
+        self.release(held);
+        Ok(out)
+    }
+
+    fn sets(&self, binary: &Binary, mut lhs: Vec<Row>, mut rhs: Vec<Row>, steps: Steps) -> Result<Vec<Row>, Error> {
+        let groups = group(&lhs, &rhs, &binary.matching);
+        for group in &groups {
+            let bits_of = |rows: &[Row], which: &[usize]| {
+                let mut bits = Bits::new(steps.count);
+                which.iter().for_each(|i| bits.join(&rows[*i].column.taken()));
+                bits
+            };
+            self.tick((group.left.len() + group.right.len()) as u64)?;
+            if binary.op == BinaryOp::Or {
+                let left = bits_of(&lhs, &group.left);
+                for i in &group.right {
+                    let mut keep = rhs[*i].column.taken();
+                    keep.remove(&left);
+                    rhs[*i].column.keep(&keep);
+                }
+                continue;
+            }
+            let right = bits_of(&rhs, &group.right);
+            for i in &group.left {
+                let mut keep = lhs[*i].column.taken();
+                if binary.op == BinaryOp::And {
+                    keep.keep(&right)
+                } else {
+                    keep.remove(&right)
+                }
+                lhs[*i].column.keep(&keep);
+            }
+        }
+        if binary.op == BinaryOp::Or {
+            lhs.append(&mut rhs);
+        }
+        lhs.retain(|row| !row.column.is_empty());
+        if self.budget.delayed_name_removal && steps.is_instant { Ok(lhs) } else { merge_same(lhs) }
+    }
+
+    fn matched(&self, binary: &Binary, lhs: &[Row], rhs: &[Row], steps: Steps) -> Result<Vec<Row>, Error> {
+        let swapped = binary.matching.cardinality == Cardinality::OneToMany;
+        let (lhs, rhs) = if swapped { (rhs, lhs) } else { (lhs, rhs) };
+        let delayed = self.budget.delayed_name_removal;
+        let mut active = taken(lhs, steps);
+        match binary.matching.fill_left.is_none() && binary.matching.fill_right.is_none() {
+            true => active.keep(&taken(rhs, steps)),
+            false => active.join(&taken(rhs, steps)),
+        }
+        let mut matching = Matching {
+            binary,
+            lhs,
+            rhs,
+            swapped,
+            steps,
+            active,
+            delayed,
+            out: Collector::new(steps, delayed && steps.is_instant),
+            notes: StepNotes::default(),
+            made: HashMap::new(),
+        };
+        let mut groups = group(lhs, rhs, &binary.matching);
+        for group in &groups {
+            matching.check_one_side(group)?;
+        }
+        // What the right side alone gives to is made last, in its own order.
+        groups.sort_by_key(|group| group.left.is_empty());
+        for group in &groups {
+            self.tick(((group.left.len() + group.right.len()) * steps.count) as u64)?;
+            matching.work_off(group)?;
+        }
+        for (_, note) in matching.notes.0.into_values() {
+            self.note(&note, "", binary.span);
+        }
+        Ok(matching.out.finish())
+    }
+}
+
+/// One operand at one step: the row (none for a filled value) and its value.
+struct Operand<'a> {
+    row: Option<usize>,
+    labels: &'a Labels,
+    value: Point,
+}
+
+impl Matching<'_> {
+    fn is_one_to_one(&self) -> bool {
+        self.binary.matching.cardinality == Cardinality::OneToOne
+    }
+
+    /// # Errors
+    /// When two series of a group have a value at one step on the side that may have one.
+    fn check_one_side(&self, group: &Group) -> Result<(), Error> {
+        let mut seen = Bits::new(self.steps.count);
+        for (n, i) in group.right.iter().enumerate() {
+            let mut bits = self.rhs[*i].column.taken();
+            bits.keep(&self.active);
+            if let Some(step) = (seen.meets(&bits)).then(|| bits.iter().find(|step| seen.has(*step))).flatten() {
+                let earlier = group.right[..n].iter().rev().find(|j| self.rhs[**j].column.has(step));
+                return Err(self.duplicate(*i, *earlier.unwrap_or(i)));
+            }
+            seen.join(&bits);
+        }
+        Ok(())
+    }
+
+    fn duplicate(&self, a: usize, b: usize) -> Error {
+        let mut texts = [print_labels(&self.rhs[a].labels), print_labels(&self.rhs[b].labels)];
+        texts.sort();
+        Error::Execution(format!(
+            "found duplicate series for the match group {} on the {} hand-side of the operation: [{}, {}];many-to-many \
+             matching not allowed: matching labels must be unique on one side",
+            print_labels(&match_labels(&self.rhs[a].labels, &self.binary.matching)),
+            if self.swapped { "left" } else { "right" },
+            texts[0],
+            texts[1]
+        ))
+    }
+
+    fn work_off(&mut self, group: &Group) -> Result<(), Error> {
+        let fill_right = self.binary.matching.fill_right;
+        let fill_left = self.binary.matching.fill_left;
+        if group.right.is_empty() && fill_right.is_none() || group.left.is_empty() && fill_left.is_none() {
+            return Ok(());
+        }
+        if self.work_off_floats(group)? {
+            return Ok(());
+        }
+        let (lhs, rhs) = (self.lhs, self.rhs);
+        let filler = match group.left.first().map(|i| &lhs[*i]).or(group.right.first().map(|i| &rhs[*i])) {
+            Some(row) => match_labels(&row.labels, &self.binary.matching),
+            None => return Ok(()),
+        };
+        let active = self.active.clone();
+        let mut inserted: HashSet<Labels> = HashSet::new();
+        for step in active.iter() {
+            let right = group.right.iter().find_map(|i| Some((*i, rhs[*i].column.get(step)?)));
+            let is_right = right.is_some();
+            let right = match (right, fill_right) {
+                (Some((i, value)), _) => Some(Operand { row: Some(i), labels: &rhs[i].labels, value }),
+                (None, Some(fill)) => Some(Operand { row: None, labels: &filler, value: Point::Float(fill) }),
+                (None, None) => None,
+            };
+            let mut matched = false;
+            inserted.clear();
+            if let Some(right) = &right {
+                for i in &group.left {
+                    let Some(value) = lhs[*i].column.get(step) else { continue };
+                    let left = Operand { row: Some(*i), labels: &lhs[*i].labels, value };
+                    self.combine(&left, right, step, &mut matched, &mut inserted)?;
+                }
+            }
+            if let (false, true, Some(fill), Some(right)) = (matched, is_right, fill_left, &right) {
+                let left = Operand { row: None, labels: &filler, value: Point::Float(fill) };
+                self.combine(&left, right, step, &mut matched, &mut inserted)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Works off a group of floats with one series on the "one" side, column by column. Says no where a step needs a
+    /// closer look.
+    fn work_off_floats(&mut self, group: &Group) -> Result<bool, Error> {
+        let matching = &self.binary.matching;
+        let op = self.binary.op;
+        let (lhs, rhs) = (self.lhs, self.rhs);
+        let [one] = group.right.as_slice() else { return Ok(false) };
+        let has_histograms = |row: &Row| !row.column.histograms.is_empty();
+        if matching.fill_left.is_some()
+            || matching.fill_right.is_some()
+            || matches!(op, BinaryOp::TrimUpper | BinaryOp::TrimLower)
+            || (self.is_one_to_one() && group.left.len() > 1)
+            || has_histograms(&rhs[*one])
+            || group.left.iter().any(|i| has_histograms(&lhs[*i]))
+        {
+            return Ok(false);
+        }
+        let right = &rhs[*one];
+        let operand = |row, labels| Operand { row, labels, value: Point::Float(0.0) };
+        let mut both = Vec::with_capacity(group.left.len());
+        for i in &group.left {
+            let mut bits = lhs[*i].column.present.clone();
+            bits.keep(&right.column.present);
+            if bits.is_empty() {
+                continue;
+            }
+            let left = operand(Some(*i), &lhs[*i].labels);
+            let target = self.target(&left, &operand(Some(*one), &right.labels)).0;
+            if both.iter().any(|(_, other, _)| *other == target) {
+                return Ok(false);
+            }
+            both.push((*i, target, bits));
+        }
+        for (i, target, bits) in both {
+            for step in bits.iter() {
+                let (many, one) = (lhs[i].column.values[step], right.column.values[step]);
+                let (a, b) = if self.swapped { (one, many) } else { (many, one) };
+                let value = match op.is_comparison() && !self.binary.return_bool {
+                    true if super::binary::compares(op, a, b) => a,
+                    true => continue,
+                    false => super::binary::floats(op, a, b),
+                };
+                self.out.put(target, step, Point::Float(value))?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn combine(
+        &mut self,
+        left: &Operand<'_>,
+        right: &Operand<'_>,
+        step: usize,
+        matched: &mut bool,
+        inserted: &mut HashSet<Labels>,
+    ) -> Result<(), Error> {
+        let order = left.row.unwrap_or(self.lhs.len() + right.row.unwrap_or(0));
+        let (a, b) = if self.swapped { (&right.value, &left.value) } else { (&left.value, &right.value) };
+        let combined = match combine(self.binary.op, a, b) {
+            Ok(combined) => combined,
+            Err(note) => {
+                self.notes.put(step, order, note);
+                return Ok(());
+            }
+        };
+        if let Some(note) = combined.note {
+            self.notes.put(step, order, note);
+        }
+        if self.is_one_to_one() {
+            if *matched {
+                let what =
+                    "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)";
+                return Err(Error::Execution(what.to_owned()));
+            }
+        } else if !inserted.insert(self.target(left, right).1.clone()) {
+            let what = "multiple matches for labels: grouping labels must ensure unique matches";
+            return Err(Error::Execution(what.to_owned()));
+        }
+        *matched = true;
+        let value = match (self.binary.return_bool, combined.keep) {
+            (true, keep) => Point::Float(f64::from(u8::from(keep))),
+            (false, true) => combined.value,
+            (false, false) => return Ok(()),
+        };
+        let row = self.target(left, right).0;
+        self.out.put(row, step, value)
+    }
+
+    /// The output row of two operands, and its labels.
+    fn target(&mut self, left: &Operand<'_>, right: &Operand<'_>) -> &(usize, Labels) {
+        let key = (left.row.unwrap_or(usize::MAX), right.row.unwrap_or(usize::MAX));
+        if !self.made.contains_key(&key) {
+            let labels = result_labels(left.labels, right.labels, self.binary, self.delayed);
+            let row = self.out.row(labels.clone(), self.binary.return_bool);
+            self.made.insert(key, (row, labels));
+        }
+        &self.made[&key]
+    }
+}
+
+/// Labels of a result: those of the "many" side, cut down to what was matched where both sides are "one", and with
+/// those that `group_left (…)` takes from the other.
+fn result_labels(left: &Labels, right: &Labels, binary: &Binary, delayed: bool) -> Labels {
+    let matching = &binary.matching;
+    let drops_name = changes_meaning(binary.op) || (binary.return_bool && !delayed);
+    let named = |name: &str| matching.labels.iter().any(|have| have == name);
+    let one_to_one = matching.cardinality == Cardinality::OneToOne;
+    let kept = left.without(|name| (drops_name && is_metadata(name)) || (one_to_one && matching.on != named(name)));
+    if matching.include.is_empty() {
+        return kept;
+    }
+    let mut builder = kept.to_builder();
+    for name in &matching.include {
+        builder.set(name, right.get(name).unwrap_or_default());
+    }
+    builder.build()
+}
+
+/// A label set as upstream prints it in errors.
+pub(super) fn print_labels(labels: &Labels) -> String {
+    labels.to_string()
+}

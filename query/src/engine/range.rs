@@ -1,0 +1,334 @@
+//! Functions over ranges: a window moves over the columns of one series, a kernel makes each position a value.
+//!
+//! Both ends of the window only move forward, so finding it costs nothing per step; the kernel sees slices. A subquery
+//! is evaluated first and its rows become such columns.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use engram_model::histogram::ResetHint;
+use engram_model::series::Columns;
+use engram_model::{Labels, Millis};
+
+use crate::error::Error;
+use crate::functions::{Function, Note, RangeKernel, Window, is_counter_name};
+use crate::parse::ast::{Extension, Span};
+use crate::plan::{Call, Node, Subquery};
+use crate::value::RangeSeries;
+
+use super::eval::{Evaluator, Sink, weight};
+use super::row::{Bits, Column, Row, Steps};
+use super::select::drop_stale;
+
+/// Position of a window in the columns of a series.
+#[derive(Default)]
+pub(super) struct Cursor {
+    floats: (usize, usize),
+    histograms: (usize, usize),
+}
+
+impl Cursor {
+    /// Moves to the samples of `(start, end]`; neither may go back.
+    #[inline]
+    pub(super) fn move_to(&mut self, columns: &Columns, start: Millis, end: Millis) {
+        advance(&columns.times, &mut self.floats, start, end);
+        if !columns.histogram_times.is_empty() {
+            advance(&columns.histogram_times, &mut self.histograms, start, end);
+        }
+    }
+
+    /// The window here; `range` is what the query asked for, without what an extension adds.
+    #[inline]
+    pub(super) fn window<'c>(
+        &self,
+        columns: &'c Columns,
+        range: (Millis, Millis),
+        at: Millis,
+        extension: Extension,
+    ) -> Window<'c> {
+        let floats = self.floats.0..self.floats.1;
+        let histograms = self.histograms.0..self.histograms.1;
+        Window {
+            times: &columns.times[floats.clone()],
+            values: &columns.values[floats.clone()],
+            starts: columns.starts.get(floats).unwrap_or_default(),
+            histogram_times: &columns.histogram_times[histograms.clone()],
+            histograms: &columns.histograms[histograms.clone()],
+            histogram_starts: columns.histogram_starts.get(histograms).unwrap_or_default(),
+            range_start: range.0,
+            range_end: range.1,
+            at,
+            extension,
+        }
+    }
+}
+
+#[inline]
+fn advance(times: &[Millis], window: &mut (usize, usize), start: Millis, end: Millis) {
+    while window.1 < times.len() && times[window.1] <= end {
+        window.1 += 1;
+    }
+    while window.0 < window.1 && times[window.0] <= start {
+        window.0 += 1;
+    }
+}
+
+/// The range argument of a function, seen alike for selectors and subqueries.
+struct Ranged<'a> {
+    node: &'a Node,
+    range_ms: i64,
+    extension: Extension,
+}
+
+impl Ranged<'_> {
+    fn data_time(&self, at: Millis) -> Millis {
+        match self.node {
+            Node::Range(range) => range.of.data_time(at),
+            Node::Subquery(subquery) => subquery.data_time(at),
+            _ => at,
+        }
+    }
+}
+
+/// How one function is applied to each series.
+struct Applied<'a> {
+    kernel: RangeKernel,
+    function: &'a Function,
+    ranged: Ranged<'a>,
+    /// Scalar arguments over all steps.
+    params: Vec<Column>,
+    /// Where the first argument stands.
+    span: Span,
+    steps: Steps,
+}
+
+impl Evaluator<'_> {
+    /// The rows of `rate(x[5m])` and all others of its kind.
+    pub(super) fn stream_range_function(
+        &self,
+        call: &Call,
+        function: &Function,
+        kernel: RangeKernel,
+        steps: Steps,
+        sink: Sink<'_>,
+    ) -> Result<(), Error> {
+        let Some(ranged) = ranged(call) else {
+            return Err(Error::Execution(format!("{} needs a range vector", call.func)));
+        };
+        check_extension(function, ranged.extension)?;
+        let params = call.args.iter().filter(|arg| !is_range(arg)).map(|arg| self.scalar(arg, steps));
+        let params = params.collect::<Result<Vec<_>, _>>()?;
+        let span = call.args.first().map_or(call.span, Node::span);
+        let is_unique = !function.drops_name || self.names_stay_unique(ranged.node);
+        let applied = Applied { kernel, function, ranged, params, span, steps };
+        if is_unique {
+            return self.apply(&applied, sink);
+        }
+        let mut rows = Vec::new();
+        self.apply(&applied, &mut |row| {
+            rows.push(std::mem::take(row));
+            Ok(())
+        })?;
+        self.distinct(&rows)?;
+        rows.iter_mut().try_for_each(sink)
+    }
+
+    fn apply(&self, applied: &Applied<'_>, sink: Sink<'_>) -> Result<(), Error> {
+        let mut row = Row::default();
+        let mut params = Vec::with_capacity(applied.params.len());
+        self.each_ranged(&applied.ranged, applied.steps, &mut |labels, drop_name, columns| {
+            self.apply_to_series(applied, labels, columns, &mut params, &mut row.column)?;
+            self.check_failure()?;
+            if row.column.is_empty() {
+                return Ok(());
+            }
+            self.check_counter(applied, labels, &row.column);
+            row.drop_name = applied.function.drops_name || drop_name;
+            row.labels = if row.drop_name { self.without_name(labels) } else { labels.clone() };
+            sink(&mut row)
+        })
+    }
+
+    /// Moves the window over one series.
+    fn apply_to_series(
+        &self,
+        applied: &Applied<'_>,
+        labels: &Labels,
+        columns: &mut Columns,
+        params: &mut Vec<f64>,
+        out: &mut Column,
+    ) -> Result<(), Error> {
+        let steps = applied.steps;
+        out.reset(steps.count);
+        if !(self.budget.use_start_timestamps && applied.function.reads_starts) {
+            columns.starts.clear();
+            columns.histogram_starts.clear();
+        }
+        let mut notes = self.notes.borrow_mut();
+        notes.enter(labels.metric_name(), applied.span);
+        let mut looked_at = 0;
+        self.each_window(&applied.ranged, columns, steps, |step, window| {
+            params.clear();
+            params.extend(applied.params.iter().map(|column| column.values[step]));
+            looked_at += window.times.len() as u64
+                + window.histograms.iter().map(|h| super::row::histogram_weight(h)).sum::<u64>();
+            if let Some(point) = (applied.kernel)(window, params, &mut notes) {
+                out.put_point(step, point);
+            }
+        });
+        self.look_at(looked_at);
+        self.tick(looked_at / 4)
+    }
+
+    /// Calls `f` for each step whose window has samples.
+    fn each_window(&self, ranged: &Ranged<'_>, columns: &Columns, steps: Steps, mut f: impl FnMut(usize, &Window<'_>)) {
+        let lookback = self.budget.lookback_ms;
+        let (before, after) = match ranged.extension {
+            Extension::None => (0, 0),
+            Extension::Anchored => (lookback, 0),
+            Extension::Smoothed => (lookback, lookback),
+        };
+        let mut cursor = Cursor::default();
+        for step in 0..steps.count {
+            let at = steps.at(step);
+            let end = ranged.data_time(at);
+            let start = end.saturating_sub(ranged.range_ms);
+            cursor.move_to(columns, start.saturating_sub(before), end.saturating_add(after));
+            let window = cursor.window(columns, (start, end), at, ranged.extension);
+            if !window.times.is_empty() || !window.histogram_times.is_empty() {
+                f(step, &window);
+            }
+        }
+    }
+
+    /// The series of a range argument, staleness markers taken out; the flag: its name is to go already.
+    fn each_ranged(
+        &self,
+        ranged: &Ranged<'_>,
+        steps: Steps,
+        f: &mut dyn FnMut(&Labels, bool, &mut Columns) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match ranged.node {
+            Node::Range(range) => self.each_series(&range.of, &mut |labels, columns| {
+                drop_stale(columns);
+                f(labels, false, columns)
+            }),
+            Node::Subquery(subquery) => {
+                let inner = inner_steps(subquery, steps);
+                let rows = self.rows(&subquery.inner, inner)?;
+                let held = weight(&rows);
+                let mut columns = Columns::default();
+                for row in &rows {
+                    self.tick(inner.count as u64)?;
+                    to_columns(row, inner, &mut columns);
+                    f(&row.labels, row.drop_name, &mut columns)?;
+                }
+                self.release(held);
+                Ok(())
+            }
+            _ => Err(Error::Execution("a range vector is needed".to_owned())),
+        }
+    }
+
+    /// Says so when a counter's function met a metric that does not look like one.
+    fn check_counter(&self, applied: &Applied<'_>, labels: &Labels, column: &Column) {
+        let name = labels.metric_name();
+        if applied.function.wants_counter && !name.is_empty() && !is_counter_name(name) && !column.present.is_empty() {
+            self.note(&Note::PossibleNonCounter, name, applied.span);
+        }
+    }
+
+    /// The steps at which any series of a range argument has a sample.
+    pub(super) fn steps_with_samples(&self, call: &Call, steps: Steps) -> Result<Bits, Error> {
+        let mut bits = Bits::new(steps.count);
+        let Some(ranged) = ranged(call) else { return Ok(bits) };
+        if let Some(function) = crate::functions::lookup(call.func) {
+            check_extension(function, ranged.extension)?;
+        }
+        self.each_ranged(&ranged, steps, &mut |_, _, columns| {
+            self.each_window(&ranged, columns, steps, |step, _| bits.set(step));
+            Ok(())
+        })?;
+        Ok(bits)
+    }
+
+    /// A subquery as the answer of a query.
+    pub(super) fn subquery_result(&self, subquery: &Subquery, at: Millis) -> Result<(Vec<Row>, Steps), Error> {
+        let steps = inner_steps(subquery, Steps::new(at, at, 1));
+        Ok((self.rows(&subquery.inner, steps)?, steps))
+    }
+}
+
+fn is_range(node: &Node) -> bool {
+    matches!(node, Node::Range(_) | Node::Subquery(_))
+}
+
+/// The range argument of a call.
+fn ranged(call: &Call) -> Option<Ranged<'_>> {
+    call.args.iter().find_map(|node| match node {
+        Node::Range(range) => Some(Ranged { node, range_ms: range.range_ms, extension: range.of.extension }),
+        Node::Subquery(s) => Some(Ranged { node, range_ms: s.range_ms, extension: Extension::None }),
+        _ => None,
+    })
+}
+
+/// Whether a function can do with what an extension adds to its windows.
+fn check_extension(function: &Function, extension: Extension) -> Result<(), Error> {
+    let (word, allowed): (_, fn(&Function) -> bool) = match extension {
+        Extension::None => return Ok(()),
+        Extension::Anchored => ("anchored", |f| f.anchored),
+        Extension::Smoothed => ("smoothed", |f| f.smoothed),
+    };
+    if allowed(function) {
+        return Ok(());
+    }
+    let mut names = crate::functions::FUNCTIONS.iter().filter(|f| allowed(f)).map(|f| f.name).collect::<Vec<_>>();
+    names.sort_unstable();
+    Err(Error::Execution(format!(
+        "{word} modifier can only be used with: {} - not with {}",
+        names.join(", "),
+        function.name
+    )))
+}
+
+/// The evaluation times of a subquery: multiples of its step, whatever the query's own times are.
+fn inner_steps(subquery: &Subquery, outer: Steps) -> Steps {
+    let end = subquery.data_time(outer.last());
+    let open = subquery.data_time(outer.start).saturating_sub(subquery.range_ms);
+    let mut start = open / subquery.step_ms * subquery.step_ms;
+    if start <= open {
+        start = start.saturating_add(subquery.step_ms);
+    }
+    Steps::new(start, end, subquery.step_ms)
+}
+
+/// A row as the samples of a series.
+fn to_columns(row: &Row, steps: Steps, out: &mut Columns) {
+    out.clear();
+    for step in row.column.present.iter() {
+        out.times.push(steps.at(step));
+        out.values.push(row.column.values[step]);
+    }
+    for (step, histogram) in &row.column.histograms {
+        out.histogram_times.push(steps.at(*step));
+        let told = matches!(histogram.reset_hint, ResetHint::Reset | ResetHint::NoReset);
+        // What a hint says holds between stored samples; between those a subquery happens to meet it need not.
+        let histogram = if told { Cow::Owned(unhinted(histogram)) } else { Cow::Borrowed(histogram) };
+        out.histograms.push(histogram.into_owned());
+    }
+}
+
+fn unhinted(histogram: &engram_model::histogram::Histogram) -> Arc<engram_model::histogram::Histogram> {
+    Arc::new(engram_model::histogram::Histogram { reset_hint: ResetHint::Unknown, ..histogram.clone() })
+}
+
+/// Rows as series of an answer.
+pub(super) fn to_series(rows: Vec<Row>, steps: Steps) -> Vec<RangeSeries> {
+    rows.into_iter()
+        .map(|row| RangeSeries {
+            floats: row.column.present.iter().map(|step| (steps.at(step), row.column.values[step])).collect(),
+            histograms: row.column.histograms.into_iter().map(|(step, h)| (steps.at(step), h)).collect(),
+            labels: row.labels,
+        })
+        .collect()
+}

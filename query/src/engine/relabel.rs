@@ -1,0 +1,50 @@
+//! `label_replace` and `label_join`: the rows stay, their labels change.
+
+use engram_model::labels::METRIC_NAME;
+
+use crate::error::Error;
+use crate::functions::labels::{Replacer, check_join, join};
+use crate::plan::Call;
+
+use super::call::text_of;
+use super::eval::{Evaluator, weight};
+use super::row::{Row, Steps, merge_same};
+
+/// What a call does to one row.
+type Change<'a> = Box<dyn Fn(&Row) -> Option<String> + 'a>;
+
+impl Evaluator<'_> {
+    /// Either function.
+    pub(super) fn relabelled(&self, call: &Call, steps: Steps) -> Result<Vec<Row>, Error> {
+        let [vector, rest @ ..] = call.args.as_slice() else {
+            return Err(Error::Execution(format!("{} lacks an argument", call.func)));
+        };
+        let texts = rest.iter().map(text_of).collect::<Result<Vec<_>, _>>()?;
+        let (target, change) = change(call.func, &texts)?;
+        let mut rows = self.rows(vector, steps)?;
+        self.release(weight(&rows));
+        for row in &mut rows {
+            let Some(value) = change(row) else { continue };
+            row.labels = row.labels.to_builder().set(target, &value).build();
+            row.drop_name &= target != METRIC_NAME;
+        }
+        merge_same(rows)
+    }
+}
+
+fn change<'a>(func: &str, texts: &'a [String]) -> Result<(&'a str, Change<'a>), Error> {
+    match (func, texts) {
+        ("label_replace", [target, template, source, pattern]) => {
+            let replacer = Replacer::new(target, template, pattern).map_err(Error::Execution)?;
+            Ok((target, Box::new(move |row| replacer.apply(row.labels.get(source).unwrap_or_default()))))
+        }
+        ("label_join", [target, separator, sources @ ..]) => {
+            check_join(target, sources.iter().map(String::as_str)).map_err(Error::Execution)?;
+            let value = move |row: &Row| {
+                Some(join(sources.iter().map(|name| row.labels.get(name).unwrap_or_default()), separator))
+            };
+            Ok((target, Box::new(value)))
+        }
+        _ => Err(Error::Execution(format!("{func} has too few arguments"))),
+    }
+}

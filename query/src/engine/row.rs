@@ -1,0 +1,328 @@
+//! Rows: one series' values over all steps.
+//!
+//! Why columns: `sum(rate(x[5m]))` over a thousand steps is a thousand additions into one array a series, and what is
+//! not held twice is not paid for twice. Whether a step has a float is a bit, because every float (NaN too) is a value.
+//! Histograms are few and large: they lie apart, with the number of their step.
+
+use std::sync::Arc;
+
+use engram_model::histogram::Histogram;
+use engram_model::{Labels, Millis};
+use hashbrown::HashMap;
+
+use crate::error::Error;
+use crate::functions::Point;
+
+/// The evaluation times of one (sub)query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Steps {
+    /// First time.
+    pub(super) start: Millis,
+    /// Distance.
+    pub(super) step_ms: i64,
+    /// How many.
+    pub(super) count: usize,
+    /// Whether first and last time were asked to be the same: the answer's order then matters.
+    pub(super) is_instant: bool,
+}
+
+impl Steps {
+    /// From `start` to `end`, both inside.
+    pub(super) fn new(start: Millis, end: Millis, step_ms: i64) -> Self {
+        let step_ms = step_ms.max(1);
+        let count = if end < start { 0 } else { end.abs_diff(start) / step_ms.unsigned_abs() + 1 };
+        Self { start, step_ms, count: usize::try_from(count).unwrap_or(usize::MAX), is_instant: start == end }
+    }
+
+    /// Time of a step.
+    pub(super) fn at(self, step: usize) -> Millis {
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        self.start.saturating_add(step.saturating_mul(self.step_ms))
+    }
+
+    /// Time of the last step, the first one's where there is none.
+    pub(super) fn last(self) -> Millis {
+        self.at(self.count.saturating_sub(1))
+    }
+}
+
+/// A set of steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Bits(Vec<u64>);
+
+impl Bits {
+    /// Makes it empty, with room for `count` steps.
+    pub(super) fn reset(&mut self, count: usize) {
+        self.0.clear();
+        self.0.resize(count.div_ceil(64), 0);
+    }
+
+    pub(super) fn new(count: usize) -> Self {
+        Self(vec![0; count.div_ceil(64)])
+    }
+
+    #[inline]
+    pub(super) fn has(&self, step: usize) -> bool {
+        self.0[step >> 6] >> (step & 63) & 1 == 1
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, step: usize) {
+        self.0[step >> 6] |= 1 << (step & 63);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    pub(super) fn join(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+    }
+
+    pub(super) fn keep(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a &= b);
+    }
+
+    pub(super) fn remove(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a &= !b);
+    }
+
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    }
+
+    /// The steps inside, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(i, word)| {
+            let mut left = *word;
+            std::iter::from_fn(move || {
+                if left == 0 {
+                    return None;
+                }
+                let bit = left.trailing_zeros() as usize;
+                left &= left - 1;
+                Some((i << 6) + bit)
+            })
+        })
+    }
+}
+
+/// Values of one series over all steps.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Column {
+    /// A float for each step; without meaning where `present` says no.
+    pub(super) values: Vec<f64>,
+    /// Which steps have a float.
+    pub(super) present: Bits,
+    /// Histograms by step, in order; such a step has no float.
+    pub(super) histograms: Vec<(usize, Arc<Histogram>)>,
+}
+
+impl Column {
+    pub(super) fn new(count: usize) -> Self {
+        let mut column = Self::default();
+        column.reset(count);
+        column
+    }
+
+    /// Makes it empty, with room for `count` steps.
+    pub(super) fn reset(&mut self, count: usize) {
+        self.values.clear();
+        self.values.resize(count, 0.0);
+        self.present.reset(count);
+        self.histograms.clear();
+    }
+
+    #[inline]
+    pub(super) fn put(&mut self, step: usize, value: f64) {
+        self.values[step] = value;
+        self.present.set(step);
+    }
+
+    /// Sets a step; histograms must come in order of steps.
+    pub(super) fn put_point(&mut self, step: usize, point: Point) {
+        match point {
+            Point::Float(value) => self.put(step, value),
+            Point::Histogram(histogram) => self.histograms.push((step, histogram)),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.histograms.is_empty() && self.present.is_empty()
+    }
+
+    /// Which steps have a float or a histogram.
+    pub(super) fn taken(&self) -> Bits {
+        let mut bits = self.present.clone();
+        self.histograms.iter().for_each(|(step, _)| bits.set(*step));
+        bits
+    }
+
+    pub(super) fn histogram(&self, step: usize) -> Option<&Arc<Histogram>> {
+        let at = self.histograms.binary_search_by_key(&step, |(have, _)| *have).ok()?;
+        Some(&self.histograms[at].1)
+    }
+
+    /// The value of a step.
+    pub(super) fn get(&self, step: usize) -> Option<Point> {
+        if self.present.has(step) {
+            return Some(Point::Float(self.values[step]));
+        }
+        if self.histograms.is_empty() {
+            return None;
+        }
+        self.histogram(step).map(|h| Point::Histogram(Arc::clone(h)))
+    }
+
+    pub(super) fn has(&self, step: usize) -> bool {
+        self.present.has(step) || (!self.histograms.is_empty() && self.histogram(step).is_some())
+    }
+
+    /// Leaves only the steps in `bits`.
+    pub(super) fn keep(&mut self, bits: &Bits) {
+        self.present.keep(bits);
+        self.histograms.retain(|(step, _)| bits.has(*step));
+    }
+
+    /// What it weighs in samples, a histogram as many as it fills 16-byte points, as upstream counts. Steps without a
+    /// value take room too: a sparse column weighs a quarter of a full one.
+    pub(super) fn weight(&self) -> u64 {
+        let floats = self.present.count().max(self.values.len() / 4);
+        floats as u64 + self.histograms.iter().map(|(_, h)| histogram_weight(h)).sum::<u64>()
+    }
+}
+
+/// What a histogram weighs in samples.
+pub(super) fn histogram_weight(h: &Histogram) -> u64 {
+    let words = h.positive_spans.len()
+        + h.negative_spans.len()
+        + h.positive_buckets.len()
+        + h.negative_buckets.len()
+        + h.custom_values.len();
+    (168 + 8 * words as u64 + 8) / 16
+}
+
+/// One series of an intermediate result.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Row {
+    /// Who.
+    pub(super) labels: Labels,
+    /// The metric's name is to go when the query ends (delayed name removal).
+    pub(super) drop_name: bool,
+    /// What.
+    pub(super) column: Column,
+}
+
+/// The text of the error all duplicates end in.
+pub(super) const DUPLICATES: &str = "vector cannot contain metrics with the same labelset";
+
+pub(super) fn duplicates() -> Error {
+    Error::Execution(DUPLICATES.to_owned())
+}
+
+/// Whether two rows have the same labels.
+pub(super) fn has_duplicates(rows: &[Row]) -> bool {
+    if rows.len() < 2 {
+        return false;
+    }
+    let mut seen = hashbrown::HashSet::with_capacity(rows.len());
+    rows.iter().any(|row| !seen.insert(row.labels.as_bytes()))
+}
+
+/// Puts rows of the same labels together.
+///
+/// # Errors
+/// When two of them have a value at the same step.
+pub(super) fn merge_same(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
+    if !has_duplicates(&rows) {
+        return Ok(rows);
+    }
+    let mut merged: Vec<Row> = Vec::with_capacity(rows.len());
+    let mut index: HashMap<Labels, usize> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        match index.entry(row.labels.clone()) {
+            hashbrown::hash_map::Entry::Vacant(entry) => {
+                entry.insert(merged.len());
+                merged.push(row);
+            }
+            hashbrown::hash_map::Entry::Occupied(entry) => {
+                join(&mut merged[*entry.get()].column, row.column)?;
+            }
+        }
+    }
+    Ok(merged)
+}
+
+/// Adds the steps of `from` to `into`.
+fn join(into: &mut Column, from: Column) -> Result<(), Error> {
+    if into.taken().meets(&from.taken()) {
+        return Err(duplicates());
+    }
+    for step in from.present.iter() {
+        into.put(step, from.values[step]);
+    }
+    into.histograms.extend(from.histograms);
+    into.histograms.sort_by_key(|(step, _)| *step);
+    Ok(())
+}
+
+/// Result rows by labels, filled value by value in any order.
+pub(super) struct Collector {
+    pub(super) rows: Vec<Row>,
+    index: HashMap<Labels, usize>,
+    steps: Steps,
+    /// Duplicates are not looked for: names are still on, and will be looked at when they go.
+    keeps_duplicates: bool,
+}
+
+impl Collector {
+    pub(super) fn new(steps: Steps, keeps_duplicates: bool) -> Self {
+        Self { rows: Vec::new(), index: HashMap::new(), steps, keeps_duplicates }
+    }
+
+    /// The row of these labels, made where there is none.
+    pub(super) fn row(&mut self, labels: Labels, drop_name: bool) -> usize {
+        let column = || Column::new(self.steps.count);
+        if self.keeps_duplicates {
+            self.rows.push(Row { labels, drop_name, column: column() });
+            return self.rows.len() - 1;
+        }
+        match self.index.entry(labels) {
+            hashbrown::hash_map::Entry::Occupied(entry) => *entry.get(),
+            hashbrown::hash_map::Entry::Vacant(entry) => {
+                let labels = entry.key().clone();
+                entry.insert(self.rows.len());
+                self.rows.push(Row { labels, drop_name, column: column() });
+                self.rows.len() - 1
+            }
+        }
+    }
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    /// When the step is taken.
+    pub(super) fn put(&mut self, row: usize, step: usize, point: Point) -> Result<(), Error> {
+        let column = &mut self.rows[row].column;
+        if column.has(step) {
+            return Err(duplicates());
+        }
+        match point {
+            Point::Float(value) => column.put(step, value),
+            Point::Histogram(histogram) => {
+                let at = column.histograms.partition_point(|(have, _)| *have < step);
+                column.histograms.insert(at, (step, histogram));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows that have any value.
+    pub(super) fn finish(self) -> Vec<Row> {
+        self.rows.into_iter().filter(|row| !row.column.is_empty()).collect()
+    }
+}

@@ -1,0 +1,75 @@
+//! Goal: the engine answers as Prometheus 3.14 does. Method: Prometheus' own scripts (kept outside of this repository)
+//! and ours, evaluation by evaluation, with every experimental feature on.
+//!
+//! What is known to fail is counted per file, and the count must be met exactly: it can get neither worse nor better
+//! unseen.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "test")]
+
+#[path = "promqltest/compare.rs"]
+mod compare;
+#[path = "promqltest/runner.rs"]
+mod runner;
+#[path = "promqltest/script.rs"]
+mod script;
+#[path = "promqltest/series.rs"]
+mod series;
+#[path = "promqltest/storage.rs"]
+mod storage;
+
+use std::path::{Path, PathBuf};
+
+/// Evaluations of Prometheus' scripts that fail, by file.
+const KNOWN_FAILURES: [(&str, usize); 0] = [];
+
+fn scripts(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|ext| ext == "test"));
+    files.sort();
+    files
+}
+
+/// Runs all scripts of a folder; returns what does not agree with `known`.
+fn run_all(folder: &Path, known: &[(&str, usize)]) -> Vec<String> {
+    let verbose = std::env::var("VERBOSE").is_ok();
+    let mut wrong = Vec::new();
+    let (mut passed, mut failed) = (0, 0);
+    for file in scripts(folder) {
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let commands = script::parse(&std::fs::read_to_string(&file).unwrap());
+        let report = runner::run(commands.unwrap_or_else(|e| panic!("{name}: {e}")));
+        println!("{name}: {} passed, {} failed", report.passed, report.failures.len());
+        let allowed = known.iter().find(|(have, _)| *have == name).map_or(0, |(_, count)| *count);
+        if allowed > 0 {
+            println!("  known failures: {allowed}");
+        }
+        if allowed != report.failures.len() || verbose {
+            report.failures.iter().for_each(|failure| println!("  {failure}"));
+        }
+        if allowed != report.failures.len() {
+            wrong.push(format!("{name}: {} failures, {allowed} known", report.failures.len()));
+        }
+        passed += report.passed;
+        failed += report.failures.len();
+    }
+    println!("{}: {passed} passed, {failed} failed", folder.display());
+    wrong
+}
+
+#[test]
+fn the_scripts_of_prometheus_pass() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance/promqltest");
+    let folder = std::env::var("PROMQLTEST_DIR").map_or(folder, PathBuf::from);
+    if scripts(&folder).is_empty() {
+        println!("SKIPPED: {} holds no scripts; only our own were run", folder.display());
+        return;
+    }
+    assert_eq!(run_all(&folder, &KNOWN_FAILURES), Vec::<String>::new());
+}
+
+#[test]
+fn our_scripts_pass() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    assert!(!scripts(&folder).is_empty(), "{} holds no scripts", folder.display());
+    assert_eq!(run_all(&folder, &[]), Vec::<String>::new());
+}
