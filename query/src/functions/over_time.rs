@@ -7,7 +7,7 @@ use std::sync::Arc;
 use engram_model::Millis;
 
 use super::merge;
-use super::quantile::quantile;
+use super::quantile::of_values;
 use super::sum::{Mean, kahan, sum};
 use super::{Note, Notes, Point, Window, seconds};
 
@@ -160,7 +160,7 @@ pub(super) fn quantile_over_time(w: &Window<'_>, params: &[f64], notes: &mut Not
     if !(0.0..=1.0).contains(&q) {
         notes.add(Note::InvalidQuantile(q));
     }
-    floats(w, notes).map(|values| Point::Float(quantile(q, &mut values.to_vec())))
+    floats(w, notes).map(|values| Point::Float(of_values(q, &mut values.to_vec())))
 }
 
 /// Median of the distances from the median. A NaN among the values has no distance: the answer is NaN.
@@ -170,9 +170,9 @@ pub(super) fn mad_over_time(w: &Window<'_>, _params: &[f64], notes: &mut Notes) 
         return Some(Point::Float(f64::NAN));
     }
     let mut values = values.to_vec();
-    let median = quantile(0.5, &mut values);
+    let median = of_values(0.5, &mut values);
     for v in &mut values {
         *v = (*v - median).abs();
     }
-    Some(Point::Float(quantile(0.5, &mut values)))
+    Some(Point::Float(of_values(0.5, &mut values)))
 }

@@ -14,7 +14,7 @@ use crate::histogram::buckets::{Bucket, all};
 /// The `q` quantile of values, which are reordered: between two, the average weighed by distance. NaN sorts lowest.
 /// -Inf below 0, +Inf above 1, NaN for none.
 #[must_use]
-pub fn quantile(q: f64, values: &mut [f64]) -> f64 {
+pub fn of_values(q: f64, values: &mut [f64]) -> f64 {
     if values.is_empty() || q.is_nan() {
         return f64::NAN;
     }

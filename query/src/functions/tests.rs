@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engram_model::histogram::{BucketSpan, Histogram};
 use proptest::prelude::*;
 
-use super::quantile::{ClassicBucket, fraction_of_classic, of_classic, of_histogram, quantile as of_values};
+use super::quantile::{ClassicBucket, fraction_of_classic, of_classic, of_histogram, of_values};
 use super::*;
 use crate::parse::ast::Span;
 
