@@ -234,22 +234,20 @@ impl<'a> BitReader<'a> {
         (if bits == 0 { 0 } else { self.read(bits) }, bits)
     }
 
-    /// A difference of time differences: `varbit_ts`.
+    /// A difference of time differences: `varbit_ts`. The short forms share one path without branches.
     #[inline]
     pub(super) fn time(&mut self) -> i64 {
-        const BITS: [u32; 4] = [0, 14, 17, 20];
-        let ones = self.peek().leading_ones().min(4);
-        if ones == 0 {
-            self.skip(1);
-            return 0;
-        }
-        if ones == 4 {
+        const BITS: [u32; 4] = [1, 14, 17, 20];
+        let word = self.peek();
+        let ones = word.leading_ones();
+        let Some(&bits) = BITS.get(ones as usize) else {
             self.skip(4);
             return self.read(64).cast_signed();
-        }
-        self.skip(ones + 1);
-        let bits = BITS[ones as usize];
-        signed(self.read(bits), bits)
+        };
+        // Without a one the single bit is the code itself, a zero; else the number follows the ones and a zero.
+        let start = ones + u32::from(ones > 0);
+        self.skip(start + bits);
+        signed((word << start) >> (64 - bits), bits)
     }
 
     /// Bits that are left, none when the end was passed.

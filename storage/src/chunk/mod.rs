@@ -109,6 +109,16 @@ pub fn decode(kind: Kind, bytes: &[u8], out: &mut Columns) -> Result<(), Broken>
     }
 }
 
+/// Encodes floats in order of time, times strictly growing, into as many chunks as it takes.
+#[must_use]
+pub fn encode_floats(samples: &[(Millis, f64)]) -> Vec<Chunk> {
+    let mut open = Open::default();
+    let mut full: Vec<_> =
+        samples.iter().filter_map(|(at, value)| open.append(*at, ValueRef::Float(*value), false)).collect();
+    full.extend(open.view());
+    full
+}
+
 /// A value to append, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub enum ValueRef<'a> {

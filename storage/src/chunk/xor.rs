@@ -169,18 +169,63 @@ fn decode_all(bytes: &[u8], times: &mut Vec<Millis>, values: &mut Vec<f64>) -> R
     let (times_from, values_from) = (times.len(), values.len());
     times.resize(times_from + more, 0);
     values.resize(values_from + more, 0.0);
-    for (time, value) in times[times_from..].iter_mut().zip(&mut values[values_from..]) {
+    let mut window = Window::of(xor);
+    let mut value = xor.bits;
+    for (time, out) in times[times_from..].iter_mut().zip(&mut values[values_from..]) {
         if bits.peek() >> 62 == 0 {
             bits.skip(2); // the same step and the same value: most of what is stored
         } else {
             delta = delta.wrapping_add_signed(bits.time());
-            xor.read(&mut bits)?;
+            value ^= window.read(&mut bits);
         }
         at = at.wrapping_add_unsigned(delta);
         *time = at;
-        *value = f64::from_bits(xor.bits);
+        *out = f64::from_bits(value);
+    }
+    if window.is_broken {
+        return Err(bits.broken("xor window is wider than a float"));
     }
     bits.finish()
+}
+
+/// The window of [`Xor`], kept so that old and new windows take the same path: which of the two comes next is chance,
+/// and a wrong guess of the processor costs more than the arithmetic. Damage is noted and told at the end.
+struct Window {
+    width: u32,
+    trailing: u32,
+    is_broken: bool,
+}
+
+impl Window {
+    fn of(xor: Xor) -> Self {
+        if xor.leading == NO_WINDOW {
+            return Self { width: 0, trailing: 0, is_broken: false };
+        }
+        let (leading, trailing) = (u32::from(xor.leading), u32::from(xor.trailing));
+        Self { width: 64 - leading - trailing, trailing, is_broken: false }
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "five and six bits")]
+    fn read(&mut self, from: &mut BitReader<'_>) -> u64 {
+        let word = from.peek();
+        if word >> 63 == 0 {
+            from.skip(1);
+            return 0;
+        }
+        let fresh = word >> 62 == 0b11;
+        let (leading, width) = ((word >> 57) as u32 & 31, ((word >> 51) as u32).wrapping_sub(1) & 63);
+        let width = width + 1; // 0 in the six bits is 64
+        let trailing = 64_u32.wrapping_sub(leading + width);
+        self.is_broken |= fresh && leading + width > 64;
+        self.width = if fresh { width } else { self.width };
+        self.trailing = if fresh { trailing & 63 } else { self.trailing };
+        from.skip(if fresh { 13 } else { 2 });
+        self.is_broken |= self.width == 0; // an old window before any new one
+        let raw = from.peek().wrapping_shr(64 - self.width);
+        from.skip(self.width);
+        raw << self.trailing
+    }
 }
 
 #[cfg(test)]

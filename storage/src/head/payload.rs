@@ -31,16 +31,20 @@ pub(super) const SERIES: u8 = 4;
 /// Most labels of a series that is read back.
 const LABELS_MAX: usize = 1 << 16;
 
-/// Writes samples; each time is the step from the one before.
+/// Writes samples; each time is the step from the one before, and so is each ref: series come in the order in which
+/// they once came, so both steps take a byte.
 #[derive(Debug, Default)]
 pub(super) struct SampleWriter {
     at: Millis,
+    series_ref: u32,
 }
 
 impl SampleWriter {
     /// One series with its samples. `labels` when it is new.
     pub(super) fn put(&mut self, out: &mut Vec<u8>, series_ref: u32, new: bool, batch: &WriteBatch, of: &BatchSeries) {
-        put_uvarint(out, u64::from(series_ref) << 1 | u64::from(new));
+        let step = i64::from(series_ref) - i64::from(self.series_ref);
+        put_varint(out, step << 1 | i64::from(new));
+        self.series_ref = series_ref;
         if new {
             put_labels(out, of.pairs.len(), batch.labels_of(of));
         }

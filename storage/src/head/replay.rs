@@ -50,10 +50,11 @@ impl Head {
         let (mut receipt, mut slot, mut scratch) = (Receipt::default(), SlotSum::default(), Vec::new());
         let rules = read_rules(from)?;
         let count = from.u32()?;
-        let mut time = 0_i64;
+        let (mut time, mut before) = (0_i64, 0_i64);
         for _ in 0..count {
-            let tag = from.uvarint()?;
-            let series_ref = checked_ref(tag >> 1, from)?;
+            let tag = from.varint()?;
+            before = before.wrapping_add(tag >> 1);
+            let series_ref = checked_ref(before.cast_unsigned(), from)?;
             if tag & 1 == 1 {
                 let labels = read_labels(from, &mut scratch)?;
                 self.place(series_ref, &labels)?;
