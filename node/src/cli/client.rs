@@ -67,23 +67,33 @@ fn default_step(form: &[(String, String)]) -> String {
     (length / 60_000).max(1).to_string()
 }
 
+/// What to print, and whether it is what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The text.
+    pub text: String,
+    /// Whether the node answered with a success.
+    pub is_good: bool,
+}
+
 /// Asks, and makes the text to print.
 ///
 /// # Errors
 /// A line for the person.
-pub fn ask(ask: &Ask) -> Result<String, String> {
+pub fn ask(ask: &Ask) -> Result<Said, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let (is_good, body) = runtime.block_on(fetch(ask))?;
     if ask.json {
-        return Ok(format!("{}\n", body.trim_end()));
+        return Ok(Said { text: format!("{}\n", body.trim_end()), is_good });
     }
     if !is_good {
         return Err(show::failure(&body));
     }
-    show::answer(&body).ok_or_else(|| format!("{} did not answer as a node does: {}", ask.url, show::cut(&body)))
+    let table = show::answer(&body).map(|text| Said { text, is_good });
+    table.ok_or_else(|| format!("{} did not answer as a node does: {}", ask.url, show::cut(&body)))
 }
 
 async fn fetch(ask: &Ask) -> Result<(bool, String), String> {

@@ -73,7 +73,10 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         }
         Ok(Action::Print(text)) => say(&text),
         Ok(Action::Ask(ask)) => match client::ask(&ask) {
-            Ok(text) => say(&text),
+            Ok(said) => {
+                let printed = say(&said.text);
+                if said.is_good { printed } else { ExitCode::FAILURE }
+            }
             Err(why) => {
                 complain(&why);
                 ExitCode::FAILURE

@@ -1,0 +1,206 @@
+//! Goal: requests of all kinds, good and bad, get the status, the shape and the words of Prometheus' API. Method: the
+//! whole router in process, with rooms behind it whose answers the test chooses; for deadlines and leaving clients,
+//! real connections.
+
+mod api;
+mod pushing;
+mod serving;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use engram_model::error::Class;
+use engram_model::sample::{Exemplar, Metadata, MetricKind, Value as SampleValue};
+use engram_model::tenant::TenantId;
+use engram_model::time::Clock;
+use engram_model::{Labels, TimeRange};
+use engram_query::engine::Outcome;
+use engram_query::parse::Switches;
+use engram_query::value::{Annotations, InstantSample, RangeSeries, Stats, Value};
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use tower::ServiceExt;
+
+use super::port::{Exemplars, Listed, Node, Part, Push, Read, Wanted};
+use super::{About, App, HttpMetrics, router, starting};
+use crate::actor::{Condition, Health};
+use crate::error::{Error, Stage};
+use crate::metrics::Metrics;
+use crate::read::QueryRequest;
+use crate::write::decode::Version;
+use crate::write::{Refusal, Written};
+
+/// Rooms that answer what the test says and remember what they were asked.
+#[derive(Default)]
+struct Fake {
+    query: Mutex<Option<Result<Outcome, Error>>>,
+    written: Mutex<Option<Result<Written, Error>>>,
+    asked: Mutex<Vec<String>>,
+    not_ready: AtomicBool,
+    hangs: AtomicBool,
+    full: AtomicBool,
+    left: Arc<AtomicBool>,
+}
+
+/// Says when a future was dropped.
+struct Left(Arc<AtomicBool>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn outcome(value: Value) -> Outcome {
+    Outcome { value, annotations: Annotations::default(), stats: Stats::default() }
+}
+
+impl Fake {
+    fn ask(&self, what: String) {
+        self.asked.lock().push(what);
+    }
+}
+
+impl Read for Fake {
+    fn switches(&self) -> Switches {
+        Switches::default()
+    }
+
+    fn query<'a>(&'a self, tenant: &'a TenantId, q: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>> {
+        self.ask(format!(
+            "{tenant} {} {}..{}/{} timeout {:?} lookback {:?} limit {}",
+            q.text, q.start, q.end, q.step_ms, q.timeout, q.lookback_ms, q.limit
+        ));
+        Box::pin(async move {
+            if self.hangs.load(Ordering::SeqCst) {
+                let _left = Left(self.left.clone());
+                futures::future::pending::<()>().await;
+            }
+            assert!(q.text != "panic", "the test wants a panic");
+            self.query.lock().take().unwrap_or_else(|| Ok(outcome(Value::Vector(Vec::new()))))
+        })
+    }
+
+    fn series<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<Labels>> {
+        self.ask(format!("{tenant} series {wanted:?}"));
+        Box::pin(async { Ok(((0..3).map(|i| Labels::from_pairs([("a", i.to_string())])).collect(), Vec::new())) })
+    }
+
+    fn label_names<'a>(&'a self, _: &'a TenantId, _: Wanted) -> BoxFuture<'a, Listed<String>> {
+        Box::pin(async { Ok((vec!["__name__".to_owned(), "a\"b".to_owned()], vec!["partial".to_owned()])) })
+    }
+
+    fn label_values<'a>(&'a self, _: &'a TenantId, name: &'a str, _: Wanted) -> BoxFuture<'a, Listed<String>> {
+        Box::pin(async move { Ok((vec![name.to_owned()], Vec::new())) })
+    }
+
+    fn metadata<'a>(
+        &'a self,
+        _: &'a TenantId,
+        metric: Option<&'a str>,
+        limit: usize,
+        limit_per_metric: usize,
+    ) -> BoxFuture<'a, Result<BTreeMap<String, Vec<Metadata>>, Error>> {
+        self.ask(format!("metadata {metric:?} {limit} {limit_per_metric}"));
+        let one = Metadata { kind: MetricKind::Counter, help: "h".to_owned(), unit: String::new() };
+        Box::pin(async { Ok(BTreeMap::from([("m".to_owned(), vec![one])])) })
+    }
+
+    fn exemplars<'a>(&'a self, _: &'a TenantId, _: &'a str, _: TimeRange) -> BoxFuture<'a, Result<Exemplars, Error>> {
+        let one = Exemplar { labels: Labels::from_pairs([("trace", "x")]), value: 6.0, at: 1500 };
+        Box::pin(async { Ok(vec![(Labels::from_pairs([("a", "b")]), vec![one])]) })
+    }
+}
+
+impl Push for Fake {
+    fn body_bytes_max(&self) -> usize {
+        100
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Box<dyn Any + Send>, Error> {
+        self.ask(format!("reserve {bytes}"));
+        if self.full.load(Ordering::SeqCst) { Err(Error::unavailable("full")) } else { Ok(Box::new(())) }
+    }
+
+    fn write<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        version: Version,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<Written, Error>> {
+        self.ask(format!("{tenant} {version:?} {}", body.len()));
+        Box::pin(async { self.written.lock().take().unwrap_or_else(|| Ok(Written::default())) })
+    }
+}
+
+impl Node for Fake {
+    fn parts(&self) -> Vec<Part> {
+        let ready = !self.not_ready.load(Ordering::SeqCst);
+        vec![
+            Part { name: "meta".to_owned(), ready: true, detail: String::new() },
+            Part { name: "ingest".to_owned(), ready, detail: "replaying".to_owned() },
+        ]
+    }
+
+    fn cluster_json(&self) -> String {
+        "{\"leader\":1}".to_owned()
+    }
+
+    fn metrics_text(&self) -> String {
+        "# EOF\n".to_owned()
+    }
+}
+
+fn app_of(fake: &Arc<Fake>) -> (Arc<App>, Metrics) {
+    let metrics = Metrics::default();
+    let app = App {
+        read: fake.clone(),
+        push: fake.clone(),
+        node: fake.clone(),
+        metrics: HttpMetrics::new(&metrics),
+        clock: Clock::test(1_000_500),
+        started_at: 0,
+        body_within: Duration::from_secs(5),
+        about: About { flags: vec![("zone".to_owned(), "a".to_owned())], ..About::default() },
+    };
+    (Arc::new(app), metrics)
+}
+
+/// One request through the router: status, headers, body.
+async fn send(fake: &Arc<Fake>, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
+    let response = router(app_of(fake).0).oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status, parts.headers, String::from_utf8_lossy(&body).into_owned())
+}
+
+async fn get(fake: &Arc<Fake>, path: &str) -> (u16, String) {
+    let (status, _, body) = send(fake, Request::get(path).body(Body::empty()).unwrap()).await;
+    (status.as_u16(), body)
+}
+
+async fn push(fake: &Arc<Fake>, headers: &[(&str, &str)], body: &'static str) -> (u16, HeaderMap, String) {
+    let mut request = Request::post("/api/v1/write");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let (status, headers, body) = send(fake, request.body(Body::from(body)).unwrap()).await;
+    (status.as_u16(), headers, body)
+}
+
+fn error(kind: &str, text: &str) -> String {
+    serde_json::json!({"status": "error", "errorType": kind, "error": text}).to_string()
+}
+
+/// As `error`, but compared as JSON: the order of keys differs.
+fn same(body: &str, want: &str) {
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_eq!(json(body), json(want));
+}
