@@ -8,7 +8,7 @@ use engram_model::labels::METRIC_NAME;
 use engram_model::{Labels, MatchOp, Matcher};
 
 use crate::error::Error;
-use crate::functions::{Function, Kernel, Note, Point, VectorKernel, calendar, lookup};
+use crate::functions::{Function, Kernel, Note, Point, VectorKernel, calendar, lookup, pointwise};
 use crate::parse::ast::ValueType;
 use crate::plan::{Call, Node};
 
@@ -85,7 +85,7 @@ impl Evaluator<'_> {
             "min_of" | "max_of" => {
                 let mut a = self.scalar(arg(0)?, steps)?;
                 let b = self.scalar(arg(1)?, steps)?;
-                let pick = if call.func == "min_of" { go_min } else { go_max };
+                let pick = if call.func == "min_of" { pointwise::min_of } else { pointwise::max_of };
                 a.values.iter_mut().zip(&b.values).for_each(|(a, b)| *a = pick(*a, *b));
                 vec![Row { column: a, ..Row::default() }]
             }
@@ -324,18 +324,4 @@ fn chunks(text: &str) -> impl Iterator<Item = &str> {
         rest = after;
         Some(chunk)
     })
-}
-
-/// The smaller; minus infinity wins, then NaN.
-fn go_min(a: f64, b: f64) -> f64 {
-    match a == f64::NEG_INFINITY || b == f64::NEG_INFINITY {
-        true => f64::NEG_INFINITY,
-        false if a.is_nan() || b.is_nan() => f64::NAN,
-        false => a.min(b),
-    }
-}
-
-/// The greater; infinity wins, then NaN.
-fn go_max(a: f64, b: f64) -> f64 {
-    -go_min(-a, -b)
 }
