@@ -141,6 +141,13 @@ async fn nothing_acknowledged_is_lost_by_kill_9() {
     group.shutdown().await.unwrap();
 }
 
+/// The options of one of several nodes: quick elections, frequent snapshots.
+fn member(dir: &Path, network: &Network, node: NodeSpec, first_start: FirstStart) -> GroupOptions {
+    let timing = Timing { heartbeat_ms: 50, election_min_ms: 300, election_max_ms: 600 };
+    let network = network.clone();
+    GroupOptions { node, first_start, network, timing, snapshot_every: 40, snapshot_keep: 4, ..options(dir) }
+}
+
 /// Opens groups that all vote, the first of them founder and leader. `serve` mounts each one's service.
 async fn cluster(
     dirs: &[tempfile::TempDir],
@@ -148,18 +155,8 @@ async fn cluster(
     specs: &[NodeSpec],
     mut serve: impl FnMut(&Group),
 ) -> Vec<Group> {
-    let timing = Timing { heartbeat_ms: 50, election_min_ms: 300, election_max_ms: 600 };
-    let with = |dir: &Path, node, first_start| GroupOptions {
-        node,
-        first_start,
-        network: network.clone(),
-        timing,
-        snapshot_every: 40,
-        snapshot_keep: 4,
-        ..options(dir)
-    };
     let founder = FirstStart::Bootstrap { cluster_id: "cluster".to_owned(), partition_count: 8 };
-    let mut groups = vec![Group::open(with(dirs[0].path(), specs[0].clone(), founder)).await.unwrap()];
+    let mut groups = vec![Group::open(member(dirs[0].path(), &network, specs[0].clone(), founder)).await.unwrap()];
     serve(&groups[0]);
     // The newcomers must first be brought a snapshot: what made the group is purged.
     for i in 0..100 {
@@ -170,7 +167,7 @@ async fn cluster(
         let told = groups[0].propose(Proposal { by: "test".to_owned(), command }, LONG).await.unwrap();
         let Outcome::Node { id } = told.outcome else { panic!("{told:?}") };
         let join = FirstStart::Join { cluster_id: "cluster".to_owned(), id };
-        let group = Group::open(with(dir.path(), node.clone(), join)).await.unwrap();
+        let group = Group::open(member(dir.path(), &network, node.clone(), join)).await.unwrap();
         serve(&group);
         groups[0].add_learner(id, &node.grpc, LONG).await.unwrap();
         group.applied(told.index, LONG).await.unwrap();
@@ -257,6 +254,23 @@ async fn three_nodes_survive_the_loss_of_one() {
         views.push(group.applied(last.index, LONG).await.unwrap());
     }
     assert!(views.iter().all(|v| v.tenants == views[0].tenants && v.nodes == views[0].nodes));
+    // A follower that was down while the others went on catches up from its own disk.
+    let follower = (0..3).find(|i| groups[*i].status().role == "follower").unwrap();
+    let id = groups[follower].id();
+    groups[follower].shutdown().await.unwrap();
+    let other = (follower + 1) % 3;
+    let mut last = last.index;
+    for i in 0..60 {
+        last = groups[other].propose(create(&format!("meanwhile{i}")), LONG).await.unwrap().index;
+    }
+    // What `first_start` says does not matter any more.
+    let join = FirstStart::Join { cluster_id: "other".to_owned(), id: NodeId(77) };
+    let node = specs[follower].clone();
+    let back = Group::open(member(dirs[follower].path(), &Network::Memory(hub.clone()), node, join)).await.unwrap();
+    assert_eq!(back.id(), id);
+    let view = back.applied(last, LONG).await.unwrap();
+    assert_eq!(view.tenants, groups[other].applied(last, LONG).await.unwrap().tenants);
+    back.shutdown().await.unwrap();
     for group in groups {
         group.shutdown().await.unwrap();
     }

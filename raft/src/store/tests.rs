@@ -122,6 +122,76 @@ async fn a_log_that_lost_committed_entries_does_not_open() {
     assert!(matches!(refused, Error::Corrupt { what: "log", .. }), "{refused}");
 }
 
+/// The one write-ahead log file of a young database.
+fn wal(dir: &Path) -> PathBuf {
+    let files = std::fs::read_dir(dir.join("db")).unwrap().map(|e| e.unwrap().path());
+    let mut logs: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "log")).collect();
+    assert_eq!(logs.len(), 1, "{logs:?}");
+    logs.remove(0)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            assert!(std::fs::copy(entry.path(), target).is_ok())
+        }
+    }
+}
+
+/// Goal: power may fail at any byte of the write-ahead log. Method: entries are appended, committed and applied while
+/// the log's length after each acknowledgement is noted; then the log is cut everywhere and opened. What was
+/// acknowledged before the cut must be there, without a hole, and the state must be the one of its own applied index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_cut_at_any_byte_gives_a_prefix() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, mut machine) = open(dir.path()).unwrap();
+    let mut acknowledged = Vec::new();
+    let (mut states, create) = (vec![dump(&machine)], |index: u64| {
+        let tenant = engram_model::tenant::TenantId::new(&format!("t{index}")).unwrap();
+        crate::Command::CreateTenant { tenant, limits: engram_model::tenant::TenantLimits::default(), shard_size: 0 }
+    });
+    for index in 0..12 {
+        let command = if index == 0 { bootstrap() } else { create(index) };
+        let envelope = Envelope { at: 0, by: "t".to_owned(), command };
+        let entry = EntryOf::<TypeConfig>::new_normal(log_id::<TypeConfig>(1, 1, index), envelope);
+        log.blocking_append([entry.clone()]).await.unwrap();
+        acknowledged.push(std::fs::metadata(wal(dir.path())).unwrap().len());
+        log.save_committed(Some(entry.log_id)).await.unwrap();
+        machine.apply(stream::iter([Ok((entry, None))])).await.unwrap();
+        states.push(dump(&machine));
+    }
+    let length = std::fs::metadata(wal(dir.path())).unwrap().len();
+    let mut cuts: Vec<u64> = (acknowledged[0] - 20..length).step_by(401).collect();
+    cuts.extend(acknowledged.iter().flat_map(|at| [at - 1, *at]));
+    for cut in cuts.into_iter().filter(|cut| *cut <= length) {
+        // Copied while open: nothing was flushed to tables, the log is all there is.
+        let after = tempfile::tempdir().unwrap();
+        copy(dir.path(), after.path());
+        std::fs::OpenOptions::new().write(true).open(wal(after.path())).unwrap().set_len(cut).unwrap();
+        let (mut log, machine) = open(after.path()).unwrap();
+        let entries = log.try_get_log_entries(..).await.unwrap();
+        let want = acknowledged.iter().filter(|at| **at <= cut).count();
+        assert!(entries.len() >= want, "cut at {cut}: {} entries of {want}", entries.len());
+        assert!(entries.iter().zip(0..).all(|(entry, index)| entry.log_id.index == index));
+        let applied = machine.applied().map_or(0, |id| usize::try_from(id.index).unwrap() + 1);
+        assert!(applied <= entries.len(), "cut at {cut}: applied {applied} of {}", entries.len());
+        assert_eq!(dump(&machine), states[applied], "cut at {cut}");
+    }
+}
+
+fn bootstrap() -> crate::Command {
+    crate::Command::Bootstrap {
+        cluster_id: "c".to_owned(),
+        partition_count: 4,
+        founder: engram_model::place::NodeId(1),
+        node: crate::state::NodeSpec::default(),
+    }
+}
+
 async fn feed(machine: &mut Machine, commands: &[(i64, crate::Command)]) {
     let entries: Vec<_> = commands
         .iter()
@@ -185,13 +255,7 @@ async fn an_interrupted_installation_is_finished_at_the_next_start() {
         let limits = engram_model::tenant::TenantLimits::default();
         (0, crate::Command::CreateTenant { tenant: tenant(name), limits, shard_size: 0 })
     };
-    let bootstrap = crate::Command::Bootstrap {
-        cluster_id: "c".to_owned(),
-        partition_count: 4,
-        founder: engram_model::place::NodeId(1),
-        node: crate::state::NodeSpec::default(),
-    };
-    feed(&mut machine, &[(0, bootstrap), create("a")]).await;
+    feed(&mut machine, &[(0, bootstrap()), create("a")]).await;
     let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
     let want = dump(&machine);
     // As a crash leaves it: the marker is there, half of the tables is gone, something else is there instead.
