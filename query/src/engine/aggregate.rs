@@ -269,7 +269,7 @@ impl Evaluator<'_> {
                 AggregateOp::Avg => group.value[step] / group.count[step] + group.second[step] / group.count[step],
                 AggregateOp::Stdvar => group.value[step] / group.count[step],
                 AggregateOp::Stddev => (group.value[step] / group.count[step]).sqrt(),
-                AggregateOp::Quantile => crate::functions::quantile::quantile(param[step], &mut group.all[step]),
+                AggregateOp::Quantile => crate::functions::quantile::of_values(param[step], &mut group.all[step]),
                 _ => group.value[step],
             };
             column.put(step, value);

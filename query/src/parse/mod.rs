@@ -23,6 +23,7 @@ pub mod prettier;
 mod printer;
 
 mod token;
+mod walk;
 
 use engram_model::Matcher;
 
@@ -31,6 +32,7 @@ pub use durations::resolve_durations;
 pub use error::{ParseError, ParseErrors};
 pub use json::to_json;
 pub use prettier::prettify;
+pub use walk::selectors;
 
 /// Longest text of a query, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
