@@ -126,12 +126,11 @@ impl LogStore {
         let stored_end = tail.first().map_or(end, |(first, _)| *first);
         let db = self.db.clone();
         let all = move || {
-            let mut rows = if start < stored_end { stored(&db, start, stored_end, bytes_max)? } else { Vec::new() };
+            let (mut rows, mut full) = stored(&db, start, stored_end, bytes_max)?;
             let mut bytes: usize = rows.iter().map(|(_, b)| b.len()).sum();
-            let mut whole = rows.last().map_or(start, |(last, _)| last + 1) == stored_end || rows.is_empty();
             for (index, entry) in tail {
-                whole = whole && (rows.is_empty() || bytes + entry.len() <= bytes_max);
-                if !whole {
+                full = full || (!rows.is_empty() && bytes + entry.len() > bytes_max);
+                if full {
                     break;
                 }
                 bytes += entry.len();
@@ -144,8 +143,12 @@ impl LogStore {
     }
 }
 
-/// Rows of the database in `start..end` until `bytes_max`, the first one always.
-fn stored(db: &Db, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Encoded>, Error> {
+/// Rows of the database in `start..end`, and whether more of them would have gone over `bytes_max`. The first one is
+/// given always.
+fn stored(db: &Db, start: u64, end: u64, bytes_max: usize) -> Result<(Vec<Encoded>, bool), Error> {
+    if start >= end {
+        return Ok((Vec::new(), false));
+    }
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(end.to_be_bytes().to_vec());
     let from = start.to_be_bytes();
@@ -155,11 +158,11 @@ fn stored(db: &Db, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Encoded
         let (key, value) = row?;
         bytes = bytes.saturating_add(value.len());
         if bytes > bytes_max && !rows.is_empty() {
-            break;
+            return Ok((rows, true));
         }
         rows.push((index_of(&key)?, Arc::from(value)));
     }
-    Ok(rows)
+    Ok((rows, false))
 }
 
 /// Decodes rows and refuses a hole.
