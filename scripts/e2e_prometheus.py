@@ -4,8 +4,9 @@ A real Prometheus scrapes itself, a node exporter and Engram, and remote-writes 
 ends (so staleness markers are written too), the queue drains, and each question below is put to both at the same
 moments: same result type, same label sets, same times, same values to 1 part in 10^9.
 
-Moments are chosen off every scrape: Prometheus 2 counts a sample exactly at the left end of a window in, Prometheus 3
-and Engram do not, and that is a known change, not what is tested here.
+Engram speaks Prometheus 3, Debian's is Prometheus 2; where the two are known to differ nothing is asked. So moments
+are chosen off every scrape (3 leaves out a sample exactly at the left end of a window), no window reaches back to
+the birth of a counter (3 extrapolates to zero otherwise), and no binary operator stands where 2 forgot to drop a name.
 """
 
 import argparse
@@ -51,7 +52,7 @@ count_values("value", up)
 rate(node_cpu_seconds_total[20s])
 sum by (mode) (rate(node_cpu_seconds_total[15s]))
 irate(node_cpu_seconds_total{mode="idle"}[10s])
-increase(prometheus_http_requests_total[20s])
+increase(prometheus_http_requests_total{handler="/metrics"}[20s])
 sum(increase(prometheus_tsdb_head_samples_appended_total[15s]))
 delta(node_memory_MemFree_bytes[20s])
 idelta(node_memory_MemFree_bytes[10s])
@@ -72,8 +73,8 @@ absent(up{job="nobody"})
 absent(up)
 absent_over_time(up{job="nobody"}[5s])
 histogram_quantile(0.9, prometheus_tsdb_compaction_chunk_size_bytes_bucket)
-histogram_quantile(0.5, sum by (le, handler) (rate(prometheus_http_request_duration_seconds_bucket[20s])))
-sum by (handler) (rate(prometheus_http_request_duration_seconds_sum[20s])) / sum by (handler) (rate(prometheus_http_request_duration_seconds_count[20s]))
+histogram_quantile(0.5, sum by (le, handler) (rate(prometheus_http_request_duration_seconds_bucket{handler="/metrics"}[20s])))
+sum by (handler) (rate(prometheus_http_request_duration_seconds_sum{handler="/metrics"}[20s])) / sum by (handler) (rate(prometheus_http_request_duration_seconds_count{handler="/metrics"}[20s]))
 100 * (1 - avg by (instance) (rate(node_cpu_seconds_total{mode="idle"}[20s])))
 node_memory_MemFree_bytes / node_memory_MemTotal_bytes
 node_memory_MemTotal_bytes - on (instance, job) node_memory_MemFree_bytes
@@ -86,7 +87,7 @@ node_load1 > bool 0.1
 process_open_fds >= 5
 process_open_fds % 7 ^ 2
 -node_load1 + 2 * 3 - 1
-node_load1 atan2 node_load5
+sum(node_load1) atan2 sum(node_load5)
 abs(delta(node_memory_MemFree_bytes[20s]))
 ceil(node_load1) + floor(node_load5) + round(node_load15, 0.1)
 sqrt(process_open_fds) + ln(process_open_fds) + log2(process_open_fds) + log10(process_open_fds) + exp(node_load1)
@@ -119,7 +120,7 @@ up offset -5s
 node_load1 @ end()
 node_load1 @ start()
 max_over_time(sum(rate(node_cpu_seconds_total[10s]))[15s:3s])
-avg_over_time(rate(prometheus_http_requests_total[10s])[12s:2s] offset 2s)
+avg_over_time(rate(prometheus_http_requests_total{handler="/metrics"}[10s])[12s:2s] offset 2s)
 min_over_time(node_load1[10s:])
 sum by (job) (count_over_time(node_load1[10s]))
 scrape_duration_seconds
@@ -284,7 +285,7 @@ class Comparison:
             have = ask(self.engram, path, params, post)
         except Failed as error:
             return self.check(name, f'Engram: {error}')
-        if want['result'] if 'result' in want else want:
+        if want['result'] if isinstance(want, dict) else want:
             self.full += 1
         else:
             self.empty += 1
@@ -397,7 +398,7 @@ def compare_all(c, last, gone):
     """Every question: at two moments before `last`, when all was scraped, and at one after all series were `gone`."""
     fraction = quiet_fraction(c.prometheus, last)
     moments = [f'{int(last) - back + fraction:.3f}' for back in (3, 11)] + [f'{int(gone) + 1 + fraction:.3f}']
-    start, end = f'{int(last) - 25 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
+    start, end = f'{int(last) - 12 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
     for text in EXPRESSIONS:
         for moment in moments:
             c.query(text, 'query', time=moment)

@@ -74,9 +74,11 @@ impl Book {
         }
     }
 
-    /// The numbers without a known end.
-    pub(super) fn unknown(&self) -> impl Iterator<Item = u32> + '_ {
-        self.unknown.iter().copied()
+    /// The first number without a known end after everything acknowledged: what a client would send again. An older
+    /// one would rightly be refused, as out of order.
+    pub(super) fn in_flight(&self) -> Option<u32> {
+        let after = self.acknowledged.last().copied().unwrap_or(0);
+        self.unknown.iter().copied().find(|number| *number > after)
     }
 
     /// Samples acknowledged and unknown.
@@ -186,7 +188,9 @@ mod tests {
     #[test]
     fn sending_again_settles_an_unknown_end() {
         let mut book = book();
+        assert_eq!(book.in_flight(), Some(3));
         book.note(3, Ending::Acknowledged);
+        assert_eq!(book.in_flight(), None);
         assert_eq!(book.totals(), (3, 0));
         assert_eq!(book.differences(&answer(&book, &[1, 2])).len(), 1);
     }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A request that was in flight at the kill has an unknown end: its samples may be there. Half of these are sent
-//! again after the restart, as a real client would, and must then be there once.
+//! again after the restart, before anything newer, as a real client would, and must then be there once.
 
 mod book;
 mod node;
@@ -124,9 +124,9 @@ async fn read_back(client: &Client, books: &[Book], round: u32) -> Result<u64, E
 async fn write(client: Client, mut book: Book, mut chance: StdRng, over: Arc<AtomicBool>) -> Book {
     let patience = Patience { retries_max: 0, wait_max: Duration::ZERO };
     let mut encoder = snap::raw::Encoder::new();
-    let mut again: Vec<u32> = book.unknown().filter(|_| chance.random_bool(0.5)).collect();
+    let mut again = book.in_flight().filter(|_| chance.random_bool(0.5));
     while !over.load(Ordering::Relaxed) {
-        let number = again.pop().unwrap_or_else(|| book.next());
+        let number = again.take().unwrap_or_else(|| book.next());
         let body = request(&book, number);
         let body = encoder.compress_vec(&body).unwrap_or_else(|e| unreachable!("a request is small: {e}"));
         let (ending, _) = client.push(Protocol::V1, None, body.into(), patience).await;
