@@ -126,14 +126,37 @@ fn structure(out: &mut String, name: &str, value: &Value) {
                     columns.push(field);
                 }
             }
+            // Who it is comes first; the fields of an object come in no order that means something.
+            columns.sort_by_key(|name| (*name != "id", *name != "name"));
             let mut rows = vec![columns.iter().map(|c| c.to_uppercase()).collect::<Vec<_>>()];
-            for one in all {
-                rows.push(columns.iter().map(|c| one.get(c.as_str()).map_or(String::new(), brief)).collect());
-            }
+            let cells =
+                |one: &Value| columns.iter().map(|c| one.get(c.as_str()).map_or(String::new(), brief)).collect();
+            rows.extend(joined(all.iter().map(cells).collect()));
             out.push_str(&table(&rows));
         }
         simple => out.push_str(&format!("{}\n", brief(simple))),
     }
+}
+
+/// Rows that differ in a running number in front only become one: `0-63`.
+fn joined(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let mut all: Vec<(Option<(u64, u64)>, Vec<String>)> = Vec::new();
+    for row in rows {
+        let id = row.first().and_then(|cell| cell.parse::<u64>().ok());
+        match (all.last_mut(), id) {
+            (Some((Some((_, last)), rest)), Some(id)) if last.checked_add(1) == Some(id) && rest[1..] == row[1..] => {
+                *last = id;
+            }
+            _ => all.push((id.map(|id| (id, id)), row)),
+        }
+    }
+    let text = |(range, mut row): (Option<(u64, u64)>, Vec<String>)| {
+        if let Some((first, last)) = range.filter(|(first, last)| first < last) {
+            row[0] = format!("{first}-{last}");
+        }
+        row
+    };
+    all.into_iter().map(text).collect()
 }
 
 fn is_deep(value: &Value) -> bool {

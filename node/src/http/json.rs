@@ -254,10 +254,33 @@ pub(crate) fn put_time(out: &mut Vec<u8>, at: Millis) {
         out.push(b'-');
     }
     let at = at.unsigned_abs();
-    put(out, format_args!("{}", at / 1000));
-    if !at.is_multiple_of(1000) {
-        put(out, format_args!(".{:03}", at % 1000));
+    put_whole(out, at / 1000);
+    let millis = at % 1000;
+    if millis != 0 {
+        out.push(b'.');
+        out.extend([millis / 100, millis / 10 % 10, millis % 10].map(digit));
     }
+}
+
+/// Without the formatting machinery: twice as fast, and half of an answer is such numbers.
+fn put_whole(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [b'0'; 20];
+    let mut from = digits.len();
+    loop {
+        from -= 1;
+        digits[from] = digit(number % 10);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[from..]);
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "one decimal digit")]
+fn digit(value: u64) -> u8 {
+    debug_assert!(value < 10, "{value} is no digit");
+    b'0' + value as u8
 }
 
 /// A float in quotes.
@@ -280,9 +303,11 @@ pub(crate) fn put_bare_float(out: &mut Vec<u8>, value: f64) {
         && value.trunc().to_bits() == value.to_bits()
         && (value != 0.0 || value.is_sign_positive())
     {
-        #[allow(clippy::cast_possible_truncation, reason = "a whole number below 1e15")]
-        let whole = value as i64;
-        put(out, format_args!("{whole}"));
+        if value < 0.0 {
+            out.push(b'-');
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number below 1e15")]
+        put_whole(out, abs as u64);
     } else if abs != 0.0 && !(1e-6..1e21).contains(&abs) {
         put_exponent(out, value);
     } else {
