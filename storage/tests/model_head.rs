@@ -407,7 +407,7 @@ fn the_series_limit_refuses_new_series_alone() {
     let (batch, picks) = batch_of(&[one("a", &[(1, 1.0)]), one("b", &[(1, 1.0), (2, 1.0)]), one("a", &[(2, 1.0)])]);
     let mut payload = Vec::new();
     let staged = head.stage(&batch, &picks, &limits, &mut payload);
-    assert_eq!((staged.refused.as_slice(), staged.created), (&[1][..], 1));
+    assert_eq!((staged.refused.as_slice(), staged.created.len()), (&[1][..], 1));
     let receipt = head.apply(&batch, &staged);
     assert_eq!((receipt.appended, receipt.refused.len(), head.series_count()), (2, 2, 1));
     assert!(receipt.refused.iter().all(|refused| refused.reason == Reason::SeriesLimit));
@@ -434,6 +434,22 @@ fn nothing_is_visible_or_cut_before_apply() {
     assert!(head.forget_before(0, &mut Vec::new()).is_err());
     head.apply(&batch, &staged);
     assert_eq!(head.label_names(&[], TimeRange::ALL), ["__name__"]);
+}
+
+#[test]
+fn a_batch_the_log_refused_leaves_no_trace() {
+    let mut head = new_head();
+    let (batch, picks) = batch_of(&[one("a", &[(1, 1.0)])]);
+    let staged = head.stage(&batch, &picks, &LIMITS, &mut Vec::new());
+    head.apply(&batch, &staged);
+    let before = image(&head);
+    let (more, picks) = batch_of(&[one("a", &[(2, 1.0)]), one("b", &[(2, 1.0)])]);
+    let staged = head.stage(&more, &picks, &LIMITS, &mut Vec::new());
+    head.abandon(&staged);
+    assert!(image(&head) == before && head.series_count() == 1);
+    let mut payload = Vec::new();
+    let staged = head.stage(&more, &picks, &LIMITS, &mut payload);
+    assert_eq!((head.apply(&more, &staged).appended, staged.created.len()), (2, 1));
 }
 
 #[test]

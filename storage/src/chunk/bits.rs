@@ -82,7 +82,7 @@ pub(super) fn fits(value: i64, bits: u32) -> bool {
 
 /// The other way of [`fits`]: `bits` read bits as a signed number.
 #[inline]
-fn signed(raw: u64, bits: u32) -> i64 {
+pub(super) fn signed(raw: u64, bits: u32) -> i64 {
     if bits < 64 && raw > 1 << (bits - 1) { raw.wrapping_sub(1 << bits).cast_signed() } else { raw.cast_signed() }
 }
 
@@ -187,16 +187,31 @@ impl<'a> BitReader<'a> {
         }
     }
 
+    /// The next 120 bits and more, most significant first (all of one sample, unless its time takes 64 bits), and the
+    /// first two of them: known earlier, since shifting the whole word takes longer than shifting half of it.
+    #[inline]
+    pub(super) fn peek_wide(&self) -> (u128, u64) {
+        let near = self.bytes.get(self.at >> 3..).and_then(|rest| rest.first_chunk::<16>());
+        let word = match near {
+            Some(bytes) => u128::from_be_bytes(*bytes),
+            None => self.load_tail(),
+        };
+        (word << (self.at & 7), ((word >> 64) as u64) << (self.at & 7) >> 62)
+    }
+
     #[cold]
-    fn peek_tail(&self) -> u64 {
-        let (byte, shift) = (self.at >> 3, self.at & 7);
+    fn load_tail(&self) -> u128 {
         let mut padded = [0_u8; 16];
-        if let Some(rest) = self.bytes.get(byte..) {
+        if let Some(rest) = self.bytes.get(self.at >> 3..) {
             let some = rest.len().min(16);
             padded[..some].copy_from_slice(&rest[..some]);
         }
-        let word = u128::from_be_bytes(padded) << shift;
-        (word >> 64) as u64
+        u128::from_be_bytes(padded)
+    }
+
+    #[cold]
+    fn peek_tail(&self) -> u64 {
+        (self.load_tail() << (self.at & 7) >> 64) as u64
     }
 
     /// Passes over `n` bits.
@@ -232,22 +247,6 @@ impl<'a> BitReader<'a> {
         self.skip((ones + 1).min(8));
         let bits = VARBIT_BITS[ones as usize];
         (if bits == 0 { 0 } else { self.read(bits) }, bits)
-    }
-
-    /// A difference of time differences: `varbit_ts`. The short forms share one path without branches.
-    #[inline]
-    pub(super) fn time(&mut self) -> i64 {
-        const BITS: [u32; 4] = [1, 14, 17, 20];
-        let word = self.peek();
-        let ones = word.leading_ones();
-        let Some(&bits) = BITS.get(ones as usize) else {
-            self.skip(4);
-            return self.read(64).cast_signed();
-        };
-        // Without a one the single bit is the code itself, a zero; else the number follows the ones and a zero.
-        let start = ones + u32::from(ones > 0);
-        self.skip(start + bits);
-        signed((word << start) >> (64 - bits), bits)
     }
 
     /// Bits that are left, none when the end was passed.

@@ -10,13 +10,15 @@
 
 use engram_model::Millis;
 
-use super::bits::{BitReader, Free, NO_WINDOW, Xor, fits};
+use super::bits::{BitReader, Free, NO_WINDOW, Xor, fits, signed};
 use crate::codec::{Broken, Reader, put_uvarint, put_varint};
 
 /// Bytes asked for when the buffer of a new chunk is made: its first samples.
 const BYTES_FIRST: usize = 24;
 /// Most bytes one sample takes: 68 bits of time and 77 of value, and the odd bits before.
 const SAMPLE_BYTES_MAX: usize = 20;
+/// Most bits of a step in time but for the longest form.
+const STEP_SHORT_MAX: u32 = 24;
 
 /// A chunk that still takes samples.
 #[derive(Clone, Debug)]
@@ -172,11 +174,21 @@ fn decode_all(bytes: &[u8], times: &mut Vec<Millis>, values: &mut Vec<f64>) -> R
     let mut window = Window::of(xor);
     let mut value = xor.bits;
     for (time, out) in times[times_from..].iter_mut().zip(&mut values[values_from..]) {
-        if bits.peek() >> 62 == 0 {
+        let (mut word, front) = bits.peek_wide();
+        if front == 0 {
             bits.skip(2); // the same step and the same value: most of what is stored
         } else {
-            delta = delta.wrapping_add_signed(bits.time());
-            value ^= window.read(&mut bits);
+            let (step, used) = read_step(word);
+            delta = delta.wrapping_add_signed(step);
+            if used > STEP_SHORT_MAX {
+                bits.skip(used);
+                word = bits.peek_wide().0;
+            } else {
+                word <<= used;
+            }
+            let (xor, more) = window.read(word);
+            value ^= xor;
+            bits.skip(if used > STEP_SHORT_MAX { more } else { used + more });
         }
         at = at.wrapping_add_unsigned(delta);
         *time = at;
@@ -205,27 +217,41 @@ impl Window {
         Self { width: 64 - leading - trailing, trailing, is_broken: false }
     }
 
+    /// The XOR at the front of `word`, and how many bits it takes.
     #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "five and six bits")]
-    fn read(&mut self, from: &mut BitReader<'_>) -> u64 {
-        let word = from.peek();
-        if word >> 63 == 0 {
-            from.skip(1);
-            return 0;
+    #[allow(clippy::cast_possible_truncation, reason = "five and six bits, and upper halves")]
+    fn read(&mut self, word: u128) -> (u64, u32) {
+        let head = (word >> 96) as u32;
+        if head >> 31 == 0 {
+            return (0, 1);
         }
-        let fresh = word >> 62 == 0b11;
-        let (leading, width) = ((word >> 57) as u32 & 31, ((word >> 51) as u32).wrapping_sub(1) & 63);
-        let width = width + 1; // 0 in the six bits is 64
-        let trailing = 64_u32.wrapping_sub(leading + width);
+        let fresh = head >> 30 == 0b11;
+        let (leading, width) = (head >> 25 & 31, ((head >> 19).wrapping_sub(1) & 63) + 1); // 0 in six bits is 64
         self.is_broken |= fresh && leading + width > 64;
+        let trailing = 64_u32.wrapping_sub(leading + width) & 63;
         self.width = if fresh { width } else { self.width };
-        self.trailing = if fresh { trailing & 63 } else { self.trailing };
-        from.skip(if fresh { 13 } else { 2 });
+        self.trailing = if fresh { trailing } else { self.trailing };
         self.is_broken |= self.width == 0; // an old window before any new one
-        let raw = from.peek().wrapping_shr(64 - self.width);
-        from.skip(self.width);
-        raw << self.trailing
+        let control = if fresh { 13 } else { 2 };
+        let raw = ((word << control >> 64) as u64).wrapping_shr(64 - self.width);
+        (raw << self.trailing, control + self.width)
     }
+}
+
+/// The difference of differences at the front of `word`, and how many bits it takes. The short forms share one path
+/// without branches.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "the upper half is meant")]
+fn read_step(word: u128) -> (i64, u32) {
+    const BITS: [u32; 4] = [1, 14, 17, 20];
+    let head = (word >> 64) as u64;
+    let ones = head.leading_ones();
+    let Some(&bits) = BITS.get(ones as usize) else {
+        return (((word << 4 >> 64) as u64).cast_signed(), 68);
+    };
+    // Without a one the single bit is the code itself, a zero; else the number follows the ones and a zero.
+    let start = ones + u32::from(ones > 0);
+    (signed((head << start) >> (64 - bits), bits), start + bits)
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ pub struct Receipt {
 }
 
 /// A batch whose series are found and whose payload is written. Give it to [`Head::apply`], with the same batch,
-/// once the payload is durable.
+/// once the payload is durable, or to [`Head::abandon`] when the log refuses the payload.
 #[derive(Debug)]
 #[must_use = "a staged batch holds up checkpoints until it is applied"]
 pub struct Staged {
@@ -133,7 +133,7 @@ pub struct Staged {
     /// Index in the batch and ref of the series.
     pub(super) exemplars: Vec<(u32, u32)>,
     /// Series made by this batch.
-    pub created: u32,
+    pub created: Vec<SeriesRef>,
 }
 
 impl Head {
@@ -148,8 +148,13 @@ impl Head {
             repair: limits.repair,
         };
         let from = payload.len();
-        let mut staged =
-            Staged { series: Vec::with_capacity(picks.len()), refused: vec![], rules, exemplars: vec![], created: 0 };
+        let mut staged = Staged {
+            series: Vec::with_capacity(picks.len()),
+            refused: vec![],
+            rules,
+            exemplars: vec![],
+            created: vec![],
+        };
         payload.push(payload::APPEND);
         payload::put_rules(payload, &rules);
         let count_at = payload.len();
@@ -164,7 +169,7 @@ impl Head {
             };
             if known.is_none() {
                 self.create(series_ref, series.hash, batch.labels_of(series));
-                staged.created += 1;
+                staged.created.push(SeriesRef(series_ref));
             }
             writer.put(payload, series_ref, known.is_none(), batch, series);
             staged.series.push((pick, SeriesRef(series_ref)));
@@ -177,6 +182,18 @@ impl Head {
         }
         self.unapplied += 1;
         staged
+    }
+
+    /// Undoes a stage whose payload the log did not take: the series it made go again, for no later payload may name
+    /// them. Call it before anything else is staged.
+    ///
+    /// # Panics
+    /// More batches are given up than were staged.
+    pub fn abandon(&mut self, staged: &Staged) {
+        assert!(self.unapplied > 0, "a batch is given up that was not staged");
+        self.unapplied -= 1;
+        let created: Vec<u32> = staged.created.iter().map(|series_ref| series_ref.0).collect();
+        self.remove_series(&created);
     }
 
     fn room(&self, series_max: u64) -> Option<u32> {
