@@ -19,7 +19,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
 use parking_lot::Mutex;
 
@@ -97,6 +97,7 @@ pub struct NodeLog {
     record_bytes_max: usize,
     replayed: Replayed,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: ThreadId,
 }
 
 impl fmt::Debug for NodeLog {
@@ -132,7 +133,16 @@ impl NodeLog {
                 move || writer.run(&queue)
             })
             .map_err(|source| Error::io("start the thread of", dir, source))?;
-        Ok(Self { queue, metrics, dir: dir.to_owned(), record_bytes_max, replayed, thread: Mutex::new(Some(thread)) })
+        let thread_id = thread.thread().id();
+        Ok(Self {
+            queue,
+            metrics,
+            dir: dir.to_owned(),
+            record_bytes_max,
+            replayed,
+            thread: Mutex::new(Some(thread)),
+            thread_id,
+        })
     }
 
     /// What was found when the log was opened. A caller that remembers positions of its own must find
@@ -197,20 +207,22 @@ impl NodeLog {
     }
 
     /// Makes all that was appended durable, answers it, ends the thread. Later appends are refused. May be called
-    /// from several threads and more than once, but not from a `done`.
+    /// from several threads and more than once. From a `done` it closes without waiting: that is the thread itself.
     ///
     /// # Errors
     /// [`Error::Failed`] when the log has failed before or while closing.
     pub fn close(&self) -> Result<(), Error> {
         self.queue.close();
-        // Held while joining, so that a second closer returns only after the thread ended.
-        let mut thread = self.thread.lock();
-        if let Some(thread) = thread.take()
-            && thread.join().is_err()
-        {
-            self.queue.fail("the thread of the log panicked", Vec::new());
+        // The last handle may go in a `done`, and a thread that joins itself waits for ever.
+        if std::thread::current().id() != self.thread_id {
+            // Held while joining, so that a second closer returns only after the thread ended.
+            let mut thread = self.thread.lock();
+            if let Some(thread) = thread.take()
+                && thread.join().is_err()
+            {
+                self.queue.fail("the thread of the log panicked", Vec::new());
+            }
         }
-        drop(thread);
         self.queue.failed().map_or(Ok(()), Err)
     }
 }

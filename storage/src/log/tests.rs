@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn the_log_is_a_vector_that_forgets_its_front(steps in proptest::collection::vec(step(), 1..30)) {
         let disk = FaultDisk::new();
@@ -180,6 +180,23 @@ fn close_makes_durable_what_waits_and_refuses_what_comes() {
     assert!(matches!(log.append(vec![3], Box::new(|_| {})), Err(Error::Closed { .. })));
     disk.crash(1);
     assert_eq!(open(&disk, small()).unwrap().1.len(), 2);
+}
+
+#[test]
+fn the_last_handle_may_go_in_an_answer() {
+    let disk = FaultDisk::new();
+    let log = Arc::new(open(&disk, small()).unwrap().0);
+    let (tx, rx) = mpsc::channel();
+    let release = hold(&log);
+    let last = Arc::clone(&log);
+    let done = move |answer: Result<Position, Error>| {
+        drop(last);
+        tx.send(answer).unwrap();
+    };
+    log.append(vec![1], Box::new(done)).unwrap();
+    drop(log);
+    release.send(()).unwrap();
+    assert_eq!(rx.recv().unwrap().unwrap(), Position(2));
 }
 
 #[test]
