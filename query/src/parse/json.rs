@@ -23,45 +23,49 @@ pub fn to_json(expr: &Expr) -> Value {
             json!({"type": "unaryExpr", "op": if unary.minus { "-" } else { "+" }, "expr": to_json(&unary.expr)})
         }
         Expr::Binary(binary) => binary_to_json(binary),
-        Expr::Aggregate(aggregate) => {
-            let AggregateExpr { op, expr, param, grouping, without, .. } = aggregate.as_ref();
-            json!({
-                "type": "aggregation",
-                "op": op.as_str(),
-                "expr": to_json(expr),
-                "param": param.as_ref().map(to_json),
-                "grouping": grouping,
-                "without": without,
-            })
-        }
+        Expr::Aggregate(aggregate) => aggregate_to_json(aggregate),
         Expr::Call(call) => call_to_json(call),
         Expr::VectorSelector(selector) => selector_to_json("vectorSelector", selector),
-        Expr::MatrixSelector(matrix) => {
-            let MatrixSelector { selector, range_ms, range_expr, .. } = matrix.as_ref();
-            let mut value = selector_to_json("matrixSelector", selector);
-            if let Some(fields) = value.as_object_mut() {
-                fields.insert("range".into(), json!(range_ms));
-                fields.insert("rangeExpr".into(), duration_to_json(range_expr.as_deref()));
-            }
-            value
-        }
-        Expr::Subquery(subquery) => {
-            let SubqueryExpr { expr, range_ms, range_expr, step_ms, step_expr, offset_ms, offset_expr, at, .. } =
-                subquery.as_ref();
-            json!({
-                "type": "subquery",
-                "expr": to_json(expr),
-                "range": range_ms,
-                "rangeExpr": duration_to_json(range_expr.as_deref()),
-                "offset": offset_ms,
-                "offsetExpr": duration_to_json(offset_expr.as_deref()),
-                "step": step_ms,
-                "stepExpr": duration_to_json(step_expr.as_deref()),
-                "timestamp": timestamp(*at),
-                "startOrEnd": start_or_end(*at),
-            })
-        }
+        Expr::MatrixSelector(matrix) => matrix_to_json(matrix),
+        Expr::Subquery(subquery) => subquery_to_json(subquery),
     }
+}
+
+fn aggregate_to_json(aggregate: &AggregateExpr) -> Value {
+    let AggregateExpr { op, expr, param, grouping, without, .. } = aggregate;
+    json!({
+        "type": "aggregation",
+        "op": op.as_str(),
+        "expr": to_json(expr),
+        "param": param.as_ref().map(to_json),
+        "grouping": grouping,
+        "without": without,
+    })
+}
+
+fn matrix_to_json(matrix: &MatrixSelector) -> Value {
+    let mut value = selector_to_json("matrixSelector", &matrix.selector);
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("range".into(), json!(matrix.range_ms));
+        fields.insert("rangeExpr".into(), duration_to_json(matrix.range_expr.as_deref()));
+    }
+    value
+}
+
+fn subquery_to_json(subquery: &SubqueryExpr) -> Value {
+    let SubqueryExpr { expr, range_ms, range_expr, step_ms, step_expr, offset_ms, offset_expr, at, .. } = subquery;
+    json!({
+        "type": "subquery",
+        "expr": to_json(expr),
+        "range": range_ms,
+        "rangeExpr": duration_to_json(range_expr.as_deref()),
+        "offset": offset_ms,
+        "offsetExpr": duration_to_json(offset_expr.as_deref()),
+        "step": step_ms,
+        "stepExpr": duration_to_json(step_expr.as_deref()),
+        "timestamp": timestamp(*at),
+        "startOrEnd": start_or_end(*at),
+    })
 }
 
 fn binary_to_json(binary: &BinaryExpr) -> Value {

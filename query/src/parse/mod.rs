@@ -22,6 +22,8 @@ mod parser;
 pub mod prettier;
 mod printer;
 
+#[cfg(test)]
+mod tests;
 mod token;
 mod walk;
 
@@ -39,7 +41,7 @@ pub const TEXT_BYTES_MAX: usize = 1 << 20;
 /// How deep parentheses, calls and signs may nest.
 pub const NESTING_MAX: u32 = 128;
 /// How high a tree may be: `a + b + c …` grows it without nesting. Whoever walks the tree may recurse this deep.
-pub const HEIGHT_MAX: u32 = 512;
+pub const HEIGHT_MAX: u32 = 256;
 /// Most regular expressions in one query: each may take memory once compiled.
 pub const REGEX_MATCHERS_MAX: u32 = 1024;
 

@@ -11,7 +11,7 @@ use engram_model::labels::METRIC_NAME;
 use engram_model::{MatchOp, Matcher};
 
 use super::ast::{
-    AggregateExpr, At, BinaryExpr, Cardinality, DurationExpr, DurationKind, Expr, Extension, MatrixSelector,
+    AggregateExpr, At, BinaryExpr, BinaryOp, Cardinality, DurationExpr, DurationKind, Expr, Extension, MatrixSelector,
     NumberLiteral, SubqueryExpr, VectorSelector,
 };
 use super::literal::{duration, float, float_short, millis, quote};
@@ -24,7 +24,16 @@ impl Display for Expr {
             Self::String(string) => f.write_str(&quote(&string.value)),
             Self::Paren(paren) => write!(f, "({})", paren.expr),
             Self::Unary(unary) => write!(f, "{}{}", if unary.minus { '-' } else { '+' }, unary.expr),
-            Self::Binary(binary) => write!(f, "{} {} {}", binary.lhs, Operator(binary), binary.rhs),
+            Self::Binary(binary) => {
+                match &binary.lhs {
+                    // A sign would bind less tight than `^`.
+                    Self::Number(base) if binary.op == BinaryOp::Pow && base.value == f64::INFINITY => {
+                        f.write_str("Inf")?;
+                    }
+                    lhs => lhs.fmt(f)?,
+                }
+                write!(f, " {} {}", Operator(binary), binary.rhs)
+            }
             Self::Aggregate(aggregate) => {
                 write!(f, "{}(", Aggregation(aggregate))?;
                 if let Some(param) = &aggregate.param {

@@ -46,8 +46,42 @@ fn signed(minus: bool, at: Span, mut tree: Tree) -> Tree {
     Tree { expr: DurationExpr { kind, wrapped: false, span }, height: tree.height + 1 }
 }
 
+/// Operators that continue a duration.
+pub(super) fn goes_on(op: BinaryOp) -> bool {
+    matches!(op, BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::Div | BinaryOp::Mod | BinaryOp::Pow)
+}
+
 fn in_range(seconds: f64) -> bool {
     seconds.abs() <= literal::SECONDS_MAX
+}
+
+/// Whether an offset that started with signs or a parenthesis is read whole when it is printed as it is. Signs that
+/// cancel out are gone (`--5 * 2`), and `5 * 2` would end after the five: such an offset is put in parentheses.
+fn reads_back(offset: &DurationExpr) -> bool {
+    if offset.wrapped {
+        return true;
+    }
+    match &offset.kind {
+        DurationKind::Binary { lhs, .. } => starts_open(lhs),
+        DurationKind::Unary { operand, .. } => {
+            !matches!(operand.kind, DurationKind::Binary { .. }) || operand.wrapped || starts_open(offset)
+        }
+        _ => true,
+    }
+}
+
+/// Whether it prints with `(` or `--` first, after which an offset goes on.
+pub(super) fn starts_open(offset: &DurationExpr) -> bool {
+    if offset.wrapped {
+        return true;
+    }
+    match &offset.kind {
+        DurationKind::Binary { lhs, .. } => starts_open(lhs),
+        DurationKind::Unary { operand, .. } => {
+            !operand.wrapped && matches!(operand.kind, DurationKind::Unary { minus: true, .. })
+        }
+        _ => false,
+    }
 }
 
 impl Parser<'_> {
@@ -78,7 +112,6 @@ impl Parser<'_> {
             }
             return Ok(tree.expr);
         }
-        let open = token.kind == Kind::LeftParen;
         let tree = match (sign, token.kind) {
             (None, Kind::LeftParen) => self.duration_operand(within)?,
             (None, _) => return Ok(self.duration_call(None, within)?.expr),
@@ -94,8 +127,9 @@ impl Parser<'_> {
             }
             (Some((minus, at)), _) => return Ok(signed(minus, at, self.duration_call(Some(at), within)?).expr),
         };
-        debug_assert!(open || sign.is_some(), "only these go on after the first operand");
-        Ok(self.duration_rest(tree, 0, within)?.expr)
+        let mut whole = self.duration_rest(tree, 0, within)?.expr;
+        whole.wrapped |= !reads_back(&whole);
+        Ok(whole)
     }
 
     fn duration(&mut self, floor: u8, within: Within) -> Result<Tree> {
@@ -108,10 +142,7 @@ impl Parser<'_> {
         loop {
             let token = self.peek()?;
             let op = match token.kind {
-                Kind::Op(
-                    op
-                    @ (BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::Div | BinaryOp::Mod | BinaryOp::Pow),
-                ) if precedence(op) >= floor => op,
+                Kind::Op(op) if goes_on(op) && precedence(op) >= floor => op,
                 _ => return Ok(lhs),
             };
             self.take();

@@ -18,7 +18,8 @@ mod selector;
 use engram_model::Matcher;
 
 use super::ast::{
-    BinaryExpr, BinaryOp, Cardinality, Expr, NumberLiteral, ParenExpr, Span, StringLiteral, UnaryExpr, VectorMatching,
+    BinaryExpr, BinaryOp, Cardinality, Expr, Extension, NumberLiteral, ParenExpr, Span, StringLiteral, UnaryExpr,
+    VectorMatching,
 };
 use super::error::ParseError;
 use super::lexer::Lexer;
@@ -48,6 +49,20 @@ fn precedence(op: BinaryOp) -> u8 {
 struct Tree {
     expr: Expr,
     height: u32,
+}
+
+/// Whether `expr` ends in a selector whose offset, printed last, would swallow an operator after it: of
+/// `foo offset (5m) @ 1 + 2` the modifiers change places when printed.
+fn ends_in_open_offset(expr: &Expr) -> bool {
+    let (at, extension, offset) = match expr {
+        Expr::Unary(unary) => return ends_in_open_offset(&unary.expr),
+        Expr::Binary(binary) => return ends_in_open_offset(&binary.rhs),
+        Expr::VectorSelector(selector) => (selector.at, selector.extension, &selector.offset_expr),
+        Expr::MatrixSelector(matrix) => (matrix.selector.at, matrix.selector.extension, &matrix.selector.offset_expr),
+        Expr::Subquery(subquery) => (subquery.at, Extension::None, &subquery.offset_expr),
+        _ => return false,
+    };
+    (at.is_some() || extension != Extension::None) && offset.as_deref().is_some_and(duration::starts_open)
 }
 
 /// The construct an error names, and what it wants there.
@@ -209,6 +224,10 @@ impl<'a> Parser<'a> {
             let binds = precedence(op);
             if binds < floor {
                 return Ok(lhs);
+            }
+            if duration::goes_on(op) && ends_in_open_offset(&lhs.expr) {
+                let span = lhs.expr.span();
+                lhs = self.tree(Expr::Paren(Box::new(ParenExpr { expr: lhs.expr, span })), lhs.height)?;
             }
             self.take();
             let (matching, return_bool) = self.matching()?;
