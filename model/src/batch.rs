@@ -122,6 +122,18 @@ impl WriteBatch {
         self.pairs[series.pairs.range()].iter().map(|pair| (self.str(pair.name), self.str(pair.value)))
     }
 
+    /// The labels of a series for an error text, at most a few hundred bytes of them.
+    #[must_use]
+    pub fn show(&self, series: &BatchSeries) -> String {
+        let mut text = crate::Labels::from_sorted(self.labels_of(series)).to_string();
+        let mut at = text.len().min(400);
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        text.truncate(at);
+        text
+    }
+
     /// How many samples of both kinds.
     #[must_use]
     pub fn sample_count(&self) -> usize {

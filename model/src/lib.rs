@@ -4,7 +4,7 @@
 //! knowing each other. Nothing here does I/O, starts a task or knows another crate of ours.
 //!
 //! Map: [`labels`] who a series is · [`matcher`] a test on it · [`histogram`] and [`sample`] its values ·
-//! [`series`] how rooms hand samples to each other · [`batch`] what a write request becomes ·
+//! [`series`] how rooms hand samples to each other · [`merge`] several places as one · [`batch`] what a write request becomes ·
 //! [`digest`] the conservation law · [`tenant`] owners and limits · [`place`] where data lies ·
 //! [`time`] clocks and ranges · [`error`] who must act on a failure.
 
@@ -14,6 +14,7 @@ pub mod error;
 pub mod histogram;
 pub mod labels;
 pub mod matcher;
+pub mod merge;
 pub mod place;
 pub mod sample;
 pub mod series;

@@ -1,1 +1,33 @@
-//! node
+//! The running member of an Engram cluster: this crate puts all rooms together.
+//!
+//! Map: [`config`] and [`cli`] what a person may say · [`actor`] the actor kit · [`meta`] the agreed metadata ·
+//! [`http`] the API · [`write`] and [`read`] the two paths · [`peer`] the way to a replica · [`ingest`] the partitions of
+//! this node · [`metrics`] and [`telemetry`] what is seen from outside · [`data_dir`] the directory and its lock ·
+//! [`error`] from failure to code.
+//!
+//! [`Node::start`] is the only place that knows all of them. Order of start: directory, ports, metadata, log, partitions,
+//! paths; the HTTP port answers from the second step on and says what is missing. Order of stop: requests, partitions,
+//! log, metadata: each may still use what comes after it.
+
+pub mod actor;
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod error;
+pub mod http;
+pub mod ingest;
+pub mod meta;
+pub mod metrics;
+pub mod peer;
+pub mod read;
+pub mod telemetry;
+pub mod write;
+
+mod assembly;
+
+pub use assembly::{Node, StartError};
+pub use error::Error;
+
+pub use program::run;
+
+mod program;

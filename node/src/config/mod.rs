@@ -89,6 +89,7 @@ pub struct WriteConfig {
 #[allow(missing_docs, reason = "the table says what each is")]
 pub struct LogConfig {
     pub segment_bytes_max: u64,
+    pub checkpoint_bytes_min: u64,
 }
 
 impl Default for Config {
@@ -120,7 +121,7 @@ impl Default for Config {
                 in_flight_bytes_max: 512 << 20,
                 timeout: Duration::from_secs(10),
             },
-            log: LogConfig { segment_bytes_max: 64 << 20 },
+            log: LogConfig { segment_bytes_max: 64 << 20, checkpoint_bytes_min: 1 << 30 },
             limits: TenantLimits::default(),
         }
     }

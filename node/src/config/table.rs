@@ -178,7 +178,7 @@ pub static KEYS: &[Key] = &[
         "write.in-flight-bytes-max",
         Size,
         write.in_flight_bytes_max,
-        "Compressed bytes of all write requests in flight; above it new ones are refused with 503."
+        "Bytes of all write requests in flight, as sent and as unpacked; above it new ones are refused with 503."
     ),
     key!(
         "write.timeout",

@@ -42,7 +42,8 @@ mod tests {
     #[test]
     fn every_selector_is_found() {
         let expr = parse("sum(rate(a[5m])) / -(b{x=\"1\"} or max_over_time(c[1h:1m]))", &Switches::default()).unwrap();
-        let names: Vec<String> = selectors(&expr).iter().map(|m| m.last().map(|m| m.value.to_string()).unwrap()).collect();
+        let names: Vec<String> =
+            selectors(&expr).iter().map(|m| m.last().map(|m| m.value.to_string()).unwrap()).collect();
         assert_eq!(names, ["a", "b", "c"]);
     }
 }

@@ -1,0 +1,169 @@
+//! Samples of one series from several places, as one: shard growth, late chunks, replicas.
+//!
+//! The one rule for equal times: the greater bit pattern wins (DESIGN §5, repair converges on it too), a histogram
+//! wins over a float. So the result does not depend on the order of the sources.
+
+use std::sync::Arc;
+
+use crate::series::{Columns, ReadError, SampleSource, Series};
+use crate::time::TimeRange;
+
+/// Several sources of one series.
+struct Merged(Vec<Arc<dyn SampleSource>>);
+
+impl SampleSource for Merged {
+    fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
+        let mut sum = Columns::default();
+        for source in &self.0 {
+            let mut one = Columns::default();
+            source.read(range, &mut one)?;
+            sum = if sum.is_empty() { one } else { merge_columns(&sum, &one) };
+        }
+        out.times.append(&mut sum.times);
+        out.values.append(&mut sum.values);
+        out.starts.append(&mut sum.starts);
+        out.histogram_times.append(&mut sum.histogram_times);
+        out.histograms.append(&mut sum.histograms);
+        out.histogram_starts.append(&mut sum.histogram_starts);
+        Ok(())
+    }
+}
+
+/// Sorts series by labels; those that appear more than once become one whose samples are merged.
+#[must_use]
+pub fn merge_series(mut series: Vec<Series>) -> Vec<Series> {
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    let mut merged: Vec<Series> = Vec::with_capacity(series.len());
+    let mut rest = series.into_iter().peekable();
+    while let Some(first) = rest.next() {
+        let mut sources = vec![first.source];
+        while let Some(twin) = rest.next_if(|next| next.labels == first.labels) {
+            sources.push(twin.source);
+        }
+        let source = if sources.len() == 1 { sources.swap_remove(0) } else { Arc::new(Merged(sources)) };
+        merged.push(Series { labels: first.labels, source });
+    }
+    merged
+}
+
+/// The union of two sorted columns; see the module's text for equal times.
+#[must_use]
+pub fn merge_columns(a: &Columns, b: &Columns) -> Columns {
+    let mut out = Columns::default();
+    let starts = !a.starts.is_empty() || !b.starts.is_empty();
+    let (mut i, mut j) = (0, 0);
+    while i < a.times.len() || j < b.times.len() {
+        let from_a = match (a.times.get(i), b.times.get(j)) {
+            (Some(x), Some(y)) if x == y => {
+                let a_wins = a.values[i].to_bits() >= b.values[j].to_bits();
+                if a_wins {
+                    j += 1
+                } else {
+                    i += 1
+                }
+                a_wins
+            }
+            (Some(x), Some(y)) => x < y,
+            (x, _) => x.is_some(),
+        };
+        let (side, at) = if from_a { (a, &mut i) } else { (b, &mut j) };
+        out.times.push(side.times[*at]);
+        out.values.push(side.values[*at]);
+        if starts {
+            out.starts.push(side.starts.get(*at).copied().unwrap_or(0));
+        }
+        *at += 1;
+    }
+    let starts = !a.histogram_starts.is_empty() || !b.histogram_starts.is_empty();
+    let (mut i, mut j) = (0, 0);
+    while i < a.histogram_times.len() || j < b.histogram_times.len() {
+        let from_a = match (a.histogram_times.get(i), b.histogram_times.get(j)) {
+            (Some(x), Some(y)) if x == y => {
+                let a_wins = crate::digest::Digest::of_histogram(0, 0, &a.histograms[i]).low
+                    >= crate::digest::Digest::of_histogram(0, 0, &b.histograms[j]).low;
+                if a_wins {
+                    j += 1
+                } else {
+                    i += 1
+                }
+                a_wins
+            }
+            (Some(x), Some(y)) => x < y,
+            (x, _) => x.is_some(),
+        };
+        let (side, at) = if from_a { (a, &mut i) } else { (b, &mut j) };
+        out.histogram_times.push(side.histogram_times[*at]);
+        out.histograms.push(side.histograms[*at].clone());
+        if starts {
+            out.histogram_starts.push(side.histogram_starts.get(*at).copied().unwrap_or(0));
+        }
+        *at += 1;
+    }
+    drop_floats_under_histograms(&mut out);
+    out
+}
+
+/// At one time there is a float or a histogram, never both.
+fn drop_floats_under_histograms(columns: &mut Columns) {
+    if columns.histogram_times.is_empty() || columns.times.is_empty() {
+        return;
+    }
+    let keep: Vec<bool> = columns.times.iter().map(|t| columns.histogram_times.binary_search(t).is_err()).collect();
+    if keep.iter().all(|k| *k) {
+        return;
+    }
+    let mut kept = keep.iter();
+    columns.times.retain(|_| kept.next().copied().unwrap_or(true));
+    let mut kept = keep.iter();
+    columns.values.retain(|_| kept.next().copied().unwrap_or(true));
+    if !columns.starts.is_empty() {
+        let mut kept = keep.iter();
+        columns.starts.retain(|_| kept.next().copied().unwrap_or(true));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Labels;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn columns(samples: &BTreeMap<i64, u64>) -> Columns {
+        Columns {
+            times: samples.keys().copied().collect(),
+            values: samples.values().map(|v| f64::from_bits(*v)).collect(),
+            ..Columns::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merging_is_the_union_with_the_greater_bits(
+            a in proptest::collection::btree_map(-20_i64..20, 0_u64..4, 0..20),
+            b in proptest::collection::btree_map(-20_i64..20, 0_u64..4, 0..20),
+        ) {
+            let mut model = a.clone();
+            for (t, v) in &b { let have = model.entry(*t).or_insert(*v); *have = (*have).max(*v); }
+            let labels = Labels::from_pairs([("a", "1")]);
+            let series = |c| Series { labels: labels.clone(), source: Arc::new(columns(c)) };
+            for order in [vec![series(&a), series(&b)], vec![series(&b), series(&a)]] {
+                let merged = merge_series(order);
+                prop_assert_eq!(merged.len(), 1);
+                let mut out = Columns::default();
+                merged[0].source.read(TimeRange::ALL, &mut out).unwrap();
+                let have: BTreeMap<i64, u64> = out.times.iter().copied().zip(out.values.iter().map(|v| v.to_bits())).collect();
+                prop_assert_eq!(out.times.len(), have.len());
+                prop_assert_eq!(&have, &model);
+            }
+        }
+    }
+
+    #[test]
+    fn a_histogram_wins_over_a_float() {
+        let floats = Columns { times: vec![1, 2, 3], values: vec![1.0, 2.0, 3.0], ..Columns::default() };
+        let histograms = Columns { histogram_times: vec![2], histograms: vec![Arc::default()], ..Columns::default() };
+        let merged = merge_columns(&floats, &histograms);
+        assert_eq!((merged.times, merged.values, merged.histogram_times), (vec![1, 3], vec![1.0, 3.0], vec![2]));
+    }
+}

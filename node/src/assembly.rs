@@ -1,0 +1,475 @@
+//! Start and stop of a node. See the crate's text for the order and its reasons.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::Body;
+use engram_model::place::PartitionId;
+use engram_model::time::{Clock, Stopwatch};
+use engram_raft::group::FirstStart;
+use engram_raft::state::NodeSpec;
+use engram_raft::{Group, GroupOptions};
+use engram_storage::disk::real::RealDisk;
+use engram_storage::head::{HeadOptions, Symbols};
+use engram_storage::log::{self, LogMetrics, NodeLog};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::actor::{Condition, Health, Supervisor};
+use crate::config::Config;
+use crate::data_dir::{DataDir, DirError};
+use crate::http::{self, App, HttpMetrics};
+use crate::ingest::heads::Heads;
+use crate::ingest::partition::{self, LogBudget};
+use crate::ingest::recover::{Recovered, Recovery};
+use crate::ingest::{LocalReplica, keeper};
+use crate::meta::{Meta, TenantDefaults};
+use crate::metrics::{Metrics, ReadMetrics, Reading, WriteMetrics};
+use crate::peer::Peers;
+use crate::read::{ReadOptions, Reader};
+use crate::write::{WriteOptions, Writer};
+
+/// Why a node did not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// A port.
+    #[error("listen on {address} (--{option}): {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Which option says so.
+        option: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The metadata group.
+    #[error("metadata: {0}")]
+    Meta(#[from] engram_raft::Error),
+    /// The log.
+    #[error(transparent)]
+    Storage(#[from] engram_storage::Error),
+    /// An essential part has failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How long the metadata group may take to stop.
+const META_STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How often the keeper looks.
+const KEEPER_EVERY: Duration = Duration::from_secs(60);
+/// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
+const LOG_BUDGET_BYTES: usize = 256 << 20;
+
+/// A running node.
+pub struct Node {
+    /// Where the HTTP API answers.
+    pub http_address: SocketAddr,
+    /// Where other nodes are answered.
+    pub grpc_address: SocketAddr,
+    /// Ready or not, part by part.
+    pub health: Health,
+    stop: CancellationToken,
+    config: Config,
+    servers: JoinSet<Result<(), StartError>>,
+    supervisor: Option<Supervisor>,
+    partitions_stop: CancellationToken,
+    log: Arc<NodeLog>,
+    group: Arc<Group>,
+    log_failure: Arc<parking_lot::Mutex<Option<String>>>,
+    _dir: DataDir,
+}
+
+/// The paths, once they are there.
+struct Paths {
+    reader: Reader,
+    writer: Writer,
+}
+
+impl Node {
+    /// Starts a node; it is ready when this returns. Cancelling `stop` makes [`Node::run`] stop it.
+    ///
+    /// # Errors
+    /// What the operator must mend: the directory, a port, damage on disk.
+    pub async fn start(config: Config, clock: Clock, stop: CancellationToken) -> Result<Self, StartError> {
+        let dir = DataDir::open(&config.data_dir)?;
+        let http_listener = listen(&config.http_listen, "http-listen").await?;
+        let grpc_listener = listen(&config.grpc_listen, "grpc-listen").await?;
+        let (http_address, grpc_address) = (address_of(&http_listener)?, address_of(&grpc_listener)?);
+        let (metrics, health) = (Metrics::default(), Health::default());
+        health.set("node/metadata", Condition::Starting("opening the group".into()));
+        health.set("node/log", Condition::Starting("waiting for the metadata".into()));
+
+        let front = Front::new(http::starting(health.clone()));
+        let http_metrics = HttpMetrics::new(&metrics);
+        let mut servers = JoinSet::new();
+        let options = http::server::ServeOptions { stop_within: config.shutdown_timeout, ..Default::default() };
+        let serving = http::server::serve(http_listener, front.router(), options, http_metrics.clone(), stop.clone());
+        servers.spawn(async move { serving.await.map_err(|e| StartError::Failed(format!("the HTTP server: {e}"))) });
+
+        let group = Arc::new(Group::open(group_options(&config, &dir, http_address, grpc_address, &clock)).await?);
+        health.set("node/metadata", Condition::Running);
+        servers.spawn(serve_grpc(grpc_listener, group.clone(), stop.clone()));
+
+        let defaults = TenantDefaults {
+            limits: config.limits.clone(),
+            shard_size: config.shard_size,
+            tenants_max: config.tenants_max,
+        };
+        let meta = Meta::new(group.clone(), defaults);
+        let (heads, log) = recover(&config, &dir, &meta, &health).await?;
+        let log_failure = end_on_failure(&log, &stop);
+
+        let partitions_stop = CancellationToken::new();
+        let mut supervisor = Supervisor::new("ingest", health.clone(), stop.clone());
+        let local = start_partitions(&config, &meta, &heads, &log, &partitions_stop, &mut supervisor);
+        collect_metrics(&metrics, &local, &log, &group);
+
+        let peers = Peers::local_only(meta.node_id(), Arc::new(local));
+        let paths = Paths {
+            writer: Writer::new(
+                write_options(&config),
+                meta.clone(),
+                peers.clone(),
+                clock.clone(),
+                WriteMetrics::new(&metrics),
+            ),
+            reader: Reader::new(read_options(&config), meta.clone(), peers, ReadMetrics::new(&metrics)),
+        };
+        let app = app(&config, paths, Status { meta, metrics, health: health.clone() }, http_metrics, &clock);
+        front.open(http::router(Arc::new(app)));
+        health.set("node/log", Condition::Running);
+        Ok(Self {
+            http_address,
+            grpc_address,
+            health,
+            stop,
+            config,
+            servers,
+            supervisor: Some(supervisor),
+            partitions_stop,
+            log,
+            group,
+            log_failure,
+            _dir: dir,
+        })
+    }
+
+    /// Runs until `stop` is cancelled, by the operator or by an essential part that failed, then stops in order.
+    ///
+    /// # Errors
+    /// What failed, when it was not the operator who stopped it.
+    pub async fn run(mut self) -> Result<(), StartError> {
+        let mut failure = None;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            Some(ended) = self.servers.join_next() => failure = ended_early(ended),
+        }
+        self.stop.cancel();
+        tracing::info!("stopping: requests in flight finish, the log is flushed");
+        while let Some(ended) = self.servers.join_next().await {
+            failure = failure.or(ended_early(ended));
+        }
+        self.partitions_stop.cancel();
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.join(self.config.shutdown_timeout).await;
+        }
+        let log = self.log.clone();
+        let closed = tokio::task::spawn_blocking(move || log.close()).await;
+        if let Ok(Err(error)) = closed {
+            failure = failure.or(Some(StartError::Storage(error)));
+        }
+        match tokio::time::timeout(META_STOP_WITHIN, self.group.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the metadata group did not close cleanly"),
+            Err(_) => tracing::warn!("the metadata group did not close in time"),
+        }
+        if let Some(why) = self.log_failure.lock().take() {
+            failure = Some(StartError::Failed(why));
+        }
+        let failed_part = self.health.report().into_iter().find(|(_, _, text)| text.starts_with("failed"));
+        match (failure, failed_part) {
+            (Some(failure), _) => Err(failure),
+            (None, Some((part, _, why))) => Err(StartError::Failed(format!("{part} {why}"))),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+fn ended_early(ended: Result<Result<(), StartError>, tokio::task::JoinError>) -> Option<StartError> {
+    match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(error) => Some(StartError::Failed(format!("a server ended: {error}"))),
+    }
+}
+
+async fn listen(address: &str, option: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen {
+        address: address.to_owned(),
+        option,
+        source,
+    })
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|e| StartError::Failed(format!("the listener has no address: {e}")))
+}
+
+fn group_options(config: &Config, dir: &DataDir, http: SocketAddr, grpc: SocketAddr, clock: &Clock) -> GroupOptions {
+    let node = NodeSpec {
+        zone: config.zone.clone(),
+        grpc: grpc.to_string(),
+        http: http.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let first_start =
+        FirstStart::Bootstrap { cluster_id: uuid::Uuid::new_v4().to_string(), partition_count: config.partitions };
+    GroupOptions::new(dir.meta(), node, first_start, clock.clone())
+}
+
+async fn serve_grpc(listener: TcpListener, group: Arc<Group>, stop: CancellationToken) -> Result<(), StartError> {
+    tonic::transport::Server::builder()
+        .add_service(group.service().into_grpc())
+        .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), stop.cancelled_owned())
+        .await
+        .map_err(|e| StartError::Failed(format!("the gRPC server: {e}")))
+}
+
+/// Opens the log and applies all of it to fresh heads.
+async fn recover(
+    config: &Config,
+    dir: &DataDir,
+    meta: &Meta,
+    health: &Health,
+) -> Result<(Arc<Vec<Heads>>, Arc<NodeLog>), StartError> {
+    let symbols = Arc::new(Symbols::default());
+    let count = meta.ring().partition_count();
+    let heads: Arc<Vec<Heads>> =
+        Arc::new((0..count).map(|_| Heads::new(symbols.clone(), HeadOptions::default())).collect());
+    let (path, for_log, health) = (dir.log(), heads.clone(), health.clone());
+    let options = log::Options {
+        segment_bytes: config.log.segment_bytes_max,
+        record_bytes_max: 1 << 30,
+        queue_records_max: 1 << 16,
+        queue_bytes_max: 4 * LOG_BUDGET_BYTES,
+        chance: uuid::Uuid::new_v4().as_u64_pair().0,
+        ..log::Options::default()
+    };
+    let watch = Stopwatch::start();
+    let opened = tokio::task::spawn_blocking(move || -> Result<(NodeLog, Recovered), StartError> {
+        let mut recovery = Recovery::new(&for_log);
+        let mut entries = 0_u64;
+        let log = NodeLog::open(Arc::new(RealDisk), &path, options, &mut |position, bytes| {
+            entries += 1;
+            if entries % 4096 == 1 {
+                health.set("node/log", Condition::Starting(format!("replaying the log, {entries} entries so far")));
+            }
+            let damage = |what: String| engram_storage::Error::corrupt(&path, position.0, what);
+            recovery.apply(position, bytes).map_err(damage)
+        })?;
+        let done = recovery.finish().map_err(StartError::Failed)?;
+        Ok((log, done))
+    });
+    let (log, done) = opened.await.map_err(|e| StartError::Failed(format!("replaying the log: {e}")))??;
+    if done.entries > 0 {
+        tracing::info!(
+            entries = done.entries,
+            samples = done.samples,
+            bytes = done.bytes,
+            seconds = watch.elapsed().as_secs_f64(),
+            "the log has been replayed"
+        );
+    }
+    Ok((heads, Arc::new(log)))
+}
+
+/// A failed log ends the node: memory and disk may tell different stories from here on.
+fn end_on_failure(log: &NodeLog, stop: &CancellationToken) -> Arc<parking_lot::Mutex<Option<String>>> {
+    let why = Arc::new(parking_lot::Mutex::new(None));
+    let (told, stop) = (why.clone(), stop.clone());
+    log.on_failed(move |error| {
+        tracing::error!(%error, "the log is failed, the node ends");
+        *told.lock() = Some(error.to_string());
+        stop.cancel();
+    });
+    why
+}
+
+fn start_partitions(
+    config: &Config,
+    meta: &Meta,
+    heads: &Arc<Vec<Heads>>,
+    log: &Arc<NodeLog>,
+    stop: &CancellationToken,
+    supervisor: &mut Supervisor,
+) -> LocalReplica {
+    let budget = LogBudget::new(LOG_BUDGET_BYTES);
+    let mut handles = Vec::with_capacity(heads.len());
+    for (i, heads) in (0_u32..).zip(heads.iter()) {
+        let (handle, child) = partition::child(partition::Config {
+            partition: PartitionId(i),
+            heads: heads.clone(),
+            log: log.clone(),
+            budget: budget.clone(),
+            meta: meta.clone(),
+            stop: stop.clone(),
+        });
+        handles.push(handle);
+        supervisor.spawn(child);
+    }
+    supervisor.spawn(keeper::child(keeper::Config {
+        partitions: handles.clone(),
+        log: log.clone(),
+        retention_ms: config.retention_ms,
+        segment_bytes: config.log.segment_bytes_max,
+        checkpoint_bytes_min: config.log.checkpoint_bytes_min,
+        every: KEEPER_EVERY,
+        stop: stop.clone(),
+    }));
+    LocalReplica::new(heads.clone(), handles)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, group: &Arc<Group>) {
+    let (local, log, group) = (local.clone(), log.clone(), group.clone());
+    metrics.collect(move || local.readings());
+    metrics.collect(move || log_readings(log.metrics()));
+    metrics.collect(move || {
+        let status = group.status();
+        let index = |index: Option<u64>| index.unwrap_or(0) as f64;
+        vec![
+            Reading::gauge("meta_term", "Term of the metadata group", status.term as f64),
+            Reading::gauge("meta_applied_index", "Last metadata entry applied on this node", index(status.applied)),
+            Reading::gauge(
+                "meta_leader",
+                "Whether the group has a leader",
+                f64::from(u8::from(status.leader.is_some())),
+            ),
+        ]
+    });
+}
+
+#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+fn log_readings(log: &LogMetrics) -> Vec<Reading> {
+    let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    vec![
+        Reading::counter("log_groups", "Groups written and synced", get(&log.groups)),
+        Reading::counter("log_records", "Records written", get(&log.records)),
+        Reading::counter("log_payload_bytes", "Bytes given to the log", get(&log.payload_bytes)),
+        Reading::counter("log_disk_bytes", "Bytes the log wrote", get(&log.disk_bytes)),
+        Reading::counter("log_sync_seconds", "Time spent in syncs", get(&log.sync_nanos) / 1e9),
+        Reading::gauge("log_segments", "Segments on disk", get(&log.segments)),
+    ]
+}
+
+fn write_options(config: &Config) -> WriteOptions {
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    WriteOptions {
+        in_flight_bytes_max: bytes(config.write.in_flight_bytes_max),
+        body_bytes_max: bytes(config.write.body_bytes_max),
+        bounds: crate::write::decode::Bounds {
+            body_bytes_max: bytes(config.write.decoded_bytes_max),
+            ..Default::default()
+        },
+        deadline: config.write.timeout,
+    }
+}
+
+fn read_options(config: &Config) -> ReadOptions {
+    ReadOptions {
+        concurrent_max: config.query.concurrent_max,
+        queue_max: config.query.queue_max,
+        timeout: config.query.timeout,
+        lookback_ms: i64::try_from(config.query.lookback.as_millis()).unwrap_or(i64::MAX),
+        samples_max: config.query.samples_max,
+        experimental: config.promql_experimental,
+    }
+}
+
+/// What the API may tell about the node.
+struct Status {
+    meta: Meta,
+    metrics: Metrics,
+    health: Health,
+}
+
+impl http::port::Node for Status {
+    fn parts(&self) -> Vec<http::port::Part> {
+        http::parts(&self.health)
+    }
+
+    fn cluster_json(&self) -> String {
+        self.meta.status_json().to_string()
+    }
+
+    fn metrics_text(&self) -> String {
+        self.metrics.encode()
+    }
+}
+
+fn app(config: &Config, paths: Paths, status: Status, metrics: HttpMetrics, clock: &Clock) -> App {
+    App {
+        read: Arc::new(paths.reader),
+        push: Arc::new(paths.writer),
+        node: Arc::new(status),
+        metrics,
+        clock: clock.clone(),
+        started_at: clock.now(),
+        body_within: Duration::from_secs(60),
+        about: http::About {
+            node_name: config.node_name_or_host(),
+            flags: config.to_flags(),
+            config_yaml: config.to_yaml(false),
+            retention: config
+                .to_flags()
+                .into_iter()
+                .find(|(k, _)| k == "retention")
+                .map(|(_, v)| v)
+                .unwrap_or_default(),
+        },
+    }
+}
+
+/// The router in force: first the one that says "starting", then the real one, without closing the port in between.
+#[derive(Clone)]
+struct Front(Arc<ArcSwap<Router>>);
+
+impl Front {
+    fn new(first: Router) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(first)))
+    }
+
+    fn open(&self, router: Router) {
+        self.0.store(Arc::new(router));
+    }
+
+    fn router(&self) -> Router {
+        Router::new().fallback_service(self.clone())
+    }
+}
+
+impl tower::Service<::http::Request<Body>> for Front {
+    type Response = axum::response::Response;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: ::http::Request<Body>) -> Self::Future {
+        let router = Router::clone(&self.0.load());
+        Box::pin(tower::ServiceExt::oneshot(router, request))
+    }
+}

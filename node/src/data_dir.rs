@@ -1,0 +1,97 @@
+//! The data directory and the lock that gives it to one process.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirError {
+    /// The system refused.
+    #[error("{act} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("another process uses this data directory: {} is held by {holder}", path.display())]
+    Taken {
+        /// The lock file.
+        path: PathBuf,
+        /// What the holder wrote into it.
+        holder: String,
+    },
+}
+
+/// A data directory that belongs to this process until the value is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct DataDir {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if need be and takes its lock.
+    ///
+    /// # Errors
+    /// [`DirError`]: the operator must act.
+    pub fn open(root: &Path) -> Result<Self, DirError> {
+        let io = |act, path: &Path| {
+            let path = path.to_owned();
+            move |source| DirError::Io { act, path, source }
+        };
+        std::fs::create_dir_all(root).map_err(io("create", root))?;
+        let path = root.join("LOCK");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io("open", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // The text is for a person; a lock without one is held all the same.
+                let _read = lock.read_to_string(&mut holder);
+                return Err(DirError::Taken { path, holder: holder.trim().to_owned() });
+            }
+            Err(std::fs::TryLockError::Error(source)) => return Err(DirError::Io { act: "lock", path, source }),
+        }
+        lock.set_len(0).and_then(|()| lock.rewind()).map_err(io("write", &path))?;
+        writeln!(lock, "process {}", std::process::id()).map_err(io("write", &path))?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// Where the node log lies.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    /// Where the metadata group lies.
+    #[must_use]
+    pub fn meta(&self) -> PathBuf {
+        self.root.join("meta")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_belongs_to_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let first = DataDir::open(temp.path()).unwrap();
+        let second = DataDir::open(temp.path());
+        assert!(matches!(&second, Err(DirError::Taken { holder, .. }) if holder.starts_with("process ")), "{second:?}");
+        drop(first);
+        assert!(DataDir::open(temp.path()).is_ok());
+    }
+}

@@ -1,0 +1,114 @@
+//! What the node writes into its log: whose bytes these are, before the bytes of the head itself.
+//!
+//! ```text
+//! entry := kind (u8)  partition (u32, big-endian)  tenant length (u8)  tenant (UTF-8)  body (the head's own bytes)
+//! ```
+//! Kinds: 1 an append · 2 a checkpoint of this head begins · 3 a piece of it · 4 it is complete · 5 a round of
+//! checkpoints begins · 6 every head of this partition has its checkpoint of this round. A checkpoint counts only when
+//! it is complete: until then the head that the entries before it built stays, so a crash in the middle of one loses
+//! nothing. A round begins a segment; when all its partitions are done, the segments before are dropped. Drawn in `docs/formats/log.md`.
+
+use engram_model::place::PartitionId;
+use engram_model::tenant::TenantId;
+
+/// What an entry means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// New series and samples.
+    Append,
+    /// From here pieces of a checkpoint follow.
+    CheckpointBegin,
+    /// A piece of a checkpoint.
+    CheckpointPiece,
+    /// The checkpoint is complete and replaces what was before.
+    CheckpointEnd,
+    /// Every head of every partition gets a checkpoint after this entry. (Partition and tenant mean nothing.)
+    Round,
+    /// Every head of this partition has its checkpoint. (The tenant means nothing.)
+    PartitionEnd,
+}
+
+/// A decoded entry.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// What it means.
+    pub kind: Kind,
+    /// Of which partition.
+    pub partition: PartitionId,
+    /// Of which tenant.
+    pub tenant: TenantId,
+    /// The head's own bytes.
+    pub body: &'a [u8],
+}
+
+/// Starts an entry in `out`; the body is appended by the caller.
+pub fn begin(out: &mut Vec<u8>, kind: Kind, partition: PartitionId, tenant: &TenantId) {
+    out.push(match kind {
+        Kind::Append => 1,
+        Kind::CheckpointBegin => 2,
+        Kind::CheckpointPiece => 3,
+        Kind::CheckpointEnd => 4,
+        Kind::Round => 5,
+        Kind::PartitionEnd => 6,
+    });
+    let name = tenant.as_str().as_bytes();
+    out.extend_from_slice(&partition.0.to_be_bytes());
+    // TenantId holds 1 to 150 bytes.
+    out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(name);
+}
+
+/// Reads an entry; the text says what is wrong with one that is none.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn decode(bytes: &[u8]) -> Result<Entry<'_>, String> {
+    let (head, rest) =
+        bytes.split_at_checked(6).ok_or_else(|| format!("entry of {} bytes has no head", bytes.len()))?;
+    let kind = match head[0] {
+        1 => Kind::Append,
+        2 => Kind::CheckpointBegin,
+        3 => Kind::CheckpointPiece,
+        4 => Kind::CheckpointEnd,
+        5 => Kind::Round,
+        6 => Kind::PartitionEnd,
+        other => return Err(format!("entry of unknown kind {other}")),
+    };
+    let partition = PartitionId(u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
+    let (name, body) = rest
+        .split_at_checked(usize::from(head[5]))
+        .ok_or_else(|| format!("entry names a tenant of {} bytes and has {}", head[5], rest.len()))?;
+    let name = std::str::from_utf8(name).map_err(|e| format!("tenant of an entry: {e}"))?;
+    let tenant = TenantId::new(name).map_err(|e| format!("tenant of an entry: {e}"))?;
+    Ok(Entry { kind, partition, tenant, body })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let tenant = TenantId::new("team-a").unwrap();
+        for kind in [Kind::Append, Kind::CheckpointBegin, Kind::CheckpointPiece, Kind::CheckpointEnd] {
+            let mut bytes = Vec::new();
+            begin(&mut bytes, kind, PartitionId(63), &tenant);
+            bytes.extend_from_slice(b"body");
+            let want = Entry { kind, partition: PartitionId(63), tenant: tenant.clone(), body: b"body" };
+            assert_eq!(decode(&bytes), Ok(want));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_entry_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(entry) = decode(&bytes) {
+                let mut again = Vec::new();
+                begin(&mut again, entry.kind, entry.partition, &entry.tenant);
+                again.extend_from_slice(entry.body);
+                prop_assert_eq!(again, bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The partitions this node holds: opened from the log, written by their actors, read by queries.
+//!
+//! Map: [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
+//! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints.
+//!
+//! [`LocalReplica`] is how the write and read paths meet this room: as a replica like any other.
+
+pub mod entry;
+pub mod heads;
+pub mod keeper;
+pub mod partition;
+pub mod recover;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_model::digest::Digest;
+use engram_model::error::Class;
+use engram_model::sample::{Exemplar, Metadata};
+use engram_model::series::Series;
+use engram_model::{Labels, Millis};
+use engram_storage::head::Head;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::error::Error;
+use crate::metrics::Reading;
+use crate::peer::{Append, Appended, Replica, Select};
+use heads::Heads;
+
+/// All partitions of this node: their heads and their actors, by number.
+#[derive(Clone)]
+pub struct LocalReplica {
+    heads: Arc<Vec<Heads>>,
+    partitions: Arc<Vec<partition::Handle>>,
+}
+
+impl LocalReplica {
+    /// Partition `i` is `heads[i]` and `partitions[i]`.
+    #[must_use]
+    pub fn new(heads: Arc<Vec<Heads>>, partitions: Vec<partition::Handle>) -> Self {
+        assert_eq!(heads.len(), partitions.len(), "each partition has its heads and its actor");
+        Self { heads, partitions: Arc::new(partitions) }
+    }
+
+    /// Runs `work` on the tenant's head of one partition, on a thread that may take its time.
+    fn read<T: Send + Default + 'static>(
+        &self,
+        request: Select,
+        work: impl FnOnce(&Head, &Select) -> T + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, Error>> {
+        async move {
+            let heads = self
+                .heads
+                .get(request.partition.0 as usize)
+                .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
+            let Some(head) = heads.get(&request.tenant) else { return Ok(T::default()) };
+            tokio::task::spawn_blocking(move || work(&head.read(), &request))
+                .await
+                .map_err(|e| Error::new(Class::Internal, format!("reading the head failed: {e}")))
+        }
+        .boxed()
+    }
+
+    /// What the heads hold, for the node's telemetry.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "counts for a graph")]
+    pub fn readings(&self) -> Vec<Reading> {
+        let (mut series, mut tenants, mut samples) = (0_u64, BTreeSet::new(), 0_u64);
+        for heads in self.heads.iter() {
+            for (tenant, head) in heads.all() {
+                let head = head.read();
+                series += head.series_count() as u64;
+                samples += head.sample_count();
+                tenants.insert(tenant);
+            }
+        }
+        let waiting: usize = self.partitions.iter().map(partition::Handle::depth).sum();
+        vec![
+            Reading::gauge("ingest_series", "Series in the heads of this node", series as f64),
+            Reading::gauge("ingest_samples", "Samples in the heads of this node", samples as f64),
+            Reading::gauge("ingest_tenants", "Tenants with a head on this node", tenants.len() as f64),
+            Reading::gauge("ingest_appends_waiting", "Appends in the mailboxes of the partitions", waiting as f64),
+        ]
+    }
+}
+
+impl Replica for LocalReplica {
+    fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
+        async move {
+            let partition = self
+                .partitions
+                .get(request.partition.0 as usize)
+                .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
+            partition.append(request, within).await
+        }
+        .boxed()
+    }
+
+    fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
+        self.read(request, |head, request| {
+            head.select(&request.matchers, request.range).into_iter().map(Series::from).collect()
+        })
+    }
+
+    fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>> {
+        self.read(request, |head, request| head.series_labels(&request.matchers, request.range))
+    }
+
+    fn label_names(&self, request: Select) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        self.read(request, |head, request| head.label_names(&request.matchers, request.range).into_iter().collect())
+    }
+
+    fn label_values(&self, request: Select, name: String) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        self.read(request, move |head, request| {
+            head.label_values(&name, &request.matchers, request.range).into_iter().collect()
+        })
+    }
+
+    fn metadata(&self, request: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>> {
+        self.read(request, |head, _| {
+            let all = head.metadata().flat_map(|(name, all)| all.iter().map(|one| (name.to_owned(), one.clone())));
+            all.collect()
+        })
+    }
+
+    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Labels, Vec<Exemplar>)>, Error>> {
+        self.read(request, |head, request| head.exemplars(&request.matchers, request.range))
+    }
+
+    fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>> {
+        self.read(request, |head, request| {
+            let inside = |slot: &&Millis| **slot < request.range.end && **slot >= request.range.start;
+            head.digests().iter().filter(|(slot, _)| inside(slot)).map(|(slot, digest)| (*slot, *digest)).collect()
+        })
+    }
+}

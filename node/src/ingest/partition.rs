@@ -1,0 +1,448 @@
+//! Partition: the only writer of one partition's heads on this node.
+//!
+//! Why one writer: it gives the group commit for free (what waits in the mailbox goes to the log together), and order
+//! without locks: appends are *staged* (series found or made, bytes for the log written) in order of arrival, *flushed*
+//! by the log in that order, *applied* to the head in that order and then answered. Nothing is visible before it is
+//! durable, and replay decides every sample as it was decided the first time.
+//!
+//! Positions: applied ≤ flushed ≤ accepted, checked as answers of the log come in.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_model::Millis;
+use engram_model::batch::{BatchSeries, WriteBatch};
+use engram_model::digest::slot_of;
+use engram_model::place::PartitionId;
+use engram_model::tenant::{TenantId, TenantLimits};
+use engram_storage::head::{AppendLimits, Reason, Receipt, Staged};
+use engram_storage::log::{NodeLog, Position};
+use futures::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{self, Kind};
+use super::heads::{Heads, SharedHead};
+use crate::actor::{Addr, AskError, ChildSpec, Lease, Mailbox, Reply, RestartLimit, mailbox};
+use crate::error::Error;
+use crate::meta::Meta;
+use crate::peer::{Append, Appended, Refused};
+
+/// Appends that may wait to be staged; above it the sender is told to come again.
+const MAILBOX_MAX: usize = 1024;
+/// Appends that may be at the log at once.
+const PENDING_MAX: usize = 256;
+/// Appends taken from the mailbox in one go.
+const DRAIN_MAX: usize = 64;
+
+/// What a partition is asked.
+pub enum Message {
+    /// Store a slice.
+    Append {
+        /// The slice.
+        request: Append,
+        /// Answered after it is durable and applied.
+        reply: Reply<Result<Appended, Error>>,
+    },
+    /// Drop samples older than a tenant's newest by more than this, and series without samples.
+    Retain {
+        /// How long samples stay, in milliseconds.
+        keep_ms: i64,
+        /// Answered when done.
+        reply: Reply<()>,
+    },
+    /// Write a checkpoint of every head into the log.
+    Checkpoint {
+        /// Answered when all of it is durable.
+        reply: Reply<Result<(), Error>>,
+    },
+}
+
+/// The address of a partition's actor.
+#[derive(Clone)]
+pub struct Handle {
+    addr: Addr<Message>,
+}
+
+impl Handle {
+    /// Stores a slice; the answer comes after it is on disk and visible.
+    ///
+    /// # Errors
+    /// Unavailable for a full mailbox, an old epoch or a failed log, Timeout when the outcome is unknown.
+    pub async fn append(&self, request: Append, within: Duration) -> Result<Appended, Error> {
+        self.addr.ask(|reply| Message::Append { request, reply }, within).await?
+    }
+
+    /// Drops samples older than a tenant's newest by more than `keep_ms`.
+    ///
+    /// # Errors
+    /// Why the actor did not answer.
+    pub async fn retain(&self, keep_ms: i64, within: Duration) -> Result<(), AskError> {
+        self.addr.ask(|reply| Message::Retain { keep_ms, reply }, within).await
+    }
+
+    /// Writes a checkpoint of every head into the log.
+    ///
+    /// # Errors
+    /// Why the actor did not answer, or the log failed.
+    pub async fn checkpoint(&self, within: Duration) -> Result<(), Error> {
+        self.addr.ask(|reply| Message::Checkpoint { reply }, within).await?
+    }
+
+    /// How many messages wait.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.addr.depth()
+    }
+}
+
+/// Bytes that may wait at the log, shared by all partitions of a node. Smaller than the log's own queue, so that an
+/// actor waits here, where waiting costs nothing, and never blocks a thread in the log.
+#[derive(Clone)]
+pub struct LogBudget {
+    free: Arc<Semaphore>,
+    permits: u32,
+}
+
+/// One permit of the budget stands for this many bytes.
+const PERMIT_BYTES: usize = 4096;
+
+impl LogBudget {
+    /// A budget of `bytes`.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        let permits = u32::try_from((bytes / PERMIT_BYTES).max(1)).unwrap_or(u32::MAX);
+        Self { free: Arc::new(Semaphore::new(permits as usize)), permits }
+    }
+
+    /// Waits for room for the log entry of `request`, whose size is estimated from above.
+    async fn reserve(&self, request: &Append) -> Option<OwnedSemaphorePermit> {
+        let batch = &request.batch;
+        let whole = 2 * batch.text.len() + 24 * batch.samples.len() + 64 * batch.metadata.len() + 256;
+        let bytes = whole * (request.picks.len() + 1) / (batch.series.len() + 1);
+        let permits = u32::try_from(bytes / PERMIT_BYTES + 1).unwrap_or(u32::MAX).min(self.permits);
+        // The semaphore is never closed.
+        self.free.clone().acquire_many_owned(permits).await.ok()
+    }
+}
+
+/// What a partition's actor works with.
+#[derive(Clone)]
+pub struct Config {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// Its heads.
+    pub heads: Heads,
+    /// The node's log.
+    pub log: Arc<NodeLog>,
+    /// What may wait at the log, shared by all partitions.
+    pub budget: LogBudget,
+    /// Knows the epoch of its replica set.
+    pub meta: Meta,
+    /// Ends the actor after what was accepted is answered.
+    pub stop: CancellationToken,
+}
+
+/// Makes the actor's address and the child that runs it. It is essential and never restarted in place: its heads are
+/// what the log says, so after a panic the process ends and recovery rebuilds them.
+#[must_use]
+pub fn child(config: Config) -> (Handle, ChildSpec) {
+    let (addr, mailbox) = mailbox("partition", MAILBOX_MAX);
+    let spec = ChildSpec {
+        name: format!("partition-{}", config.partition.0),
+        limit: RestartLimit { failures_max: 0, ..RestartLimit::default() },
+        essential: true,
+        start: Box::new(move || run(config.clone(), mailbox.clone()).boxed()),
+    };
+    (Handle { addr }, spec)
+}
+
+/// An append on its way through the log.
+struct Pending {
+    sequence: u64,
+    head: SharedHead,
+    request: Append,
+    staged: Staged,
+    reply: Reply<Result<Appended, Error>>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+struct State {
+    config: Config,
+    pending: VecDeque<Pending>,
+    accepted_count: u64,
+    flushed_tx: mpsc::Sender<(u64, Result<Position, engram_storage::Error>)>,
+}
+
+async fn run(config: Config, mailbox: Mailbox<Message>) -> Result<(), crate::actor::ChildError> {
+    let mut lease = mailbox.open().ok_or("mailbox is in use")?;
+    let (flushed_tx, mut flushed_rx) = mpsc::channel(PENDING_MAX + DRAIN_MAX);
+    let stop = config.stop.clone();
+    let mut state = State { config, pending: VecDeque::new(), accepted_count: 0, flushed_tx };
+    let mut messages = Vec::with_capacity(DRAIN_MAX);
+    let mut closed = false;
+    loop {
+        tokio::select! {
+            biased;
+            Some((sequence, result)) = flushed_rx.recv(), if !state.pending.is_empty() => {
+                state.flushed(sequence, result)?;
+            }
+            () = stop.cancelled(), if !closed => {
+                closed = true;
+                lease.close();
+            }
+            count = lease.recv_many(&mut messages, DRAIN_MAX), if state.pending.len() < PENDING_MAX => {
+                if count == 0 {
+                    break;
+                }
+                for message in messages.drain(..) {
+                    state.handle(message, &mut flushed_rx).await?;
+                }
+            }
+        }
+    }
+    state.settle(&mut flushed_rx).await?;
+    drop::<Lease<Message>>(lease);
+    Ok(())
+}
+
+type Flushed = mpsc::Receiver<(u64, Result<Position, engram_storage::Error>)>;
+
+impl State {
+    async fn handle(&mut self, message: Message, flushed: &mut Flushed) -> Result<(), Error> {
+        match message {
+            Message::Append { request, reply } => {
+                let room = self.config.budget.reserve(&request).await;
+                self.accept(request, reply, room)?;
+            }
+            Message::Retain { keep_ms, reply } => {
+                self.settle(flushed).await?;
+                for (tenant, head) in self.config.heads.all() {
+                    // Age is relative to the tenant's own newest sample: old data can be loaded and stays.
+                    let Some(newest) = head.read().max_time() else { continue };
+                    let before = newest.saturating_sub(keep_ms);
+                    if head.read().floor() >= slot_of(before) {
+                        continue;
+                    }
+                    let mut payload = Vec::new();
+                    entry::begin(&mut payload, Kind::Append, self.config.partition, &tenant);
+                    let forgotten = head.write().forget_before(before, &mut payload);
+                    let Ok(forgotten) = forgotten else { unreachable!("settled: nothing is staged") };
+                    // Not waited for: what is staged later comes after it in the log.
+                    self.config.log.append(payload, Box::new(|_| ())).map_err(|e| storage_error(&e))?;
+                    tracing::debug!(%tenant, samples = forgotten.samples, series = forgotten.series, "retention");
+                }
+                // Nobody waiting any more is no failure.
+                let _gone = reply.send(());
+            }
+            Message::Checkpoint { reply } => {
+                self.settle(flushed).await?;
+                let done = self.checkpoint().await;
+                let _gone = reply.send(done);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stages an append and hands its bytes to the log.
+    fn accept(
+        &mut self,
+        request: Append,
+        reply: Reply<Result<Appended, Error>>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Error> {
+        let epoch = self.config.meta.epoch(request.partition).unwrap_or_default();
+        if request.epoch != epoch {
+            let text = format!(
+                "partition {} is at epoch {}, the request was made for epoch {}: retry",
+                request.partition.0, epoch.0, request.epoch.0
+            );
+            let _gone = reply.send(Err(Error::unavailable(text)));
+            return Ok(());
+        }
+        let head = self.config.heads.get_or_create(&request.tenant);
+        let mut payload = Vec::with_capacity(64 + request.picks.len() * 24);
+        entry::begin(&mut payload, Kind::Append, request.partition, &request.tenant);
+        let limits = AppendLimits {
+            // Nothing is sealed yet, so a series may begin anywhere in the past.
+            in_order_age_max_ms: 0,
+            metadata_max: if request.metadata { request.limits.max_metadata_per_user } else { 0 },
+            ..AppendLimits::of(&request.limits)
+        };
+        let staged = head.write().stage(&request.batch, &request.picks, &limits, &mut payload);
+        let sequence = self.accepted_count;
+        self.accepted_count += 1;
+        let flushed = self.flushed_tx.clone();
+        let done = Box::new(move |result| {
+            // The channel holds more than can be pending, and ends only with the actor.
+            let _gone = flushed.try_send((sequence, result));
+        });
+        if let Err(error) = self.config.log.append(payload, done) {
+            // Closed or failed. The series that were staged exist without an entry now: this actor must end.
+            let error = storage_error(&error);
+            let _gone = reply.send(Err(error.clone()));
+            return Err(error);
+        }
+        self.pending.push_back(Pending { sequence, head, request, staged, reply, _room: room });
+        Ok(())
+    }
+
+    /// The log says what became of the oldest pending append: apply it and answer.
+    fn flushed(&mut self, sequence: u64, result: Result<Position, engram_storage::Error>) -> Result<(), Error> {
+        let Some(pending) = self.pending.pop_front() else {
+            unreachable!("the log answered append {sequence}, and none is pending");
+        };
+        assert_eq!(pending.sequence, sequence, "the log answers in the order of the appends");
+        match result {
+            Ok(_) => {
+                let receipt = pending.head.write().apply(&pending.request.batch, &pending.staged);
+                let appended = answer(&pending.request, &receipt);
+                let _gone = pending.reply.send(Ok(appended));
+                Ok(())
+            }
+            Err(error) => {
+                let error = storage_error(&error);
+                let _gone = pending.reply.send(Err(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until nothing is at the log.
+    async fn settle(&mut self, flushed: &mut Flushed) -> Result<(), Error> {
+        while !self.pending.is_empty() {
+            let Some((sequence, result)) = flushed.recv().await else { break };
+            self.flushed(sequence, result)?;
+        }
+        Ok(())
+    }
+
+    /// Writes every head into the log, piece by piece, on a thread that may block.
+    async fn checkpoint(&self) -> Result<(), Error> {
+        let (partition, log) = (self.config.partition, self.config.log.clone());
+        for (tenant, head) in self.config.heads.all() {
+            let log = log.clone();
+            let work = move || checkpoint_head(&log, partition, &tenant, &head);
+            tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|e| Error::new(engram_model::Class::Internal, format!("checkpoint: {e}")))?
+                .map_err(|e| storage_error(&e))?;
+        }
+        let mut end = Vec::new();
+        entry::begin(&mut end, Kind::PartitionEnd, partition, &TenantId::anonymous());
+        append_durably(&log, end).await.map(|_| ())
+    }
+}
+
+/// Appends an entry and waits until it is on disk, and with it all entries before.
+///
+/// # Errors
+/// The log is failed or closed.
+pub async fn append_durably(log: &Arc<NodeLog>, entry: Vec<u8>) -> Result<Position, Error> {
+    let (done, answer) = tokio::sync::oneshot::channel();
+    let log = log.clone();
+    let append = move || {
+        log.append(
+            entry,
+            Box::new(move |result| {
+                let _gone = done.send(result);
+            }),
+        )
+    };
+    let internal = |e: &dyn std::fmt::Display| Error::new(engram_model::Class::Internal, format!("the log: {e}"));
+    tokio::task::spawn_blocking(append).await.map_err(|e| internal(&e))?.map_err(|e| storage_error(&e))?;
+    answer.await.map_err(|e| internal(&e))?.map_err(|e| storage_error(&e))
+}
+
+fn checkpoint_head(
+    log: &NodeLog,
+    partition: PartitionId,
+    tenant: &TenantId,
+    head: &SharedHead,
+) -> Result<(), engram_storage::Error> {
+    let mark = |kind| {
+        let mut bytes = Vec::new();
+        entry::begin(&mut bytes, kind, partition, tenant);
+        bytes
+    };
+    // Nobody waits for the single pieces: the end of the partition's round is durable only after all of them.
+    let append = |bytes| log.append(bytes, Box::new(|_| ()));
+    append(mark(Kind::CheckpointBegin))?;
+    let mut failed = None;
+    let handed_out = head.read().snapshot(&mut |piece| {
+        if failed.is_none() {
+            let mut bytes = mark(Kind::CheckpointPiece);
+            bytes.extend_from_slice(piece);
+            failed = append(bytes).err();
+        }
+    });
+    assert!(handed_out.is_ok(), "a checkpoint is written between appends: {handed_out:?}");
+    match failed {
+        Some(error) => Err(error),
+        None => append(mark(Kind::CheckpointEnd)),
+    }
+}
+
+fn storage_error(error: &engram_storage::Error) -> Error {
+    use engram_model::Classed;
+    Error::new(error.class(), error.to_string())
+}
+
+fn answer(request: &Append, receipt: &Receipt) -> Appended {
+    let batch = &request.batch;
+    let mut refused = Refused::default();
+    let mut histograms_refused = 0;
+    for one in &receipt.refused {
+        let series = &batch.series[one.series as usize];
+        if !batch.samples[series.samples.range()].iter().any(|sample| sample.at == one.at) {
+            histograms_refused += 1;
+        }
+        let limited = one.reason == Reason::SeriesLimit;
+        refused
+            .add(reason_word(one.reason), limited, 1, || describe(batch, series, one.reason, one.at, &request.limits));
+    }
+    let count = |run: fn(&BatchSeries) -> usize| -> u64 {
+        request.picks.iter().map(|pick| run(&batch.series[*pick as usize]) as u64).sum()
+    };
+    Appended {
+        samples: count(|series| series.samples.len()) - (refused.count - histograms_refused),
+        histograms: count(|series| series.histograms.len()) - histograms_refused,
+        exemplars: receipt.exemplars,
+        refused,
+    }
+}
+
+/// The words of the closed list of reasons, Cortex' where it has the case.
+fn reason_word(reason: Reason) -> &'static str {
+    match reason {
+        Reason::SeriesLimit => "per_user_series_limit",
+        Reason::DuplicateDifferentValue => "new-value-for-timestamp",
+        Reason::OutOfOrder => "sample-out-of-order",
+        Reason::TooOld => "sample-too-old",
+        Reason::BadHistogram => "native_histogram_invalid",
+        Reason::Damaged => "damaged",
+    }
+}
+
+fn describe(batch: &WriteBatch, series: &BatchSeries, reason: Reason, at: Millis, limits: &TenantLimits) -> String {
+    let labels = batch.show(series);
+    match reason {
+        Reason::SeriesLimit => format!(
+            "limit max_global_series_per_user of {} is reached, no new series: {labels}",
+            limits.max_global_series_per_user
+        ),
+        Reason::DuplicateDifferentValue => {
+            format!("duplicate sample for timestamp {at}: another value is stored for it: {labels}")
+        }
+        Reason::OutOfOrder => format!(
+            "out of order sample at {at}: older than the newest of its series, and limit out_of_order_time_window is 0: {labels}"
+        ),
+        Reason::TooOld => format!(
+            "sample at {at} is too old: beyond limit out_of_order_time_window of {} ms, or beyond the retention: {labels}",
+            limits.out_of_order_time_window_ms
+        ),
+        Reason::BadHistogram => format!("native histogram at {at} contradicts itself: {labels}"),
+        Reason::Damaged => format!("the stored chunk that the sample at {at} belongs into is damaged: {labels}"),
+    }
+}

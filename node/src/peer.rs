@@ -1,0 +1,177 @@
+//! The way to a replica of a partition, on this node or on another.
+//!
+//! Why a port: the write path and the read path treat the local replica like any other, so that one node is a cluster
+//! of one and not a special case. [`Peers`] knows who can be reached; what is behind a [`Replica`] (an actor of this
+//! process, a gRPC client) is not their affair.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_model::batch::WriteBatch;
+use engram_model::digest::Digest;
+use engram_model::place::{Epoch, NodeId, PartitionId};
+use engram_model::sample::{Exemplar, Metadata};
+use engram_model::series::Series;
+use engram_model::tenant::{TenantId, TenantLimits};
+use engram_model::{Labels, Matcher, Millis, TimeRange};
+use futures::future::BoxFuture;
+
+use crate::error::Error;
+
+/// A slice of a batch for one partition.
+#[derive(Clone)]
+pub struct Append {
+    /// Whose data.
+    pub tenant: TenantId,
+    /// The tenant's limits as the coordinator knows them.
+    pub limits: Arc<TenantLimits>,
+    /// To which partition.
+    pub partition: PartitionId,
+    /// The epoch of the replica set the coordinator used: a replica that knows a newer one refuses.
+    pub epoch: Epoch,
+    /// The whole request, shared.
+    pub batch: Arc<WriteBatch>,
+    /// Which of its series go here.
+    pub picks: Arc<Vec<u32>>,
+    /// Whether this partition keeps the tenant's metadata, and so those of the request.
+    pub metadata: bool,
+}
+
+/// What a replica did with a slice, durably.
+#[derive(Clone, Debug, Default)]
+pub struct Appended {
+    /// Floats stored (duplicates of what is stored already count as stored).
+    pub samples: u64,
+    /// Native histograms stored.
+    pub histograms: u64,
+    /// Exemplars stored.
+    pub exemplars: u64,
+    /// What was refused.
+    pub refused: Refused,
+}
+
+/// Samples that were not stored: how many, and the first reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// How many samples.
+    pub count: u64,
+    /// Why the first one was refused, naming its series.
+    pub first: Option<String>,
+    /// How many by each word of the closed list of reasons.
+    pub by_reason: Vec<(&'static str, u64)>,
+    /// Whether every refusal was one that later may work (a limit).
+    pub limited: bool,
+}
+
+impl Refused {
+    /// Counts `count` samples refused for `reason`; `text` is made for the first one only.
+    pub fn add(&mut self, reason: &'static str, limited: bool, count: u64, text: impl FnOnce() -> String) {
+        if count == 0 {
+            return;
+        }
+        self.limited = if self.count == 0 { limited } else { self.limited && limited };
+        self.count += count;
+        if self.first.is_none() {
+            self.first = Some(text());
+        }
+        match self.by_reason.iter_mut().find(|(have, _)| *have == reason) {
+            Some((_, n)) => *n += count,
+            None => self.by_reason.push((reason, count)),
+        }
+    }
+
+    /// Takes over the refusals of another part of the same request.
+    pub fn merge(&mut self, other: Self) {
+        let Some(first) = other.first else { return };
+        for (reason, count) in other.by_reason {
+            self.add(reason, other.limited, count, || first.clone());
+        }
+    }
+}
+
+/// What to read from one partition.
+#[derive(Clone)]
+pub struct Select {
+    /// Whose data.
+    pub tenant: TenantId,
+    /// From which partition.
+    pub partition: PartitionId,
+    /// Samples of this time.
+    pub range: TimeRange,
+    /// Series that pass all of these; empty: all.
+    pub matchers: Arc<Vec<Matcher>>,
+}
+
+/// One copy of the partitions a node holds.
+pub trait Replica: Send + Sync {
+    /// Stores a slice; the answer comes after it is on disk.
+    fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>>;
+    /// The series with samples, unordered, none twice.
+    fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>>;
+    /// Label sets of the series with samples.
+    fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>>;
+    /// Names of labels of the series with samples.
+    fn label_names(&self, request: Select) -> BoxFuture<'_, Result<BTreeSet<String>, Error>>;
+    /// Values of one label of the series with samples.
+    fn label_values(&self, request: Select, name: String) -> BoxFuture<'_, Result<BTreeSet<String>, Error>>;
+    /// What is known of the metrics.
+    fn metadata(&self, request: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>>;
+    /// Exemplars of the series that pass.
+    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Labels, Vec<Exemplar>)>, Error>>;
+    /// Digests by slot.
+    fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>>;
+}
+
+/// Who can be reached.
+#[derive(Clone)]
+pub struct Peers {
+    local: (NodeId, Arc<dyn Replica>),
+}
+
+impl Peers {
+    /// Only this node.
+    #[must_use]
+    pub fn local_only(node: NodeId, replica: Arc<dyn Replica>) -> Self {
+        Self { local: (node, replica) }
+    }
+
+    /// The replica on `node`.
+    ///
+    /// # Errors
+    /// Unavailable when the node is not known here.
+    pub fn replica(&self, node: NodeId) -> Result<Arc<dyn Replica>, Error> {
+        if node == self.local.0 {
+            Ok(self.local.1.clone())
+        } else {
+            Err(Error::unavailable(format!("node {} is not reachable from node {}", node.0, self.local.0.0)))
+        }
+    }
+
+    /// The given nodes, this one first when it is among them.
+    #[must_use]
+    pub fn nearest(&self, nodes: &[NodeId]) -> Vec<NodeId> {
+        let mut order = nodes.to_vec();
+        order.sort_by_key(|node| *node != self.local.0);
+        order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_keep_the_first_reason_and_all_counts() {
+        let mut all = Refused::default();
+        all.add("too_old", false, 2, || "first".into());
+        let mut more = Refused::default();
+        more.add("limit", true, 3, || "second".into());
+        all.merge(more.clone());
+        assert_eq!((all.count, all.first.as_deref(), all.limited), (5, Some("first"), false));
+        assert_eq!(all.by_reason, vec![("too_old", 2), ("limit", 3)]);
+        let mut only = Refused::default();
+        only.merge(more);
+        assert!(only.limited);
+    }
+}

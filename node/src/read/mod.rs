@@ -1,0 +1,282 @@
+//! The read path: one view of the metadata per query, a fair queue before the engine, a budget on everything.
+//!
+//! Order: parse (cheap, refuses early) → [`queue`] (tenants in turn) → [`select`] (which replicas hold the data) →
+//! the engine on a thread of its own pool. A client that leaves cancels its query: the handler's future is dropped,
+//! the guard in it stops the engine at its next check.
+
+pub mod queue;
+pub mod select;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_model::error::Class;
+use engram_model::sample::{Exemplar, Metadata};
+use engram_model::tenant::TenantId;
+use engram_model::time::Stopwatch;
+use engram_model::{Labels, Matcher, Millis, TimeRange};
+use engram_query::engine::{self, Budget, Cancel, Outcome};
+use engram_query::parse::{self, Switches};
+use engram_query::port::SharedQueryable;
+
+use crate::error::Error;
+use crate::meta::Meta;
+use crate::metrics::ReadMetrics;
+use crate::peer::Peers;
+
+/// Bounds of the read path.
+#[derive(Clone, Debug)]
+pub struct ReadOptions {
+    /// Queries evaluated at once.
+    pub concurrent_max: usize,
+    /// Queries of one tenant that may wait.
+    pub queue_max: usize,
+    /// Longest a query may take, waiting included, unless it asks for less.
+    pub timeout: Duration,
+    /// How far back an instant selector looks, unless the query says otherwise.
+    pub lookback_ms: i64,
+    /// Most samples of one query in memory, whatever the tenant's limit says.
+    pub samples_max: u64,
+    /// Whether the experimental part of PromQL may be used.
+    pub experimental: bool,
+}
+
+/// A query as the API takes it.
+#[derive(Clone, Debug)]
+pub struct QueryRequest {
+    /// PromQL.
+    pub text: String,
+    /// First evaluation time.
+    pub start: Millis,
+    /// Last evaluation time.
+    pub end: Millis,
+    /// Distance of evaluation times; 0: instant.
+    pub step_ms: i64,
+    /// What the client is willing to wait.
+    pub timeout: Option<Duration>,
+    /// What the client wants instead of the default.
+    pub lookback_ms: Option<i64>,
+    /// Most series in the answer; 0: all.
+    pub limit: usize,
+}
+
+/// The door of the read path. Cheap to clone.
+#[derive(Clone)]
+pub struct Reader(Arc<Inner>);
+
+struct Inner {
+    options: ReadOptions,
+    meta: Meta,
+    peers: Peers,
+    queue: queue::Queue,
+    metrics: ReadMetrics,
+}
+
+/// Stops the query when the handler that waits for it is dropped.
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Reader {
+    /// A reader over the given ring and peers.
+    #[must_use]
+    pub fn new(options: ReadOptions, meta: Meta, peers: Peers, metrics: ReadMetrics) -> Self {
+        let queue = queue::Queue::new(options.concurrent_max, options.queue_max);
+        Self(Arc::new(Inner { options, meta, peers, queue, metrics }))
+    }
+
+    /// What may be written in a query here.
+    #[must_use]
+    pub fn switches(&self) -> Switches {
+        if self.0.options.experimental { Switches::all() } else { Switches::default() }
+    }
+
+    /// How many queries run and how many wait.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        self.0.queue.load()
+    }
+
+    /// Evaluates a query.
+    ///
+    /// # Errors
+    /// Invalid for a text that does not parse or cannot be evaluated on this data, Limited for a full queue,
+    /// Timeout, Unavailable when data cannot be read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the query.
+    pub async fn query(&self, tenant: &TenantId, query: QueryRequest) -> Result<Outcome, Error> {
+        let watch = Stopwatch::start();
+        let kind = if query.step_ms == 0 { "instant" } else { "range" };
+        let timeout = query.timeout.map_or(self.0.options.timeout, |t| t.min(self.0.options.timeout));
+        let result = match tokio::time::timeout(timeout, self.run(tenant, query, timeout, watch)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::from(engram_query::error::Error::Timeout { stage: "expression evaluation" })),
+        };
+        let cost = result.as_ref().map(|o| (o.stats.samples_total, o.stats.series_total));
+        self.0.metrics.observe(kind, watch.elapsed(), cost);
+        result
+    }
+
+    async fn run(
+        &self,
+        tenant: &TenantId,
+        query: QueryRequest,
+        timeout: Duration,
+        watch: Stopwatch,
+    ) -> Result<Outcome, Error> {
+        let mut expr = parse::parse(&query.text, &self.switches()).map_err(|e| parse_error(&e))?;
+        parse::resolve_durations(&mut expr, query.start, query.end, query.step_ms).map_err(|e| parse_error(&e))?;
+        let view = select::View::new(&self.0.meta, &self.0.peers, tenant);
+        let limits = view.config().limits.clone();
+        let length = query.end.saturating_sub(query.start);
+        if limits.max_query_length_ms > 0 && length > limits.max_query_length_ms {
+            return Err(Error::invalid(format!(
+                "tenant {tenant}: the query spans {length} ms, limit max_query_length is {} ms",
+                limits.max_query_length_ms
+            )));
+        }
+        let place = self.0.queue.enter(tenant).await?;
+        let request = engine::Request {
+            text: query.text,
+            expr,
+            start: query.start,
+            end: query.end,
+            step_ms: query.step_ms,
+            budget: Budget {
+                lookback_ms: query.lookback_ms.unwrap_or(self.0.options.lookback_ms),
+                samples_max: limits.max_samples_per_query.min(self.0.options.samples_max),
+                series_max: limits.max_fetched_series_per_query,
+                timeout: timeout.saturating_sub(watch.elapsed()),
+                delayed_name_removal: self.0.options.experimental,
+                use_start_timestamps: self.0.options.experimental,
+                ..Budget::default()
+            },
+        };
+        let source: SharedQueryable = Arc::new(view);
+        let cancel = Cancel::default();
+        let _guard = CancelOnDrop(cancel.clone());
+        let prepared = engine::prepare(&request, &source).await?;
+        let evaluation = tokio::task::spawn_blocking(move || {
+            let outcome = prepared.run(&cancel);
+            drop(place);
+            outcome
+        });
+        match evaluation.await {
+            Ok(outcome) => Ok(outcome?),
+            Err(failed) => Err(Error::new(Class::Internal, format!("the query failed inside the engine: {failed}"))),
+        }
+    }
+
+    /// Label sets of the series any of `selectors` selects, sorted; at most `limit` (0: all), with a warning when cut.
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read.
+    pub async fn series(
+        &self,
+        tenant: &TenantId,
+        selectors: Vec<Vec<Matcher>>,
+        range: TimeRange,
+        limit: usize,
+    ) -> Result<(Vec<Labels>, Vec<String>), Error> {
+        Ok(cut(self.view(tenant).series(&selectors, range).await?, limit))
+    }
+
+    /// Label names, as [`Reader::series`].
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read.
+    pub async fn label_names(
+        &self,
+        tenant: &TenantId,
+        selectors: Vec<Vec<Matcher>>,
+        range: TimeRange,
+        limit: usize,
+    ) -> Result<(Vec<String>, Vec<String>), Error> {
+        let names = self.view(tenant).label_names(&selectors, range).await?;
+        Ok(cut(names.into_iter().collect(), limit))
+    }
+
+    /// Values of one label, as [`Reader::series`].
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read.
+    pub async fn label_values(
+        &self,
+        tenant: &TenantId,
+        name: &str,
+        selectors: Vec<Vec<Matcher>>,
+        range: TimeRange,
+        limit: usize,
+    ) -> Result<(Vec<String>, Vec<String>), Error> {
+        let values = self.view(tenant).label_values(name, &selectors, range).await?;
+        Ok(cut(values.into_iter().collect(), limit))
+    }
+
+    /// What is known of the metrics: each name with its distinct metadata. Limits of 0: all.
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read.
+    pub async fn metadata(
+        &self,
+        tenant: &TenantId,
+        metric: Option<&str>,
+        limit: usize,
+        limit_per_metric: usize,
+    ) -> Result<BTreeMap<String, Vec<Metadata>>, Error> {
+        let mut all: BTreeMap<String, BTreeSet<Metadata>> = BTreeMap::new();
+        for (name, metadata) in self.view(tenant).metadata().await? {
+            if metric.is_none_or(|wanted| wanted == name) {
+                all.entry(name).or_default().insert(metadata);
+            }
+        }
+        let most = |limit: usize| if limit == 0 { usize::MAX } else { limit };
+        Ok(all
+            .into_iter()
+            .take(most(limit))
+            .map(|(name, set)| (name, set.into_iter().take(most(limit_per_metric)).collect()))
+            .collect())
+    }
+
+    /// Exemplars of all series that a query selects.
+    ///
+    /// # Errors
+    /// Invalid for a text that does not parse, Unavailable when data cannot be read.
+    pub async fn exemplars(
+        &self,
+        tenant: &TenantId,
+        query: &str,
+        range: TimeRange,
+    ) -> Result<Vec<(Labels, Vec<Exemplar>)>, Error> {
+        let expr = parse::parse(query, &self.switches()).map_err(|e| parse_error(&e))?;
+        let view = self.view(tenant);
+        let mut all: BTreeMap<Labels, Vec<Exemplar>> = BTreeMap::new();
+        for matchers in parse::selectors(&expr) {
+            for (labels, exemplars) in view.exemplars(&matchers, range).await? {
+                all.entry(labels).or_insert(exemplars);
+            }
+        }
+        Ok(all.into_iter().collect())
+    }
+
+    fn view(&self, tenant: &TenantId) -> select::View {
+        select::View::new(&self.0.meta, &self.0.peers, tenant)
+    }
+}
+
+fn parse_error(error: &impl std::fmt::Display) -> Error {
+    Error::invalid(format!("invalid parameter \"query\": {error}"))
+}
+
+fn cut<T>(mut all: Vec<T>, limit: usize) -> (Vec<T>, Vec<String>) {
+    if limit > 0 && all.len() > limit {
+        all.truncate(limit);
+        return (all, vec!["results truncated due to limit".to_owned()]);
+    }
+    (all, Vec::new())
+}

@@ -1,0 +1,173 @@
+//! Answers the engine's port: one tenant's series from the replicas that hold them.
+//!
+//! One look at the ring per query ([`View`]): all partitions the tenant's shard ever had, each asked at its nearest
+//! replica; series that moved when the shard grew are joined from both partitions.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use engram_model::merge::merge_series;
+use engram_model::place::{PartitionId, tenant_partitions};
+use engram_model::series::Series;
+use engram_model::tenant::TenantId;
+use engram_model::{Labels, Matcher, TimeRange};
+use engram_query::port::{Queryable, SelectHints, Selection, SourceError};
+use futures::future::{BoxFuture, try_join_all};
+
+use crate::error::Error;
+use crate::meta::{Meta, RingView, TenantView};
+use crate::peer::{Peers, Replica, Select};
+
+/// What one query sees of the cluster, from its first look to its answer.
+#[derive(Clone)]
+pub struct View {
+    tenant: TenantId,
+    config: TenantView,
+    ring: Arc<RingView>,
+    peers: Peers,
+}
+
+impl View {
+    /// Looks at the metadata once.
+    #[must_use]
+    pub fn new(meta: &Meta, peers: &Peers, tenant: &TenantId) -> Self {
+        Self { tenant: tenant.clone(), config: meta.tenant(tenant), ring: meta.ring(), peers: peers.clone() }
+    }
+
+    /// The tenant's configuration.
+    #[must_use]
+    pub fn config(&self) -> &TenantView {
+        &self.config
+    }
+
+    /// Every partition that may hold data of the tenant.
+    fn partitions(&self) -> Vec<PartitionId> {
+        tenant_partitions(&self.tenant, self.ring.partition_count(), self.config.shard_size_largest)
+    }
+
+    /// Asks the nearest replica of every partition and hands each answer to the caller, in order of partition.
+    async fn ask<T>(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+        ask: impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>>,
+    ) -> Result<Vec<T>, Error> {
+        let matchers = Arc::new(matchers.to_vec());
+        try_join_all(self.partitions().into_iter().map(|partition| {
+            let request = Select { tenant: self.tenant.clone(), partition, range, matchers: matchers.clone() };
+            let ask = &ask;
+            async move {
+                let nodes = self.ring.replicas(partition).map(|set| set.replicas.as_slice()).unwrap_or_default();
+                let node = self.peers.nearest(nodes).first().copied().ok_or_else(|| {
+                    Error::unavailable(format!("partition {} has no replicas: the node is still starting", partition.0))
+                })?;
+                let replica = self.peers.replica(node)?;
+                ask(replica.as_ref(), request).await
+            }
+        }))
+        .await
+    }
+
+    /// Series with samples in `range`, sorted by labels, none twice.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn samples(&self, matchers: &[Matcher], range: TimeRange) -> Result<Vec<Series>, Error> {
+        let parts = self.ask(matchers, range, |replica, request| replica.select(request)).await?;
+        Ok(merge_series(parts.into_iter().flatten().collect()))
+    }
+
+    /// Label sets of the series any of `selectors` selects; sorted.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn series(&self, selectors: &[Vec<Matcher>], range: TimeRange) -> Result<Vec<Labels>, Error> {
+        let mut all = BTreeSet::new();
+        for matchers in selectors {
+            all.extend(
+                self.ask(matchers, range, |replica, request| replica.series(request)).await?.into_iter().flatten(),
+            );
+        }
+        Ok(all.into_iter().collect())
+    }
+
+    /// Names of labels of the series any of `selectors` selects (none given: of all series).
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn label_names(&self, selectors: &[Vec<Matcher>], range: TimeRange) -> Result<BTreeSet<String>, Error> {
+        let mut all = BTreeSet::new();
+        for matchers in or_everything(selectors) {
+            let parts = self.ask(&matchers, range, |replica, request| replica.label_names(request)).await?;
+            all.extend(parts.into_iter().flatten());
+        }
+        Ok(all)
+    }
+
+    /// Values of one label, as [`View::label_names`].
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn label_values(
+        &self,
+        name: &str,
+        selectors: &[Vec<Matcher>],
+        range: TimeRange,
+    ) -> Result<BTreeSet<String>, Error> {
+        let mut all = BTreeSet::new();
+        for matchers in or_everything(selectors) {
+            let parts =
+                self.ask(&matchers, range, |replica, request| replica.label_values(request, name.to_owned())).await?;
+            all.extend(parts.into_iter().flatten());
+        }
+        Ok(all)
+    }
+
+    /// What is known of the tenant's metrics.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn metadata(&self) -> Result<Vec<(String, engram_model::sample::Metadata)>, Error> {
+        let parts = self.ask(&[], TimeRange::ALL, |replica, request| replica.metadata(request)).await?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
+    /// Exemplars of the series a selector selects.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn exemplars(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+    ) -> Result<Vec<(Labels, Vec<engram_model::sample::Exemplar>)>, Error> {
+        let parts = self.ask(matchers, range, |replica, request| replica.exemplars(request)).await?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+}
+
+fn or_everything(selectors: &[Vec<Matcher>]) -> Vec<Vec<Matcher>> {
+    if selectors.is_empty() { vec![Vec::new()] } else { selectors.to_vec() }
+}
+
+impl Queryable for View {
+    fn select<'a>(
+        &'a self,
+        range: TimeRange,
+        matchers: &'a [Matcher],
+        _hints: &'a SelectHints,
+    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
+        Box::pin(async move {
+            let series = self.samples(matchers, range).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
+            let max = self.config.limits.max_fetched_series_per_query;
+            if max > 0 && series.len() as u64 > max {
+                return Err(SourceError::Limited(format!(
+                    "tenant {}: the query selects {} series, limit max_fetched_series_per_query is {max}",
+                    self.tenant,
+                    series.len()
+                )));
+            }
+            Ok(Selection { series, warnings: Vec::new() })
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! One node from outside: written over HTTP, asked over HTTP, stopped, started again.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "test"
+)]
+
+mod support;
+
+use support::{request, snappy, start};
+
+const NOW: i64 = 1_700_000_000_000;
+const UP: &[(&str, &str)] = &[("__name__", "up"), ("job", "node")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_is_read_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    assert_eq!(node.push("acme", &[(UP, &[(NOW, 1.0), (NOW + 1000, 2.5)])]).await, (204, String::new()));
+    let want = vec![(1_700_000_000.0, "1".to_owned()), (1_700_000_001.0, "2.5".to_owned())];
+    assert_eq!(node.samples("acme", "up", NOW + 1000).await, want);
+    node.stop().await;
+    let node = start(dir.path(), |_| {}).await;
+    assert_eq!(node.samples("acme", "up", NOW + 1000).await, want);
+    let (_, status) = node.get("acme", "cluster/status").await;
+    assert_eq!(status["data"]["tenants"], 1, "{status}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_do_not_see_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    for (tenant, value) in [("a", 1.0), ("b", 2.0)] {
+        assert_eq!(node.push(tenant, &[(UP, &[(NOW, value)])]).await.0, 204);
+    }
+    assert_eq!(node.samples("a", "up", NOW).await[0].1, "1");
+    assert_eq!(node.samples("b", "up", NOW).await[0].1, "2");
+    assert!(node.samples("c", "up", NOW).await.is_empty());
+    let (status, _) = node.push("no/slash", &[(UP, &[(NOW, 1.0)])]).await;
+    assert_eq!(status, 400);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_good_part_of_a_bad_request_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.limits.max_label_value_length = 20).await;
+    let long = "x".repeat(21);
+    let (status, text) = node
+        .push(
+            "acme",
+            &[
+                (UP, &[(NOW, 1.0)]),
+                (&[("__name__", "long"), ("v", &long)], &[(NOW, 1.0)]),
+                (&[("job", "nameless")], &[(NOW, 1.0), (NOW + 1, 2.0)]),
+            ],
+        )
+        .await;
+    assert_eq!(status, 400, "{text}");
+    for part in ["3 of 4 samples", "label_value_too_long: 1", "missing_metric_name: 2", "max_label_value_length"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert_eq!(node.samples("acme", "up", NOW).await.len(), 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_write_is_no_error_and_a_late_one_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    for _ in 0..3 {
+        assert_eq!(node.push("acme", &[(UP, &[(NOW, 1.0), (NOW + 1000, 2.0)])]).await.0, 204);
+    }
+    let (status, text) = node.push("acme", &[(UP, &[(NOW, 5.0)])]).await;
+    assert!(status == 400 && text.contains("new-value-for-timestamp"), "{status} {text}");
+    let (status, text) = node.push("acme", &[(UP, &[(NOW - 1, 5.0)])]).await;
+    assert!(status == 400 && text.contains("sample-out-of-order"), "{status} {text}");
+    assert_eq!(node.samples("acme", "up", NOW + 1000).await.len(), 2);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_bodies_are_4xx_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    let good = request(&[(UP, &[(NOW, 1.0)])]);
+    let bomb = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00].to_vec();
+    let protobuf = "application/x-protobuf";
+    for (body, kind, want) in [
+        (good.clone(), protobuf, 400),
+        (snappy(&good)[..4].to_vec(), protobuf, 400),
+        (bomb, protobuf, 400),
+        (snappy(&good[..good.len() - 1]), protobuf, 400),
+        (snappy(&good), "text/plain", 415),
+        (snappy(&good), "application/x-protobuf;proto=io.prometheus.write.v2.Request", 400),
+    ] {
+        let (status, text) = node.push_bytes("acme", body, kind).await;
+        assert_eq!(status, want, "{text}");
+        assert!(text.contains("\"status\":\"error\""), "{text}");
+    }
+    assert!(node.samples("acme", "up", NOW).await.is_empty());
+    let (status, _) = node.push("acme", &[(UP, &[(NOW, 1.0)])]).await;
+    assert_eq!(status, 204);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn samples_of_1970_are_taken_and_those_of_2100_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    assert_eq!(node.push("old", &[(UP, &[(0, 1.0), (60_000, 2.0)])]).await.0, 204);
+    assert_eq!(node.samples("old", "up", 60_000).await.len(), 2);
+    let (status, text) = node.push("old", &[(UP, &[(4_102_444_800_000, 1.0)])]).await;
+    assert!(status == 400 && text.contains("too_far_in_future"), "{status} {text}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_node_on_the_same_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    let config = engram_node::config::Config {
+        data_dir: dir.path().to_owned(),
+        http_listen: "127.0.0.1:0".into(),
+        grpc_listen: "127.0.0.1:0".into(),
+        ..Default::default()
+    };
+    let second = engram_node::Node::start(config, engram_model::time::Clock::real(), Default::default()).await;
+    assert!(second.is_err_and(|e| e.to_string().contains("another process uses this data directory")));
+    node.stop().await;
+}
