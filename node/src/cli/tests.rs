@@ -114,6 +114,13 @@ fn answers_become_tables() {
 fn the_clusters_status_is_shown_by_its_structure() {
     let status = r#"{"data":{"leader":1,"nodes":[{"id":1,"zone":"a"},{"id":2,"zone":"b","ready":true}]}}"#;
     assert_eq!(show::answer(status).unwrap(), "leader:  1\n\nnodes\nID  ZONE  READY\n1   a\n2   b     true\n");
+    let partition = |id: u32| serde_json::json!({"epoch": 1, "id": id, "replicas": [id / 63, 2]});
+    let partitions: Vec<_> = (0..64).map(partition).collect();
+    let status = serde_json::json!({"data": {"partitions": partitions}}).to_string();
+    assert_eq!(
+        show::answer(&status).unwrap(),
+        "partitions\nID    EPOCH  REPLICAS\n0-62  1      0,2\n63    1      1,2\n"
+    );
 }
 
 #[test]
