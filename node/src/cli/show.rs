@@ -140,7 +140,9 @@ fn structure(out: &mut String, name: &str, value: &Value) {
 
 /// Rows that differ in a running number in front only become one: `0-63`.
 fn joined(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
-    let mut all: Vec<(Option<(u64, u64)>, Vec<String>)> = Vec::new();
+    /// First and last number, when there are any, and the cells.
+    type Joined = (Option<(u64, u64)>, Vec<String>);
+    let mut all: Vec<Joined> = Vec::new();
     for row in rows {
         let id = row.first().and_then(|cell| cell.parse::<u64>().ok());
         match (all.last_mut(), id) {
@@ -150,7 +152,7 @@ fn joined(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
             _ => all.push((id.map(|id| (id, id)), row)),
         }
     }
-    let text = |(range, mut row): (Option<(u64, u64)>, Vec<String>)| {
+    let text = |(range, mut row): Joined| {
         if let Some((first, last)) = range.filter(|(first, last)| first < last) {
             row[0] = format!("{first}-{last}");
         }

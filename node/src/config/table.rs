@@ -112,12 +112,7 @@ pub static KEYS: &[Key] = &[
         tenants_max,
         "Most tenants of the cluster, so that a sender cannot make more by inventing names."
     ),
-    key!(
-        "retention",
-        Millis,
-        retention_ms,
-        "How long samples are kept, unless the tenant has its own; 0 keeps them for ever."
-    ),
+    key!("retention", Millis, retention_ms, "How long samples are kept; 0 keeps them for ever."),
     key!(
         "shutdown-timeout",
         Time,
@@ -191,6 +186,12 @@ pub static KEYS: &[Key] = &[
         Size,
         log.segment_bytes_max,
         "Size of one file of the log of samples. Files are allocated whole, so small disks want smaller ones."
+    ),
+    key!(
+        "log.checkpoint-bytes-min",
+        Size,
+        log.checkpoint_bytes_min,
+        "A log smaller than this is left alone; a larger one is rewritten in short when it has grown enough. Recovery reads all of it."
     ),
     key!(
         "limits.ingestion-rate",
