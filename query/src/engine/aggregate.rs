@@ -244,12 +244,12 @@ impl Evaluator<'_> {
                 AggregateOp::Sum | AggregateOp::Avg => {
                     if group.add_histogram(op, *step, histogram).is_err() {
                         let name = row.labels.metric_name();
-                        self.note(&Note::MixedExponentialCustom, name, aggregate.inner.span());
+                        self.note(&Note::MixedExponentialCustom, name, aggregate.inner_span);
                     }
                 }
                 other => {
                     let note = Note::HistogramIgnoredInAggregation(other.as_str());
-                    self.note(&note, "", aggregate.inner.span());
+                    self.note(&note, "", aggregate.inner_span);
                 }
             }
         }
@@ -281,7 +281,7 @@ impl Evaluator<'_> {
     }
 
     fn finish_histograms(&self, aggregate: &Aggregate, floats: &Bits, made: GroupHistograms, column: &mut Column) {
-        let span = aggregate.inner.span();
+        let span = aggregate.inner_span;
         let seen = made.seen;
         for (step, making) in made.making.into_iter().enumerate() {
             if floats.has(step) && seen.has(step) {

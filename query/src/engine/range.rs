@@ -118,7 +118,11 @@ impl Evaluator<'_> {
         check_extension(function, ranged.extension)?;
         let params = call.args.iter().filter(|arg| !is_range(arg)).map(|arg| self.scalar(arg, steps));
         let params = params.collect::<Result<Vec<_>, _>>()?;
-        let span = call.args.first().map_or(call.span, Node::span);
+        let span = match call.args.first() {
+            // Upstream has put the subquery's answer in its place by then, which stands nowhere: remarks name 1:1.
+            Some(Node::Subquery(_)) => Span::default(),
+            first => first.map_or(call.span, Node::span),
+        };
         let is_unique = !function.drops_name || self.names_stay_unique(ranged.node);
         let applied = Applied { kernel, function, ranged, params, span, steps };
         if is_unique {

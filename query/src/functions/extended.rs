@@ -71,16 +71,17 @@ fn float_rate(w: &Window<'_>, mode: Mode) -> Option<Point> {
         if w.times[last] >= w.range_end {
             end -= 1;
         }
-        let mut before = left;
+        let (mut before, mut lost) = (left, 0.0);
         for v in w.values.get(first..end).unwrap_or_default() {
             if *v < before {
-                difference += before;
+                lost += before;
             }
             before = *v;
         }
         if right < before {
-            difference += before;
+            lost += before;
         }
+        difference += lost;
     }
     Some(Point::Float(if mode.per_second { difference / w.seconds() } else { difference }))
 }

@@ -166,6 +166,7 @@ impl Builder {
         let node = Node::Aggregate(Box::new(Aggregate {
             op: aggregate.op,
             inner,
+            inner_span: without_parens(&aggregate.expr).span(),
             param,
             grouping,
             without: aggregate.without,

@@ -183,6 +183,8 @@ pub struct Aggregate {
     pub op: AggregateOp,
     /// Of what.
     pub inner: Node,
+    /// Where that stands as written, with a sign before it but no parentheses around it: remarks point there.
+    pub inner_span: Span,
     /// The parameter and where it stands.
     pub param: Option<Node>,
     /// Labels of `by` or `without`, sorted.
