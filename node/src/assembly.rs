@@ -84,6 +84,7 @@ pub struct Node {
     servers: JoinSet<Result<(), StartError>>,
     supervisor: Option<Supervisor>,
     partitions_stop: CancellationToken,
+    keeper: keeper::Config,
     log: Arc<NodeLog>,
     group: Arc<Group>,
     log_failure: Arc<parking_lot::Mutex<Option<String>>>,
@@ -132,7 +133,7 @@ impl Node {
 
         let partitions_stop = CancellationToken::new();
         let mut supervisor = Supervisor::new("ingest", health.clone(), stop.clone());
-        let local = start_partitions(&config, &meta, &heads, &log, &partitions_stop, &mut supervisor);
+        let (local, keeper) = start_partitions(&config, &meta, &heads, &log, &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
 
         let peers = Peers::local_only(meta.node_id(), Arc::new(local));
@@ -158,11 +159,20 @@ impl Node {
             servers,
             supervisor: Some(supervisor),
             partitions_stop,
+            keeper,
             log,
             group,
             log_failure,
             _dir: dir,
         })
+    }
+
+    /// Writes a checkpoint of every head and drops the log before it, as the keeper does when the log has grown.
+    ///
+    /// # Errors
+    /// The log failed; what was there before stays.
+    pub async fn checkpoint(&self) -> Result<(), StartError> {
+        keeper::round(&self.keeper).await.map_err(|e| StartError::Failed(format!("checkpoint: {e}")))
     }
 
     /// Runs until `stop` is cancelled, by the operator or by an essential part that failed, then stops in order.
@@ -313,7 +323,7 @@ fn start_partitions(
     log: &Arc<NodeLog>,
     stop: &CancellationToken,
     supervisor: &mut Supervisor,
-) -> LocalReplica {
+) -> (LocalReplica, keeper::Config) {
     let budget = LogBudget::new(LOG_BUDGET_BYTES);
     let mut handles = Vec::with_capacity(heads.len());
     for (i, heads) in (0_u32..).zip(heads.iter()) {
@@ -328,7 +338,7 @@ fn start_partitions(
         handles.push(handle);
         supervisor.spawn(child);
     }
-    supervisor.spawn(keeper::child(keeper::Config {
+    let keeper = keeper::Config {
         partitions: handles.clone(),
         log: log.clone(),
         retention_ms: config.retention_ms,
@@ -336,8 +346,9 @@ fn start_partitions(
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,
         every: KEEPER_EVERY,
         stop: stop.clone(),
-    }));
-    LocalReplica::new(heads.clone(), handles)
+    };
+    supervisor.spawn(keeper::child(keeper.clone()));
+    (LocalReplica::new(heads.clone(), handles), keeper)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]

@@ -1,5 +1,6 @@
 //! One node from outside: written over HTTP, asked over HTTP, stopped, started again.
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -11,7 +12,7 @@
 
 mod support;
 
-use support::{request, snappy, start};
+use support::{at, open, request, run, snappy, start};
 
 const NOW: i64 = 1_700_000_000_000;
 const UP: &[(&str, &str)] = &[("__name__", "up"), ("job", "node")];
@@ -132,5 +133,44 @@ async fn a_second_node_on_the_same_directory_is_refused() {
     };
     let second = engram_node::Node::start(config, engram_model::time::Clock::real(), Default::default()).await;
     assert!(second.is_err_and(|e| e.to_string().contains("another process uses this data directory")));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_cut_at_a_checkpoint_brings_everything_back() {
+    // Small segments, so that the cut drops some; writes before, between and after two rounds, in several partitions.
+    let small = |config: &mut engram_node::config::Config| {
+        config.log.segment_bytes_max = 1 << 20;
+        config.shard_size = 8;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut want = 0_usize;
+    let mut opened = open(dir.path(), small).await;
+    for round in 0..6_i64 {
+        let node = at(&opened.0);
+        for batch in 0..10_i64 {
+            let at_ms = NOW + (round * 10 + batch) * 1000;
+            let names: Vec<String> = (0..500).map(|i| format!("series_{i}_with_a_name_that_takes_some_room")).collect();
+            let labels: Vec<[(&str, &str); 2]> = names.iter().map(|n| [("__name__", "m"), ("i", n.as_str())]).collect();
+            let sample = [(at_ms, (round * 1000 + batch) as f64)];
+            let series: Vec<support::Series<'_>> = labels.iter().map(|l| (l.as_slice(), sample.as_slice())).collect();
+            assert_eq!(node.push("acme", &series).await.0, 204);
+            want += 500;
+        }
+        if round % 2 == 0 {
+            opened.0.checkpoint().await.unwrap();
+        }
+        if round == 3 {
+            run(opened).stop().await;
+            opened = open(dir.path(), small).await;
+        }
+    }
+    run(opened).stop().await;
+    let node = start(dir.path(), small).await;
+    let (_, json) =
+        node.get("acme", &format!("query?query=sum(count_over_time(m[1h]))&time={}", NOW / 1000 + 60)).await;
+    assert_eq!(json["data"]["result"][0]["value"][1], want.to_string(), "{json}");
+    let (_, json) = node.get("acme", &format!("query?query=count(m)&time={}", NOW / 1000 + 60)).await;
+    assert_eq!(json["data"]["result"][0]["value"][1], "500", "{json}");
     node.stop().await;
 }

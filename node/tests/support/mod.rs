@@ -15,16 +15,33 @@ pub struct TestNode {
 
 /// Starts a node on `dir`.
 pub async fn start(dir: &std::path::Path, change: impl FnOnce(&mut Config)) -> TestNode {
+    run(open(dir, change).await)
+}
+
+/// Opens a node on `dir` that is not run yet.
+pub async fn open(dir: &std::path::Path, change: impl FnOnce(&mut Config)) -> (Node, CancellationToken) {
     let mut config = Config { data_dir: dir.to_owned(), ..Config::default() };
     config.http_listen = "127.0.0.1:0".into();
     config.grpc_listen = "127.0.0.1:0".into();
     change(&mut config);
     let stop = CancellationToken::new();
     let node = Node::start(config, Clock::real(), stop.clone()).await.unwrap();
+    (node, stop)
+}
+
+/// Runs a node that was opened.
+pub fn run((node, stop): (Node, CancellationToken)) -> TestNode {
     let url = format!("http://{}", node.http_address);
     #[allow(clippy::disallowed_methods, reason = "test: the node outlives this function")]
     let running = tokio::spawn(node.run());
     TestNode { url, stop, running }
+}
+
+/// The writer's side of a node that is not run yet.
+pub fn at(node: &Node) -> TestNode {
+    #[allow(clippy::disallowed_methods, reason = "test: nothing runs yet")]
+    let running = tokio::spawn(async { Ok(()) });
+    TestNode { url: format!("http://{}", node.http_address), stop: CancellationToken::new(), running }
 }
 
 impl TestNode {
