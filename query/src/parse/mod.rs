@@ -19,6 +19,7 @@ pub mod json;
 mod lexer;
 mod literal;
 mod parser;
+mod pattern;
 pub mod prettier;
 mod printer;
 
