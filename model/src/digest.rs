@@ -50,6 +50,7 @@ impl Digest {
     }
 
     #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "the low half of 128 bits is meant")]
     fn of_bits(series: u128, at: Millis, bits: u64) -> Self {
         let at = at.cast_unsigned();
         let (series_low, series_high) = (series as u64, (series >> 64) as u64);

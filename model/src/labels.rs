@@ -269,6 +269,7 @@ fn put_pair(out: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 #[inline]
+#[allow(clippy::cast_possible_truncation, reason = "seven bits fit")]
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut n = bytes.len();
     while n >= 0x80 {

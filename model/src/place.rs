@@ -59,6 +59,7 @@ pub fn tenant_partitions(tenant: &TenantId, partition_count: u32, shard_size: u3
 /// shard that grows by one moves one series in `n + 1`, to the new partition.
 #[inline]
 #[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "the low half of 128 bits is meant")]
 pub fn partition_of(series_hash: u128, partitions: &[PartitionId]) -> usize {
     if partitions.len() <= 1 {
         return 0;
