@@ -117,15 +117,30 @@ struct Group {
 }
 
 /// Groups in order of first appearance.
-struct Groups<'a> {
+pub(super) struct Groups<'a> {
     aggregate: &'a Aggregate,
     steps: Steps,
     list: Vec<Group>,
     index: HashMap<Box<[u8]>, usize>,
     key: Vec<u8>,
+    /// Samples counted as held for them.
+    pub(super) held: u64,
 }
 
-impl Groups<'_> {
+impl<'a> Groups<'a> {
+    fn new(aggregate: &'a Aggregate, steps: Steps) -> Self {
+        Self { aggregate, steps, list: Vec::new(), index: HashMap::new(), key: Vec::new(), held: 0 }
+    }
+
+    /// Takes over what another thread has gathered from the series after these.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.held += other.held;
+        for group in other.list {
+            let (at, _) = self.of(&group.labels);
+            self.list[at].merge(self.aggregate.op, group);
+        }
+    }
+
     /// The group of a series; the flag: it is new.
     fn of(&mut self, labels: &Labels) -> (usize, bool) {
         group_key(labels, self.aggregate, &mut self.key);
@@ -169,15 +184,37 @@ impl Evaluator<'_> {
         if aggregate.op == AggregateOp::Quantile {
             self.check_quantile(aggregate, &param);
         }
-        let mut groups = Groups { aggregate, steps, list: Vec::new(), index: HashMap::new(), key: Vec::new() };
-        let mut held = 0;
-        self.stream(&aggregate.inner, steps, &mut |row| {
+        let groups = match self.in_shards(aggregate, steps)? {
+            Some(groups) => groups,
+            None => self.groups(aggregate, steps, true)?.unwrap_or_else(|| Groups::new(aggregate, steps)),
+        };
+        let held = groups.held;
+        let finished = groups.list.into_iter().map(|group| self.finish(aggregate, group, &param, steps));
+        let out = finished.filter(|row| !row.column.is_empty()).collect();
+        self.release(held);
+        Ok(out)
+    }
+
+    /// Puts all rows into their groups. `None`: there are histograms, and they were not to be taken.
+    pub(super) fn groups<'p>(
+        &self,
+        aggregate: &'p Aggregate,
+        steps: Steps,
+        takes_histograms: bool,
+    ) -> Result<Option<Groups<'p>>, Error> {
+        let mut groups = Groups::new(aggregate, steps);
+        let mut refused = false;
+        let streamed = self.stream(&aggregate.inner, steps, &mut |row| {
+            if !takes_histograms && !row.column.histograms.is_empty() {
+                refused = true;
+                return Err(Error::Cancelled { stage: "a shard" });
+            }
             let (at, is_new) = groups.of(&row.labels);
             let mut more = if is_new { steps.count as u64 } else { 0 };
             if aggregate.op == AggregateOp::Quantile {
                 more += row.column.weight();
             }
-            held += more;
+            groups.held += more;
             self.hold(more)?;
             self.tick(steps.count as u64 / 8)?;
             let group = &mut groups.list[at];
@@ -187,11 +224,12 @@ impl Evaluator<'_> {
                 self.add_histograms(aggregate, group, row);
             }
             Ok(())
-        })?;
-        let finished = groups.list.into_iter().map(|group| self.finish(aggregate, group, &param, steps));
-        let out = finished.filter(|row| !row.column.is_empty()).collect();
-        self.release(held);
-        Ok(out)
+        });
+        if refused {
+            self.release(groups.held);
+            return Ok(None);
+        }
+        streamed.map(|()| Some(groups))
     }
 
     /// The parameter over all steps; zeros where there is none.
@@ -381,6 +419,70 @@ impl Group {
         let delta = x - self.second[step];
         self.second[step] += delta / self.count[step];
         self.value[step] += delta * (x - self.second[step]);
+    }
+
+    /// Joins what two threads have gathered. Histograms are not in it.
+    fn merge(&mut self, op: AggregateOp, mut other: Self) {
+        self.drop_name |= other.drop_name;
+        for step in other.seen.iter() {
+            let x = other.value[step];
+            match op {
+                AggregateOp::Sum => {
+                    self.sum(step, x);
+                    self.second[step] += other.second[step];
+                }
+                AggregateOp::Avg => self.merge_mean(step, &other),
+                AggregateOp::Count => {
+                    self.seen.set(step);
+                    self.value[step] += x;
+                }
+                AggregateOp::Min => self.extreme(step, x, |have, new| have > new),
+                AggregateOp::Max => self.extreme(step, x, |have, new| have < new),
+                AggregateOp::Stddev | AggregateOp::Stdvar => self.merge_spread(step, &other),
+                AggregateOp::Quantile => {
+                    self.seen.set(step);
+                    self.all[step].append(&mut other.all[step]);
+                }
+                _ => self.exists(step),
+            }
+        }
+    }
+
+    fn merge_mean(&mut self, step: usize, other: &Self) {
+        let moving = self.moving.has(step) || other.moving.has(step);
+        let (mine, theirs) = (self.count[step], other.count[step]);
+        let count = mine + theirs;
+        self.floats.set(step);
+        self.seen.set(step);
+        self.count[step] = count;
+        let (sum, lost) = kahan(other.value[step], self.value[step], self.second[step] + other.second[step]);
+        if !moving && !sum.is_infinite() {
+            (self.value[step], self.second[step]) = (sum, lost);
+            return;
+        }
+        let mean_of = |group: &Self, count: f64| match (count == 0.0, group.moving.has(step)) {
+            (true, _) => 0.0,
+            (false, true) => group.value[step] + group.second[step],
+            (false, false) => group.value[step] / count + group.second[step] / count,
+        };
+        let mean = mean_of(self, mine) * (mine / count) + mean_of(other, theirs) * (theirs / count);
+        self.moving.set(step);
+        (self.value[step], self.second[step]) = (mean, 0.0);
+    }
+
+    /// Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+    fn merge_spread(&mut self, step: usize, other: &Self) {
+        let (mine, theirs) = (self.count[step], other.count[step]);
+        let count = mine + theirs;
+        let delta = other.second[step] - self.second[step];
+        if !self.seen.has(step) {
+            self.seen.set(step);
+            (self.value[step], self.second[step]) = (other.value[step], other.second[step]);
+        } else {
+            self.second[step] += delta * theirs / count;
+            self.value[step] += other.value[step] + delta * delta * mine * theirs / count;
+        }
+        self.count[step] = count;
     }
 
     fn add_histogram(&mut self, op: AggregateOp, step: usize, histogram: &Histogram) -> Result<(), Incompatible> {

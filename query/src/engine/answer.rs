@@ -1,11 +1,13 @@
 //! From rows to the answer: names go, order comes.
 
+use std::sync::atomic::Ordering;
+
 use crate::error::Error;
 use crate::parse::ast::ValueType;
 use crate::plan::Node;
 use crate::value::{InstantSample, RangeSeries, Stats, Value};
 
-use super::eval::{Evaluator, without_metadata};
+use super::eval::{Counters, Evaluator, Parts, without_metadata};
 use super::range::to_series;
 use super::row::{Row, Steps, merge_same};
 use super::{Cancel, Outcome, Prepared};
@@ -13,15 +15,23 @@ use super::{Cancel, Outcome, Prepared};
 /// Runs a prepared query.
 pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error> {
     let started = prepared.watch.elapsed();
-    let evaluator = Evaluator::new(&prepared.plan, &prepared.selections, &prepared.budget, cancel, prepared.watch);
+    let counters = Counters::default();
+    let evaluator = Evaluator::new(Parts {
+        plan: &prepared.plan,
+        selections: &prepared.selections,
+        budget: &prepared.budget,
+        cancel,
+        counters: &counters,
+        watch: prepared.watch,
+    });
     let value = value(prepared, &evaluator)?;
     let mut annotations = evaluator.notes.borrow().render(&prepared.text);
     for selection in &prepared.selections {
         annotations.warnings.extend(selection.warnings.iter().cloned());
     }
     let stats = Stats {
-        samples_total: evaluator.samples_total(),
-        samples_peak: evaluator.samples_peak(),
+        samples_total: counters.looked_at.load(Ordering::Relaxed),
+        samples_peak: counters.peak.load(Ordering::Relaxed),
         series_total: prepared.selections.iter().map(|s| s.series.len() as u64).sum(),
         select_seconds: prepared.select_seconds,
         eval_seconds: (prepared.watch.elapsed() - started).as_secs_f64(),

@@ -5,14 +5,18 @@
 //! sorting, quantiles of buckets) collects them first ([`Evaluator::rows`]).
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use engram_model::labels::METRIC_NAME;
+use engram_model::series::Series;
 use engram_model::time::Stopwatch;
-use engram_model::{Labels, Millis};
+use engram_model::{Labels, MatchOp, Millis};
 
 use crate::error::Error;
 use crate::functions::{Note, Notes};
 use crate::parse::ast::{Span, ValueType};
-use crate::plan::{Node, Plan};
+use crate::plan::{Node, Plan, Selector};
 use crate::port::Selection;
 
 use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
@@ -24,21 +28,35 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(&mut Row) -> Result<(), Error>;
 /// Samples between two looks at the clock.
 const CHECK_EVERY: u64 = 8192;
 
-/// What running a plan needs and counts. One thread's.
-pub(super) struct Evaluator<'a> {
+/// What all threads of a query count together.
+#[derive(Default)]
+pub(super) struct Counters {
+    /// Samples held now.
+    held: AtomicU64,
+    /// Most samples held at once.
+    pub(super) peak: AtomicU64,
+    /// Samples looked at.
+    pub(super) looked_at: AtomicU64,
+}
+
+/// What running a plan needs, the same for all threads.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
     pub(super) plan: &'a Plan,
     pub(super) selections: &'a [Selection],
     pub(super) budget: &'a Budget,
     pub(super) cancel: &'a Cancel,
+    pub(super) counters: &'a Counters,
     pub(super) watch: Stopwatch,
+}
+
+/// Runs a plan. One thread's.
+pub(super) struct Evaluator<'a> {
+    pub(super) parts: Parts<'a>,
     /// Warnings and infos so far.
     pub(super) notes: RefCell<Notes>,
-    /// Samples held now.
-    held: Cell<u64>,
-    /// Most samples held at once.
-    peak: Cell<u64>,
-    /// Samples looked at.
-    looked_at: Cell<u64>,
+    /// Of this selector, only these series are read: another thread reads the others.
+    pub(super) shard: Option<(&'a Selector, Range<usize>)>,
     /// Work since the last look at the clock.
     unchecked: Cell<u64>,
 }
@@ -46,26 +64,17 @@ pub(super) struct Evaluator<'a> {
 /// What is said where a query is stopped.
 const STAGE: &str = "expression evaluation";
 
+impl<'a> std::ops::Deref for Evaluator<'a> {
+    type Target = Parts<'a>;
+
+    fn deref(&self) -> &Parts<'a> {
+        &self.parts
+    }
+}
+
 impl<'a> Evaluator<'a> {
-    pub(super) fn new(
-        plan: &'a Plan,
-        selections: &'a [Selection],
-        budget: &'a Budget,
-        cancel: &'a Cancel,
-        watch: Stopwatch,
-    ) -> Self {
-        Self {
-            plan,
-            selections,
-            budget,
-            cancel,
-            watch,
-            notes: RefCell::default(),
-            held: Cell::new(0),
-            peak: Cell::new(0),
-            looked_at: Cell::new(0),
-            unchecked: Cell::new(CHECK_EVERY),
-        }
+    pub(super) fn new(parts: Parts<'a>) -> Self {
+        Self { parts, shard: None, notes: RefCell::default(), unchecked: Cell::new(CHECK_EVERY) }
     }
 
     /// Counts work done and, every few thousand samples, stops when the time or the client is gone.
@@ -87,9 +96,8 @@ impl<'a> Evaluator<'a> {
 
     /// Counts samples that are held from now on.
     pub(super) fn hold(&self, samples: u64) -> Result<(), Error> {
-        let held = self.held.get() + samples;
-        self.held.set(held);
-        self.peak.set(self.peak.get().max(held));
+        let held = self.counters.held.fetch_add(samples, Ordering::Relaxed) + samples;
+        self.counters.peak.fetch_max(held, Ordering::Relaxed);
         if held > self.budget.samples_max {
             return Err(too_many_samples());
         }
@@ -98,20 +106,13 @@ impl<'a> Evaluator<'a> {
 
     /// Counts samples that are held no longer.
     pub(super) fn release(&self, samples: u64) {
-        self.held.set(self.held.get().saturating_sub(samples));
+        let less = |held: u64| Some(held.saturating_sub(samples));
+        self.counters.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
     }
 
     /// Counts samples looked at.
     pub(super) fn look_at(&self, samples: u64) {
-        self.looked_at.set(self.looked_at.get() + samples);
-    }
-
-    pub(super) fn samples_total(&self) -> u64 {
-        self.looked_at.get()
-    }
-
-    pub(super) fn samples_peak(&self) -> u64 {
-        self.peak.get()
+        self.counters.looked_at.fetch_add(samples, Ordering::Relaxed);
     }
 
     /// Makes a remark about a place of the query.
@@ -216,9 +217,10 @@ impl<'a> Evaluator<'a> {
     /// Evaluates at the first step and says the same at all.
     fn once(&self, inner: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
         let first = Steps { count: 1, is_instant: true, ..steps };
-        let before = self.looked_at.get();
+        let looked_at = || self.counters.looked_at.load(Ordering::Relaxed);
+        let before = looked_at();
         let mut rows = self.rows(inner, first)?;
-        let each = self.looked_at.get() - before;
+        let each = looked_at() - before;
         self.look_at(each.saturating_mul(steps.count as u64 - 1));
         if steps.count == 1 {
             return Ok(rows);
@@ -270,8 +272,8 @@ impl<'a> Evaluator<'a> {
         }
         match node {
             Node::Number(..) | Node::Aggregate(_) => true,
-            Node::Instant(selector) => self.selection_stays_unique(selector.select),
-            Node::Range(range) => self.selection_stays_unique(range.of.select),
+            Node::Instant(selector) => self.selection_stays_unique(selector),
+            Node::Range(range) => self.selection_stays_unique(&range.of),
             Node::Negate(inner) | Node::Once(inner) => self.names_stay_unique(inner),
             Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
                 (ValueType::Scalar, ValueType::Scalar) => true,
@@ -288,16 +290,16 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    fn selection_stays_unique(&self, select: usize) -> bool {
-        let series = &self.selections[select].series;
+    fn selection_stays_unique(&self, selector: &Selector) -> bool {
+        let series = &self.selections[selector.select].series;
+        let has_one_name = selector.matchers.iter().any(|m| m.op == MatchOp::Equal && &*m.name == METRIC_NAME);
+        let names_only = |one: &Series| one.labels.get("__type__").is_none() && one.labels.get("__unit__").is_none();
+        if has_one_name && series.iter().all(names_only) {
+            // No series comes twice, and they agree in all that goes.
+            return true;
+        }
         let mut seen = hashbrown::HashSet::with_capacity(series.len());
-        series.iter().all(|one| {
-            let hash = match one.labels.iter().any(|(name, _)| is_metadata(name)) {
-                true => without_metadata(&one.labels).hash128(),
-                false => one.labels.hash128(),
-            };
-            seen.insert(hash)
-        })
+        series.iter().all(|one| seen.insert(without_metadata(&one.labels).hash128()))
     }
 
     /// Ends a function of the instant-vector kind whose rows may have come to the same labels.

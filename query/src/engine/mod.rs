@@ -11,6 +11,7 @@
 //! call.rs      functions of whole vectors     buckets.rs    quantiles of histograms
 //! relabel.rs   label_replace, label_join      info.rs       info()
 //! histograms.rs operators on histograms       answer.rs     rows → answer
+//! shards.rs    aggregations on several threads
 //! ```
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ mod ranked;
 mod relabel;
 mod row;
 mod select;
+mod shards;
 
 /// What to evaluate, and over which times.
 #[derive(Clone, Debug)]
@@ -76,6 +78,8 @@ pub struct Budget {
     pub delayed_name_removal: bool,
     /// Whether `rate` and friends look at start timestamps, and `start_timestamp()` works.
     pub use_start_timestamps: bool,
+    /// How many threads one query may use; 0 counts as 1. More only help aggregations over many series.
+    pub parallelism: usize,
 }
 
 impl Default for Budget {
@@ -88,6 +92,7 @@ impl Default for Budget {
             subquery_step_ms: 60 * 1000,
             delayed_name_removal: false,
             use_start_timestamps: false,
+            parallelism: 1,
         }
     }
 }

@@ -43,7 +43,13 @@ impl Evaluator<'_> {
     pub(super) fn each_series(&self, selector: &Selector, sink: SeriesSink<'_>) -> Result<(), Error> {
         let range = self.plan.selects[selector.select].range;
         let mut columns = Columns::default();
-        for series in &self.selections[selector.select].series {
+        let mut all = self.selections[selector.select].series.as_slice();
+        if let Some((sharded, shard)) = &self.shard
+            && std::ptr::eq(*sharded, selector)
+        {
+            all = &all[shard.clone()];
+        }
+        for series in all {
             columns.clear();
             series.source.read(range, &mut columns).map_err(|e| Error::Source(SourceError::Read(e)))?;
             if selector.statistics_only && !columns.histograms.is_empty() {

@@ -1,0 +1,331 @@
+//! Goal: the engine keeps to its bounds, and gives what a slow and obvious evaluator gives. Method: random series
+//! against sums, windows and matches written down as their definitions say; and queries that must be stopped.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_model::sample::Value as SampleValue;
+use engram_model::series::{Columns, Series};
+use engram_model::{Class, Classed, Labels, Matcher, Millis, TimeRange};
+use engram_query::engine::{Budget, Cancel, Outcome, Request, evaluate, prepare};
+use engram_query::error::Error;
+use engram_query::parse::{Switches, parse};
+use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::value::Value;
+use futures::executor::block_on;
+use futures::future::BoxFuture;
+use proptest::prelude::*;
+
+const MINUTE: i64 = 60_000;
+
+/// Series with their samples, and how often it was asked.
+struct Memory {
+    series: Vec<Series>,
+    asked: std::sync::atomic::AtomicU64,
+}
+
+impl Queryable for Memory {
+    fn select<'a>(
+        &'a self,
+        _: TimeRange,
+        matchers: &'a [Matcher],
+        _: &'a SelectHints,
+    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
+        let series = self.series.iter().filter(fits).cloned().collect();
+        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+    }
+}
+
+type Samples = Vec<(Millis, f64)>;
+
+fn memory(series: impl IntoIterator<Item = (Labels, Samples)>) -> Arc<Memory> {
+    let sorted: BTreeMap<Labels, Samples> = series.into_iter().collect();
+    let series = sorted.into_iter().map(|(labels, samples)| {
+        let (times, values) = samples.into_iter().unzip();
+        Series { labels, source: Arc::new(Columns { times, values, ..Columns::default() }) }
+    });
+    Arc::new(Memory { series: series.collect(), asked: 0.into() })
+}
+
+/// `n` counters of an hour.
+fn counters(n: usize) -> Arc<Memory> {
+    memory((0..n).map(|i| {
+        let labels = Labels::from_pairs([
+            ("__name__", "c_total".to_owned()),
+            ("i", format!("{i:05}")),
+            ("x", format!("{}", i % 7)),
+        ]);
+        (labels, (0..=60).map(|m| (m * MINUTE, m as f64 * (1.0 + i as f64 / 3.0))).collect())
+    }))
+}
+
+fn request(text: &str, (start, end, step_ms): (Millis, Millis, i64), budget: Budget) -> Request {
+    let expr = parse(text, &Switches::all()).unwrap();
+    Request { text: text.to_owned(), expr, start, end, step_ms, budget }
+}
+
+fn run(text: &str, times: (Millis, Millis, i64), budget: Budget, memory: &Arc<Memory>) -> Result<Outcome, Error> {
+    let source = Arc::clone(memory) as SharedQueryable;
+    block_on(evaluate(&request(text, times, budget), &source, &Cancel::default()))
+}
+
+const HOUR: (Millis, Millis, i64) = (10 * MINUTE, 60 * MINUTE, MINUTE);
+
+#[test]
+fn what_is_summed_away_is_not_held() {
+    let memory = counters(500);
+    let budget = Budget { samples_max: 2_000, ..Budget::default() };
+    let outcome = run("sum by (x) (rate(c_total[5m]))", HOUR, budget.clone(), &memory).unwrap();
+    // Seven groups over 51 steps, one series, and a row on its way.
+    assert!(outcome.stats.samples_peak < 1_000, "{:?}", outcome.stats);
+    assert_eq!(outcome.stats.series_total, 500);
+    let error = run("rate(c_total[5m])", HOUR, budget, &memory).unwrap_err();
+    assert!(matches!(error, Error::OverBudget(_)), "{error}");
+    assert_eq!(error.to_string(), "query processing would load too many samples into memory in query execution");
+    assert_eq!(error.class(), Class::Invalid);
+}
+
+#[test]
+fn more_steps_than_samples_allowed_are_refused_at_once() {
+    let memory = counters(1);
+    for text in ["c_total", "vector(1)", "max_over_time(vector(1)[100y:1ms])"] {
+        let error = run(text, (0, i64::MAX / 2, 1), Budget::default(), &memory).unwrap_err();
+        assert!(matches!(error, Error::OverBudget(_)), "{text}: {error}");
+    }
+}
+
+#[test]
+fn too_many_series_are_refused() {
+    let budget = Budget { series_max: 9, ..Budget::default() };
+    let error = run("sum(c_total)", HOUR, budget, &counters(10)).unwrap_err();
+    assert!(error.to_string().contains("limit of 9"), "{error}");
+}
+
+#[test]
+fn a_query_ends_when_its_time_or_its_client_is_gone() {
+    let memory = counters(500);
+    let budget = Budget { timeout: Duration::ZERO, ..Budget::default() };
+    let error = run("sum(rate(c_total[5m]))", HOUR, budget, &memory).unwrap_err();
+    assert_eq!(error, Error::Timeout { stage: "expression evaluation" });
+    assert_eq!(error.to_string(), "query timed out in expression evaluation");
+
+    let source = Arc::clone(&memory) as SharedQueryable;
+    let prepared = block_on(prepare(&request("sum(c_total)", HOUR, Budget::default()), &source)).unwrap();
+    let cancel = Cancel::default();
+    cancel.cancel();
+    assert_eq!(prepared.run(&cancel).unwrap_err(), Error::Cancelled { stage: "expression evaluation" });
+    // What is prepared can be run again.
+    assert!(prepared.run(&Cancel::default()).is_ok());
+}
+
+#[test]
+fn identical_selectors_are_fetched_once() {
+    let memory = counters(2);
+    run("rate(c_total[5m]) / rate(c_total[5m]) + c_total", HOUR, Budget::default(), &memory).unwrap();
+    assert_eq!(memory.asked.load(std::sync::atomic::Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_range_query_of_a_range_is_no_query() {
+    let error = run("c_total[5m]", HOUR, Budget::default(), &counters(1)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "invalid expression type \"range vector\" for range query, must be Scalar or instant Vector"
+    );
+}
+
+#[test]
+fn names_go_at_once_or_at_the_end() {
+    let pair = |name: &str| (Labels::from_pairs([("__name__", name), ("x", "1")]), vec![(0, 1.0)]);
+    let memory = memory([pair("a"), pair("b")]);
+    let text = "sum by (__name__) (abs({x=\"1\"}))";
+    let at_once = run(text, (0, 0, 0), Budget::default(), &memory).unwrap_err();
+    assert_eq!(at_once.to_string(), "vector cannot contain metrics with the same labelset");
+    let budget = Budget { delayed_name_removal: true, ..Budget::default() };
+    // Each name is a group of its own, and then both lose it.
+    let at_the_end = run(text, (0, 0, 0), budget, &memory).unwrap_err();
+    assert_eq!(at_the_end.to_string(), "vector cannot contain metrics with the same labelset");
+}
+
+/// Floats of an answer by labels and time.
+fn points(outcome: &Outcome) -> BTreeMap<(Labels, Millis), f64> {
+    match &outcome.value {
+        Value::Vector(samples) => samples
+            .iter()
+            .map(|s| match &s.value {
+                SampleValue::Float(v) => ((s.labels.clone(), s.at), *v),
+                SampleValue::Histogram(_) => panic!("no histogram was stored"),
+            })
+            .collect(),
+        Value::Matrix(series) => {
+            series.iter().flat_map(|s| s.floats.iter().map(|(at, v)| ((s.labels.clone(), *at), *v))).collect()
+        }
+        other => panic!("not a vector: {other:?}"),
+    }
+}
+
+fn assert_close(have: &BTreeMap<(Labels, Millis), f64>, want: &BTreeMap<(Labels, Millis), f64>, text: &str) {
+    assert_eq!(have.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{text}");
+    for (key, want) in want {
+        let have = have[key];
+        let scale = want.abs().max(1.0);
+        assert!((have - want).abs() <= 1e-9 * scale, "{text}: {key:?} is {have}, should be {want}");
+    }
+}
+
+const AGGREGATIONS: [&str; 8] = ["sum", "avg", "count", "min", "max", "group", "stddev", "stdvar"];
+
+#[test]
+fn threads_agree_with_one() {
+    let memory = counters(1_500);
+    for op in AGGREGATIONS.into_iter().chain(["quantile"]) {
+        let param = if op == "quantile" { "0.9, " } else { "" };
+        let text = format!("{op} by (x) ({param}2 * rate(c_total[5m]))");
+        let one = run(&text, HOUR, Budget::default(), &memory).unwrap();
+        for parallelism in [2, 3, 5] {
+            let budget = Budget { parallelism, ..Budget::default() };
+            let many = run(&text, HOUR, budget, &memory).unwrap();
+            assert_close(&points(&many), &points(&one), &text);
+            assert_eq!(many.stats.samples_total, one.stats.samples_total);
+        }
+    }
+}
+
+/// Random series: label `x` of three values, samples at random seconds.
+fn random_series() -> impl Strategy<Value = Vec<(Labels, Samples)>> {
+    let samples = proptest::collection::btree_map(0_i64..1200, -1000_i32..1000, 0..60);
+    proptest::collection::vec((0_u8..3, samples), 1..12).prop_map(|all| {
+        let series = all.into_iter().enumerate().map(|(i, (x, samples))| {
+            let labels = Labels::from_pairs([("__name__", "m".to_owned()), ("i", i.to_string()), ("x", x.to_string())]);
+            (labels, samples.into_iter().map(|(at, v)| (at * 1000, f64::from(v) / 8.0)).collect())
+        });
+        series.collect()
+    })
+}
+
+/// The last sample of the five minutes before and at `at`.
+fn naive_instant(samples: &Samples, at: Millis) -> Option<f64> {
+    samples.iter().rev().find(|(t, _)| *t <= at).filter(|(t, _)| *t > at - 5 * MINUTE).map(|(_, v)| *v)
+}
+
+fn naive_aggregate(op: &str, values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+    match op {
+        "sum" => values.iter().sum(),
+        "avg" => mean,
+        "count" => n,
+        "min" => values.iter().copied().fold(f64::INFINITY, f64::min),
+        "max" => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        "group" => 1.0,
+        "stddev" => variance.sqrt(),
+        _ => variance,
+    }
+}
+
+/// `rate` as its description says: resets added up, then stretched to the range's ends where samples come near them.
+fn naive_rate(samples: &[(Millis, f64)], start: Millis, end: Millis) -> Option<f64> {
+    let [(first_at, first), .., (last_at, last)] = samples else { return None };
+    let resets: f64 = samples.windows(2).filter(|w| w[1].1 < w[0].1).map(|w| w[0].1).sum();
+    let increase = last - first + resets;
+    let sampled = (last_at - first_at) as f64 / 1000.0;
+    let between = sampled / (samples.len() - 1) as f64;
+    let mut to_start = (first_at - start) as f64 / 1000.0;
+    let mut to_end = (end - last_at) as f64 / 1000.0;
+    if to_start >= between * 1.1 {
+        to_start = between / 2.0;
+    }
+    if to_end >= between * 1.1 {
+        to_end = between / 2.0;
+    }
+    if increase > 0.0 && *first >= 0.0 {
+        to_start = to_start.min(sampled * (first / increase));
+    }
+    Some(increase * (sampled + to_start + to_end) / sampled / ((end - start) as f64 / 1000.0))
+}
+
+/// Answers by labels and time, as a function of each series and time says.
+fn naive_each(
+    series: &[(Labels, Samples)],
+    (start, end, step): (Millis, Millis, i64),
+    f: impl Fn(&Samples, Millis) -> Option<f64>,
+) -> BTreeMap<(Labels, Millis), f64> {
+    let times = || (0..).map(move |i| start + i * step).take_while(move |at| *at <= end);
+    let each = series.iter().flat_map(|(labels, samples)| {
+        let f = &f;
+        times().filter_map(move |at| Some(((labels.clone(), at), f(samples, at)?)))
+    });
+    each.collect()
+}
+
+fn grouped(points: BTreeMap<(Labels, Millis), f64>, op: &str) -> BTreeMap<(Labels, Millis), f64> {
+    let mut groups: BTreeMap<(Labels, Millis), Vec<f64>> = BTreeMap::new();
+    for ((labels, at), v) in points {
+        groups.entry((labels.without(|name| name != "x"), at)).or_default().push(v);
+    }
+    groups.into_iter().map(|(key, values)| (key, naive_aggregate(op, &values))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_engine_is_what_a_slow_one_is(
+        series in random_series(),
+        start in 0_i64..600,
+        length in 0_i64..900,
+        step in 1_i64..200,
+        range in 1_i64..400,
+    ) {
+        let times = (start * 1000, (start + length) * 1000, step * 1000);
+        let memory = memory(series.clone());
+        let window = |samples: &Samples, at: Millis| -> Samples {
+            samples.iter().filter(|(t, _)| *t > at - range * 1000 && *t <= at).copied().collect()
+        };
+        let no_name = |points: BTreeMap<(Labels, Millis), f64>| -> BTreeMap<(Labels, Millis), f64> {
+            points.into_iter().map(|((labels, at), v)| ((labels.without_name(), at), v)).collect()
+        };
+        let instant = naive_each(&series, times, naive_instant);
+        let rate = naive_each(&series, times, |s, at| naive_rate(&window(s, at), at - range * 1000, at));
+        let over = |f: fn(&Samples) -> f64| naive_each(&series, times, |s, at| {
+            Some(window(s, at)).filter(|w| !w.is_empty()).map(|w| f(&w))
+        });
+        let mut cases = vec![
+            ("m".to_owned(), instant.clone()),
+            (format!("rate(m[{range}s])"), no_name(rate.clone())),
+            (format!("sum_over_time(m[{range}s])"), no_name(over(|w| w.iter().map(|s| s.1).sum()))),
+            (format!("count_over_time(m[{range}s])"), no_name(over(|w| w.len() as f64))),
+            (
+                format!("max_over_time(m[{range}s])"),
+                no_name(over(|w| w.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max))),
+            ),
+            ("m * 2 - 1".to_owned(), no_name(instant.iter().map(|(k, v)| (k.clone(), v * 2.0 - 1.0)).collect())),
+            ("m > 3".to_owned(), instant.iter().filter(|(_, v)| **v > 3.0).map(|(k, v)| (k.clone(), *v)).collect()),
+            ("m + on (i) m".to_owned(), {
+                let only_i = |labels: &Labels| labels.without(|name| name != "i");
+                instant.iter().map(|((labels, at), v)| ((only_i(labels), *at), v * 2.0)).collect()
+            }),
+            ("m and on (x) m{i=\"0\"}".to_owned(), {
+                let zero = |at: Millis| instant.keys().find(|(l, t)| *t == at && l.get("i") == Some("0"));
+                let fits = |(labels, at): &(Labels, Millis)| zero(*at).is_some_and(|(l, _)| l.get("x") == labels.get("x"));
+                instant.iter().filter(|(key, _)| fits(key)).map(|(k, v)| (k.clone(), *v)).collect()
+            }),
+        ];
+        for op in AGGREGATIONS {
+            cases.push((format!("{op} by (x) (m)"), grouped(instant.clone(), op)));
+            cases.push((format!("{op} by (x) (rate(m[{range}s]))"), grouped(rate.clone(), op)));
+        }
+        for (text, want) in cases {
+            for delayed_name_removal in [false, true] {
+                let budget = Budget { delayed_name_removal, ..Budget::default() };
+                let have = run(&text, times, budget, &memory).unwrap();
+                assert_close(&points(&have), &want, &text);
+            }
+        }
+    }
+}
