@@ -346,7 +346,7 @@ mod tests {
                     while lease.recv_many(&mut batch, 1).await > 0 {
                         for (n, reply) in batch.drain(..) {
                             assert!(n != 13, "unlucky");
-                            let _ = reply.send(n * 2);
+                            let _gone = reply.send(n * 2);
                         }
                     }
                     Ok(())
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(addr.ask(|r| (4, r), within).await, Ok(8));
         assert!(health.is_ready());
         for _ in 0..3 {
-            let _ = addr.ask(|r| (13, r), within).await;
+            let _failed = addr.ask(|r| (13, r), within).await;
         }
         stop.cancelled().await;
         assert!(!health.is_ready(), "{:?}", health.report());

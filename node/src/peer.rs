@@ -103,6 +103,9 @@ pub struct Select {
     pub matchers: Arc<Vec<Matcher>>,
 }
 
+/// Series with their exemplars.
+pub type Exemplars = Vec<(Labels, Vec<Exemplar>)>;
+
 /// One copy of the partitions a node holds.
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
@@ -118,7 +121,7 @@ pub trait Replica: Send + Sync {
     /// What is known of the metrics.
     fn metadata(&self, request: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>>;
     /// Exemplars of the series that pass.
-    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Labels, Vec<Exemplar>)>, Error>>;
+    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Exemplars, Error>>;
     /// Digests by slot.
     fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>>;
 }

@@ -47,7 +47,7 @@ impl Heads {
     /// A head with nothing in it.
     #[must_use]
     pub fn empty(&self) -> Head {
-        Head::new(self.symbols.clone(), self.options.clone())
+        Head::new(self.symbols.clone(), self.options)
     }
 
     /// Puts `head` in the place of the tenant's head.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use engram_model::digest::Digest;
 use engram_model::error::Class;
-use engram_model::sample::{Exemplar, Metadata};
+use engram_model::sample::Metadata;
 use engram_model::series::Series;
 use engram_model::{Labels, Millis};
 use engram_storage::head::Head;
@@ -26,7 +26,7 @@ use futures::future::BoxFuture;
 
 use crate::error::Error;
 use crate::metrics::Reading;
-use crate::peer::{Append, Appended, Replica, Select};
+use crate::peer::{Append, Appended, Exemplars, Replica, Select};
 use heads::Heads;
 
 /// All partitions of this node: their heads and their actors, by number.
@@ -125,7 +125,7 @@ impl Replica for LocalReplica {
         })
     }
 
-    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Labels, Vec<Exemplar>)>, Error>> {
+    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Exemplars, Error>> {
         self.read(request, |head, request| head.exemplars(&request.matchers, request.range))
     }
 

@@ -16,7 +16,19 @@ use crate::error::Error;
 use crate::meta::{Meta, TenantView};
 use crate::peer::{Append, Appended, Peers};
 
-/// Stores the series `keep` of `batch` and all its metadata on a majority of each partition's replicas.
+/// One admitted request.
+pub struct Slices<'a> {
+    /// Whose data.
+    pub tenant: &'a TenantId,
+    /// The tenant's limits and shard.
+    pub config: &'a TenantView,
+    /// The request.
+    pub batch: &'a Arc<WriteBatch>,
+    /// Which of its series were admitted.
+    pub keep: &'a [u32],
+}
+
+/// Stores the admitted series and all metadata of a request on a majority of each partition's replicas.
 ///
 /// # Errors
 /// Unavailable or Timeout when some partition has no majority in time. Other partitions' slices may be stored then.
@@ -26,10 +38,7 @@ use crate::peer::{Append, Appended, Peers};
 pub async fn distribute(
     meta: &Meta,
     peers: &Peers,
-    tenant: &TenantId,
-    config: &TenantView,
-    batch: &Arc<WriteBatch>,
-    keep: &[u32],
+    Slices { tenant, config, batch, keep }: Slices<'_>,
     within: Duration,
 ) -> Result<Appended, Error> {
     let ring = meta.ring();

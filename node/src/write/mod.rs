@@ -167,16 +167,8 @@ impl Inner {
         let admitted = admit::admit(decoded, &config.limits, now);
         let mut refused = admitted.refused;
         let batch = Arc::new(admitted.batch);
-        let stored = distributor::distribute(
-            &self.meta,
-            &self.peers,
-            tenant,
-            &config,
-            &batch,
-            &admitted.keep,
-            self.options.deadline,
-        )
-        .await?;
+        let slices = distributor::Slices { tenant, config: &config, batch: &batch, keep: &admitted.keep };
+        let stored = distributor::distribute(&self.meta, &self.peers, slices, self.options.deadline).await?;
         refused.merge(stored.refused);
         self.metrics.refused(&refused);
         Ok(Written {
