@@ -99,6 +99,23 @@ fn more_steps_than_samples_allowed_are_refused_at_once() {
 }
 
 #[test]
+fn the_highest_tree_fits_a_small_stack() {
+    let memory = counters(2);
+    // As high and as deep as the parser lets one be, on a test's two megabytes.
+    for (first, more) in [("c_total", " + c_total"), ("c_total", " + 1"), ("1", " * 2"), ("c_total", " or c_total")] {
+        let text = format!("sum({first}{})", more.repeat(500));
+        if parse(&text, &Switches::all()).is_ok() {
+            run(&text, (0, 0, 0), Budget::default(), &memory).unwrap();
+        }
+    }
+    for (open, close) in [("(", ")"), ("abs(", ")"), ("-abs(", ")"), ("sum(", ")"), ("max_over_time(", "[1m:1m])")] {
+        let text = format!("{}c_total{}", open.repeat(60), close.repeat(60));
+        parse(&text, &Switches::all()).unwrap();
+        run(&text, (0, MINUTE, MINUTE), Budget::default(), &memory).unwrap();
+    }
+}
+
+#[test]
 fn too_many_series_are_refused() {
     let budget = Budget { series_max: 9, ..Budget::default() };
     let error = run("sum(c_total)", HOUR, budget, &counters(10)).unwrap_err();

@@ -325,3 +325,15 @@ fn chunks(text: &str) -> impl Iterator<Item = &str> {
         Some(chunk)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_digits_sort_as_numbers() {
+        let mut names = ["node10", "node9", "node", "node9a", "1", "a1b2"];
+        names.sort_by(|a, b| natural(a, b));
+        assert_eq!(names, ["1", "a1b2", "node", "node9", "node9a", "node10"]);
+    }
+}

@@ -277,6 +277,7 @@ impl Matching<'_> {
         let right = &rhs[*one];
         let operand = |row, labels| Operand { row, labels, value: Point::Float(0.0) };
         let mut both = Vec::with_capacity(group.left.len());
+        let mut targets = HashSet::with_capacity(group.left.len());
         for i in &group.left {
             let mut bits = lhs[*i].column.present.clone();
             bits.keep(&right.column.present);
@@ -285,22 +286,22 @@ impl Matching<'_> {
             }
             let left = operand(Some(*i), &lhs[*i].labels);
             let target = self.target(&left, &operand(Some(*one), &right.labels)).0;
-            if both.iter().any(|(_, other, _)| *other == target) {
+            if !targets.insert(target) {
                 return Ok(false);
             }
             both.push((*i, target, bits));
         }
         for (i, target, bits) in both {
-            for step in bits.iter() {
-                let (many, one) = (lhs[i].column.values[step], right.column.values[step]);
-                let (a, b) = if self.swapped { (one, many) } else { (many, one) };
-                let value = match op.is_comparison() && !self.binary.return_bool {
-                    true if super::binary::compares(op, a, b) => a,
-                    true => continue,
-                    false => super::binary::floats(op, a, b),
-                };
-                self.out.put(target, step, Point::Float(value))?;
+            let (many, one) = (&lhs[i].column.values, &right.column.values);
+            let (a, b) = if self.swapped { (one, many) } else { (many, one) };
+            if op.is_comparison() && !self.binary.return_bool {
+                for step in bits.iter().filter(|step| super::binary::compares(op, a[*step], b[*step])) {
+                    self.out.put(target, step, Point::Float(a[step]))?;
+                }
+                continue;
             }
+            let out = self.out.free_steps(target, &bits)?;
+            bits.iter().for_each(|step| out.put(step, super::binary::floats(op, a[step], b[step])));
         }
         Ok(true)
     }

@@ -350,3 +350,38 @@ fn upstream_hash(labels: &Labels) -> u64 {
     }
     xxhash_rust::xxh64::xxh64(&bytes, 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_that_of_prometheus() {
+        // Of no labels and of a long value, whose length takes four bytes; worked out from the layout by hand.
+        assert_eq!(upstream_hash(&Labels::empty()), xxhash_rust::xxh64::xxh64(b"", 0));
+        let long = "v".repeat(300);
+        let mut bytes = vec![1, b'a', 255, 44, 1, 0];
+        bytes.extend_from_slice(long.as_bytes());
+        let labels = Labels::from_pairs([("a", long.as_str())]);
+        assert_eq!(upstream_hash(&labels), xxhash_rust::xxh64::xxh64(&bytes, 0));
+    }
+
+    #[test]
+    fn a_heap_gives_the_best_in_order_and_nan_last() {
+        for (op, want) in [(AggregateOp::TopK, [3, 1, 0, 2]), (AggregateOp::BottomK, [0, 1, 3, 2])] {
+            let mut heap = Heap::default();
+            for (row, value) in [1.0, 2.0, f64::NAN, 3.0].into_iter().enumerate() {
+                heap.push(op, (value, row));
+            }
+            assert_eq!(heap.into_sorted(op), want);
+        }
+    }
+
+    #[test]
+    fn values_as_labels_have_no_exponent() {
+        assert_eq!(plain_float(1e21), "1000000000000000000000");
+        assert_eq!(plain_float(0.1), "0.1");
+        assert_eq!(plain_float(-0.0), "-0");
+        assert_eq!(plain_float(f64::INFINITY), "+Inf");
+    }
+}

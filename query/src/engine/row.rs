@@ -30,7 +30,7 @@ impl Steps {
     /// From `start` to `end`, both inside.
     pub(super) fn new(start: Millis, end: Millis, step_ms: i64) -> Self {
         let step_ms = step_ms.max(1);
-        let count = if end < start { 0 } else { end.abs_diff(start) / step_ms.unsigned_abs() + 1 };
+        let count = if end < start { 0 } else { (end.abs_diff(start) / step_ms.unsigned_abs()).saturating_add(1) };
         Self { start, step_ms, count: usize::try_from(count).unwrap_or(usize::MAX), is_instant: start == end }
     }
 
@@ -321,8 +321,72 @@ impl Collector {
         Ok(())
     }
 
+    /// The column of a row, to write floats to these steps.
+    ///
+    /// # Errors
+    /// When any of them is taken.
+    pub(super) fn free_steps(&mut self, row: usize, steps: &Bits) -> Result<&mut Column, Error> {
+        let column = &mut self.rows[row].column;
+        let is_free = column.histograms.is_empty() && !column.present.meets(steps) || !column.taken().meets(steps);
+        if is_free { Ok(column) } else { Err(duplicates()) }
+    }
+
     /// The rows that have any value.
     pub(super) fn finish(self) -> Vec<Row> {
         self.rows.into_iter().filter(|row| !row.column.is_empty()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bits(count: usize, steps: &std::collections::BTreeSet<usize>) -> Bits {
+        let mut bits = Bits::new(count);
+        steps.iter().for_each(|step| bits.set(*step));
+        bits
+    }
+
+    proptest! {
+        #[test]
+        fn bits_are_what_a_set_is(
+            a in proptest::collection::btree_set(0_usize..200, 0..40),
+            b in proptest::collection::btree_set(0_usize..200, 0..40),
+        ) {
+            let (x, y) = (bits(200, &a), bits(200, &b));
+            prop_assert_eq!(x.iter().collect::<Vec<_>>(), a.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(x.count(), a.len());
+            prop_assert_eq!(x.is_empty(), a.is_empty());
+            prop_assert_eq!(x.meets(&y), !a.is_disjoint(&b));
+            let with = |f: fn(&mut Bits, &Bits)| { let mut z = x.clone(); f(&mut z, &y); z };
+            prop_assert_eq!(with(Bits::join), bits(200, &a.union(&b).copied().collect()));
+            prop_assert_eq!(with(Bits::keep), bits(200, &a.intersection(&b).copied().collect()));
+            prop_assert_eq!(with(Bits::remove), bits(200, &a.difference(&b).copied().collect()));
+        }
+    }
+
+    #[test]
+    fn steps_end_with_the_last_that_fits() {
+        let steps = Steps::new(10, 35, 10);
+        assert_eq!((steps.count, steps.at(0), steps.last(), steps.is_instant), (3, 10, 30, false));
+        assert_eq!(Steps::new(10, 9, 10).count, 0);
+        assert!(Steps::new(10, 10, 0).is_instant);
+        // The widest range there is does not overflow.
+        assert_eq!(Steps::new(Millis::MIN, Millis::MAX, 1).count, usize::MAX);
+    }
+
+    #[test]
+    fn rows_that_became_the_same_are_joined_unless_they_overlap() {
+        let row = |step: usize| {
+            let mut column = Column::new(2);
+            column.put(step, step as f64);
+            Row { column, ..Row::default() }
+        };
+        let merged = merge_same(vec![row(1), row(0)]).unwrap();
+        assert_eq!(merged.len(), 1);
+        assert_eq!(merged[0].column.values, [0.0, 1.0]);
+        assert_eq!(merge_same(vec![row(1), row(1)]).unwrap_err().to_string(), DUPLICATES);
     }
 }

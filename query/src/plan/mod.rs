@@ -251,3 +251,6 @@ pub fn plan(expr: &Expr, times: Times) -> Result<Plan, Error> {
     resolve_durations(&mut expr, times.start, times.end, times.step_ms)?;
     Ok(build::build(&expr, times))
 }
+
+#[cfg(test)]
+mod tests;
