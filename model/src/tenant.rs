@@ -139,6 +139,8 @@ pub struct TenantLimits {
     pub max_fetched_series_per_query: u64,
     /// Most samples one query may hold in memory at once.
     pub max_samples_per_query: u64,
+    /// Whether this tenant may use the experimental part of PromQL; none: as the server says.
+    pub promql_experimental: Option<bool>,
 }
 
 impl Default for TenantLimits {
@@ -159,6 +161,7 @@ impl Default for TenantLimits {
             max_query_length_ms: 0,
             max_fetched_series_per_query: 0,
             max_samples_per_query: 50_000_000,
+            promql_experimental: None,
         }
     }
 }

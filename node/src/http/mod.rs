@@ -17,6 +17,7 @@ pub mod server;
 
 mod admin;
 mod body;
+mod features;
 mod json;
 mod metrics;
 mod params;
@@ -138,6 +139,7 @@ fn api() -> Router<Arc<App>> {
         .route("/labels", get(series::names).post(series::names))
         .route("/label/{name}/values", get(series::values))
         .route("/metadata", get(series::metadata))
+        .route("/features", get(features::features))
         .route("/rules", get(admin::rules))
         .route("/alerts", get(admin::alerts))
         .route("/alertmanagers", get(admin::alertmanagers))

@@ -37,8 +37,8 @@ pub struct Wanted {
 
 /// The read path, see [`Reader`].
 pub trait Read: Send + Sync {
-    /// What may be written in a query here.
-    fn switches(&self) -> Switches;
+    /// What the tenant may write in a query.
+    fn switches(&self, tenant: &TenantId) -> Switches;
     /// Evaluates a query; dropping the future stops it.
     fn query<'a>(&'a self, tenant: &'a TenantId, query: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>>;
     /// Label sets, sorted.
@@ -66,8 +66,8 @@ pub trait Read: Send + Sync {
 }
 
 impl Read for Reader {
-    fn switches(&self) -> Switches {
-        Self::switches(self)
+    fn switches(&self, tenant: &TenantId) -> Switches {
+        Self::switches(self, tenant)
     }
 
     fn query<'a>(&'a self, tenant: &'a TenantId, query: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>> {

@@ -197,19 +197,19 @@ pub(crate) async fn exemplars(
 }
 
 /// `format_query`: the query, printed prettily.
-pub(crate) async fn format(State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
-    let expr = parsed(&app, &params)?;
+pub(crate) async fn format(tenant: Tenant, State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
+    let expr = parsed(&app, &tenant, &params)?;
     let mut data = Vec::new();
     json::put_string(&mut data, &parse::prettify(&expr));
     Ok(success(&data, &Remarks::default()))
 }
 
 /// `parse_query`: the query as a tree.
-pub(crate) async fn tree(State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
-    let expr = parsed(&app, &params)?;
+pub(crate) async fn tree(tenant: Tenant, State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
+    let expr = parsed(&app, &tenant, &params)?;
     Ok(success(parse::to_json(&expr).to_string().as_bytes(), &Remarks::default()))
 }
 
-fn parsed(app: &App, params: &Params) -> Result<Expr, Failure> {
-    parse::parse(params.get("query"), &app.read.switches()).map_err(|why| Failure::parameter("query", why))
+fn parsed(app: &App, tenant: &Tenant, params: &Params) -> Result<Expr, Failure> {
+    parse::parse(params.get("query"), &app.read.switches(&tenant.0)).map_err(|why| Failure::parameter("query", why))
 }

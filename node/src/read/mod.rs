@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use engram_model::error::Class;
 use engram_model::sample::{Exemplar, Metadata};
-use engram_model::tenant::TenantId;
+use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Stopwatch;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::engine::{self, Budget, Cancel, Outcome};
@@ -38,7 +38,7 @@ pub struct ReadOptions {
     pub lookback_ms: i64,
     /// Most samples of one query in memory, whatever the tenant's limit says.
     pub samples_max: u64,
-    /// Whether the experimental part of PromQL may be used.
+    /// Whether the experimental part of PromQL may be used by tenants that have not chosen.
     pub experimental: bool,
 }
 
@@ -90,10 +90,19 @@ impl Reader {
         Self(Arc::new(Inner { options, meta, peers, queue, metrics }))
     }
 
-    /// What may be written in a query here.
+    /// What the tenant may write in a query: all, or what Prometheus 3.14 takes without feature flags.
     #[must_use]
-    pub fn switches(&self) -> Switches {
-        if self.0.options.experimental { Switches::all() } else { Switches::default() }
+    pub fn switches(&self, tenant: &TenantId) -> Switches {
+        if self.experimental(&self.0.meta.tenant(tenant).limits) {
+            Switches::all()
+        } else {
+            Switches { duration_expressions: true, ..Switches::default() }
+        }
+    }
+
+    /// The tenant's own choice, or else the server's.
+    fn experimental(&self, limits: &TenantLimits) -> bool {
+        limits.promql_experimental.unwrap_or(self.0.options.experimental)
     }
 
     /// How many queries run and how many wait.
@@ -130,7 +139,7 @@ impl Reader {
         timeout: Duration,
         watch: Stopwatch,
     ) -> Result<Outcome, Error> {
-        let mut expr = parse::parse(&query.text, &self.switches()).map_err(|e| parse_error(&e))?;
+        let mut expr = parse::parse(&query.text, &self.switches(tenant)).map_err(|e| parse_error(&e))?;
         parse::resolve_durations(&mut expr, query.start, query.end, query.step_ms).map_err(|e| parse_error(&e))?;
         let view = select::View::new(&self.0.meta, &self.0.peers, tenant);
         let limits = view.config().limits.clone();
@@ -141,6 +150,7 @@ impl Reader {
                 limits.max_query_length_ms
             )));
         }
+        let experimental = self.experimental(&limits);
         let place = self.0.queue.enter(tenant).await?;
         let request = engine::Request {
             text: query.text,
@@ -153,8 +163,8 @@ impl Reader {
                 samples_max: limits.max_samples_per_query.min(self.0.options.samples_max),
                 series_max: limits.max_fetched_series_per_query,
                 timeout: timeout.saturating_sub(watch.elapsed()),
-                delayed_name_removal: self.0.options.experimental,
-                use_start_timestamps: self.0.options.experimental,
+                delayed_name_removal: experimental,
+                use_start_timestamps: experimental,
                 ..Budget::default()
             },
         };
@@ -253,7 +263,7 @@ impl Reader {
         query: &str,
         range: TimeRange,
     ) -> Result<Vec<(Labels, Vec<Exemplar>)>, Error> {
-        let expr = parse::parse(query, &self.switches()).map_err(|e| parse_error(&e))?;
+        let expr = parse::parse(query, &self.switches(tenant)).map_err(|e| parse_error(&e))?;
         let view = self.view(tenant);
         let mut all: BTreeMap<Labels, Vec<Exemplar>> = BTreeMap::new();
         for matchers in parse::selectors(&expr) {

@@ -69,7 +69,7 @@ impl Fake {
 }
 
 impl Read for Fake {
-    fn switches(&self) -> Switches {
+    fn switches(&self, _: &TenantId) -> Switches {
         Switches::default()
     }
 
