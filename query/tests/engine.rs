@@ -156,6 +156,28 @@ fn a_range_query_of_a_range_is_no_query() {
 }
 
 #[test]
+fn what_a_counter_is_says_its_name_or_its_type() {
+    let series = |kind: &str| {
+        let labels = Labels::from_pairs([("__name__", "m"), ("__type__", kind)]);
+        memory([(labels, vec![(0, 1.0), (MINUTE, 2.0)])])
+    };
+    let infos = |kind: &str, type_and_unit_labels: bool| {
+        let budget = Budget { type_and_unit_labels, ..Budget::default() };
+        let outcome = run("rate(m[5m])", (MINUTE, MINUTE, 0), budget, &series(kind)).unwrap();
+        outcome.annotations.infos.into_iter().collect::<Vec<_>>().join("; ")
+    };
+    let by_name =
+        "PromQL info: metric might not be a counter, name does not end in _total/_sum/_count/_bucket: \"m\" (1:6)";
+    assert_eq!(infos("counter", false), by_name);
+    assert_eq!(infos("counter", true), "");
+    assert_eq!(
+        infos("gauge", true),
+        "PromQL info: metric might not be a counter, __type__ label is not set to \"counter\" or \"histogram\", got \
+         \"gauge\": \"m\" (1:6)"
+    );
+}
+
+#[test]
 fn names_go_at_once_or_at_the_end() {
     let pair = |name: &str| (Labels::from_pairs([("__name__", name), ("x", "1")]), vec![(0, 1.0)]);
     let memory = memory([pair("a"), pair("b")]);

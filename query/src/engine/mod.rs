@@ -78,6 +78,8 @@ pub struct Budget {
     pub delayed_name_removal: bool,
     /// Whether `rate` and friends look at start timestamps, and `start_timestamp()` works.
     pub use_start_timestamps: bool,
+    /// Whether series carry `__type__`, so that it and not the name says what a counter is.
+    pub type_and_unit_labels: bool,
     /// How many threads one query may use; 0 counts as 1. More only help aggregations over many series.
     pub parallelism: usize,
 }
@@ -92,6 +94,7 @@ impl Default for Budget {
             subquery_step_ms: 60 * 1000,
             delayed_name_removal: false,
             use_start_timestamps: false,
+            type_and_unit_labels: false,
             parallelism: 1,
         }
     }

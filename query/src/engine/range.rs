@@ -179,13 +179,19 @@ impl Evaluator<'_> {
             if let Some(point) = (applied.kernel)(window, params, &mut notes) {
                 out.put_point(step, point);
             }
-        });
+        })?;
         self.look_at(looked_at);
-        self.tick(looked_at / 4)
+        Ok(())
     }
 
     /// Calls `f` for each step whose window has samples.
-    fn each_window(&self, ranged: &Ranged<'_>, columns: &Columns, steps: Steps, mut f: impl FnMut(usize, &Window<'_>)) {
+    fn each_window(
+        &self,
+        ranged: &Ranged<'_>,
+        columns: &Columns,
+        steps: Steps,
+        mut f: impl FnMut(usize, &Window<'_>),
+    ) -> Result<(), Error> {
         let lookback = self.budget.lookback_ms;
         let (before, after) = match ranged.extension {
             Extension::None => (0, 0),
@@ -199,10 +205,13 @@ impl Evaluator<'_> {
             let start = end.saturating_sub(ranged.range_ms);
             cursor.move_to(columns, start.saturating_sub(before), end.saturating_add(after));
             let window = cursor.window(columns, (start, end), at, ranged.extension);
-            if !window.times.is_empty() || !window.histogram_times.is_empty() {
+            let samples = window.times.len() + window.histogram_times.len();
+            if samples > 0 {
                 f(step, &window);
             }
+            self.tick(samples as u64 / 4 + 1)?;
         }
+        Ok(())
     }
 
     /// The series of a range argument, staleness markers taken out; the flag: its name is to go already.
@@ -237,7 +246,15 @@ impl Evaluator<'_> {
     /// Says so when a counter's function met a metric that does not look like one.
     fn check_counter(&self, applied: &Applied<'_>, labels: &Labels, column: &Column) {
         let name = labels.metric_name();
-        if applied.function.wants_counter && !name.is_empty() && !is_counter_name(name) && !column.present.is_empty() {
+        if !applied.function.wants_counter || name.is_empty() || column.present.is_empty() {
+            return;
+        }
+        if self.budget.type_and_unit_labels {
+            let kind = labels.get("__type__").unwrap_or_default();
+            if !matches!(kind, "counter" | "histogram") {
+                self.note(&Note::PossibleNonCounterLabel(kind.to_owned()), name, applied.span);
+            }
+        } else if !is_counter_name(name) {
             self.note(&Note::PossibleNonCounter, name, applied.span);
         }
     }
@@ -250,8 +267,7 @@ impl Evaluator<'_> {
             check_extension(function, ranged.extension)?;
         }
         self.each_ranged(&ranged, steps, &mut |_, _, columns| {
-            self.each_window(&ranged, columns, steps, |step, _| bits.set(step));
-            Ok(())
+            self.each_window(&ranged, columns, steps, |step, _| bits.set(step))
         })?;
         Ok(bits)
     }

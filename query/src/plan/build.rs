@@ -2,30 +2,11 @@
 
 use engram_model::{MatchOp, Matcher, Millis, TimeRange};
 
+use crate::functions::lookup;
 use crate::parse::ast::{self, At, BinaryOp, Expr, Extension, Span};
 use crate::port::SelectHints;
 
 use super::{Aggregate, Binary, Call, Node, Plan, RangeSelector, Select, Selector, Subquery, Times};
-
-/// Functions whose value changes with the evaluation time even where their arguments do not.
-/// Source: `prometheus promql/functions.go` (`AtModifierUnsafeFunctions`).
-const DEPENDS_ON_TIME: [&str; 15] = [
-    "days_in_month",
-    "day_of_month",
-    "day_of_week",
-    "day_of_year",
-    "end",
-    "hour",
-    "minute",
-    "month",
-    "year",
-    "predict_linear",
-    "range",
-    "start",
-    "step",
-    "time",
-    "timestamp",
-];
 
 /// What the walk knows of the nodes above.
 #[derive(Clone, Copy)]
@@ -180,7 +161,7 @@ impl Builder {
             return Built { node: Node::Number(value, call.span), is_invariant: true, wants_once: false };
         }
         let below = Above { func: call.func, buckets: above.buckets.under(call.func), ..above };
-        let mut is_invariant = !DEPENDS_ON_TIME.contains(&call.func);
+        let mut is_invariant = !lookup(call.func).is_some_and(|function| function.depends_on_time);
         let mut is_fixed_timestamp = call.func == "timestamp";
         let is_info = call.func == "info";
         let mut args = Vec::with_capacity(call.args.len());

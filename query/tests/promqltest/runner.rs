@@ -24,15 +24,30 @@ pub(super) struct Report {
     pub(super) failures: Vec<String>,
 }
 
+/// When a metric's name goes after a function has made something else of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// At once.
+    Eager,
+    /// When the query ends: how Prometheus runs these scripts.
+    Delayed,
+}
+
+/// Where a query is asked, and how.
+struct Stage {
+    storage: SharedQueryable,
+    names: Names,
+}
+
 /// Runs all commands; a failed evaluation does not end it.
-pub(super) fn run(commands: Vec<Command>) -> Report {
+pub(super) fn run(commands: Vec<Command>, names: Names) -> Report {
     let mut storage = Storage::default();
     let mut report = Report::default();
     for command in commands {
         match command {
             Command::Clear => storage = Storage::default(),
             Command::Load { step_ms, with_nhcb, series } => load(&mut storage, step_ms, with_nhcb, &series),
-            Command::Eval(eval) => match run_eval(&eval, &(Arc::new(storage.freeze()) as SharedQueryable)) {
+            Command::Eval(eval) => match run_eval(&eval, &Stage { storage: Arc::new(storage.freeze()), names }) {
                 Ok(()) => report.passed += 1,
                 Err(why) => report.failures.push(format!("line {}: {}\n      {why}", eval.line, eval.expr)),
             },
@@ -86,17 +101,18 @@ fn collect(classic: &mut BTreeMap<Labels, BTreeMap<Millis, Classic>>, labels: &L
 }
 
 /// Parses and evaluates; the error is the text a user would see.
-fn query(text: &str, times: (Millis, Millis, i64), storage: &SharedQueryable) -> Result<Outcome, String> {
+fn query(text: &str, times: (Millis, Millis, i64), stage: &Stage) -> Result<Outcome, String> {
     let expr = parse(text, &Switches::all()).map_err(|e| e.to_string())?;
     let (start, end, step_ms) = times;
-    let budget = Budget { delayed_name_removal: true, use_start_timestamps: true, ..Budget::default() };
+    let budget =
+        Budget { delayed_name_removal: stage.names == Names::Delayed, use_start_timestamps: true, ..Budget::default() };
     let request = Request { text: text.to_owned(), expr, start, end, step_ms, budget };
-    block_on(evaluate(&request, storage, &Cancel::default())).map_err(|e| e.to_string())
+    block_on(evaluate(&request, &stage.storage, &Cancel::default())).map_err(|e| e.to_string())
 }
 
-fn run_eval(eval: &Eval, storage: &SharedQueryable) -> Parsed<()> {
+fn run_eval(eval: &Eval, stage: &Stage) -> Parsed<()> {
     if eval.step_ms != 0 {
-        return match judge(eval, query(&eval.expr, (eval.start, eval.end, eval.step_ms), storage))? {
+        return match judge(eval, query(&eval.expr, (eval.start, eval.end, eval.step_ms), stage))? {
             Some(outcome) => {
                 check_annotations(eval, &outcome.annotations)?;
                 check(eval, &outcome.value)
@@ -104,12 +120,12 @@ fn run_eval(eval: &Eval, storage: &SharedQueryable) -> Parsed<()> {
             None => Ok(()),
         };
     }
-    run_instant(eval, &eval.expr, eval.start, storage)?;
+    run_instant(eval, &eval.expr, eval.start, stage)?;
     let Some(fixed) = with_fixed_time(&eval.expr, eval.start)? else { return Ok(()) };
     let at = eval.start;
     let other_times = if at == 0 { vec![-1000, 0, 1000] } else { vec![-10 * at, 0, at / 5, at, 10 * at] };
     for at in other_times {
-        run_instant(eval, &fixed, at, storage).map_err(|e| format!("as {fixed} at {at}: {e}"))?;
+        run_instant(eval, &fixed, at, stage).map_err(|e| format!("as {fixed} at {at}: {e}"))?;
     }
     Ok(())
 }
@@ -125,15 +141,15 @@ fn judge(eval: &Eval, result: Result<Outcome, String>) -> Parsed<Option<Outcome>
     }
 }
 
-fn run_instant(eval: &Eval, expr: &str, at: Millis, storage: &SharedQueryable) -> Parsed<()> {
-    let Some(outcome) = judge(eval, query(expr, (at, at, 0), storage))? else { return Ok(()) };
+fn run_instant(eval: &Eval, expr: &str, at: Millis, stage: &Stage) -> Parsed<()> {
+    let Some(outcome) = judge(eval, query(expr, (at, at, 0), stage))? else { return Ok(()) };
     check_annotations(eval, &outcome.annotations)?;
     check(eval, &outcome.value)?;
     let asks_for_times = ["start()", "end()", "range()", "step()"].iter().any(|call| expr.contains(call));
     if eval.range_vector.is_some() || eval.string.is_some() || asks_for_times {
         return Ok(());
     }
-    let ranged = query(expr, (at - 60_000, at + 60_000, 60_000), storage).map_err(|e| format!("in range mode: {e}"))?;
+    let ranged = query(expr, (at - 60_000, at + 60_000, 60_000), stage).map_err(|e| format!("in range mode: {e}"))?;
     let Value::Matrix(series) = &ranged.value else { return Err("a range query gives a matrix".to_owned()) };
     check_sorted(series)?;
     if eval.ordered {
