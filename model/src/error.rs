@@ -13,6 +13,8 @@ pub enum Class {
     NoTenant,
     /// The thing asked for does not exist.
     NotFound,
+    /// Somebody else changed the thing since the caller read it: read it again, then decide.
+    Conflict,
     /// The tenant is over one of its limits; later may work.
     Limited,
     /// No quorum, an old epoch, a full queue, still starting: retry.

@@ -433,6 +433,7 @@ fn app(config: &Config, paths: Paths, status: Status, metrics: HttpMetrics, cloc
     App {
         read: Arc::new(paths.reader),
         push: Arc::new(paths.writer),
+        tenants: Arc::new(status.meta.clone()),
         node: Arc::new(status),
         metrics,
         clock: clock.clone(),

@@ -106,6 +106,23 @@ pub struct Select {
 /// Series with their exemplars.
 pub type Exemplars = Vec<(Labels, Vec<Exemplar>)>;
 
+/// What makes a tenant's part of one partition large.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Series.
+    pub series: u64,
+    /// Samples, those of native histograms too.
+    pub samples: u64,
+    /// Chunks the samples lie in.
+    pub chunks: u64,
+    /// Times of the oldest and the newest sample.
+    pub bounds: Option<(Millis, Millis)>,
+    /// Series of each metric, the most first; cut at the number asked for.
+    pub series_by_metric: Vec<(String, u64)>,
+    /// Series of each `label=value`, the most first; cut at the number asked for.
+    pub series_by_pair: Vec<(String, u64)>,
+}
+
 /// One copy of the partitions a node holds.
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
@@ -122,6 +139,9 @@ pub trait Replica: Send + Sync {
     fn metadata(&self, request: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>>;
     /// Exemplars of the series that pass.
     fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Exemplars, Error>>;
+    /// What makes the tenant's part of the partition large; lists of at most `max` entries. Range and matchers are not
+    /// looked at.
+    fn counts(&self, request: Select, max: usize) -> BoxFuture<'_, Result<Counts, Error>>;
     /// Digests by slot.
     fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>>;
 }

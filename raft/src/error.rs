@@ -116,6 +116,7 @@ impl Classed for Refusal {
             Self::NotBootstrapped | Self::Epoch { .. } => Class::Unavailable,
             Self::UnknownNode { .. } | Self::UnknownPartition { .. } | Self::UnknownTenant { .. } => Class::NotFound,
             Self::TooMany { .. } => Class::Limited,
+            Self::Version { .. } => Class::Conflict,
             _ => Class::Invalid,
         }
     }

@@ -8,7 +8,7 @@ use super::show;
 const ANSWER_WITHIN: Duration = Duration::from_secs(150);
 
 /// Which node, whose data, how to print.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its address.
     pub url: String,
@@ -18,13 +18,41 @@ pub struct Target {
     pub json: bool,
 }
 
+/// How a question is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `GET`.
+    Get,
+    /// `POST` with the parameters of a form.
+    Form(Vec<(String, String)>),
+    /// `PUT` with JSON.
+    Put(String),
+    /// `DELETE`.
+    Delete,
+}
+
+/// What kind of answer is expected, for printing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A query's.
+    Query,
+    /// The cluster's status.
+    Cluster,
+    /// All tenants.
+    Tenants,
+    /// One tenant.
+    Tenant,
+}
+
 /// One question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
     /// The whole address.
     pub url: String,
-    /// Parameters of the form; none: a `GET`.
-    pub form: Vec<(String, String)>,
+    /// How it is sent.
+    pub verb: Verb,
+    /// What will be answered.
+    pub shape: Shape,
     /// The tenant.
     pub tenant: Option<String>,
     /// Whether the answer is printed as it is.
@@ -35,7 +63,7 @@ impl Ask {
     /// For the cluster's status.
     #[must_use]
     pub fn cluster(target: &Target) -> Self {
-        Self::of(target, "/api/v1/cluster/status", Vec::new())
+        Self::of(target, "/api/v1/cluster/status", Verb::Get, Shape::Cluster)
     }
 
     /// For a query; `params` are those of the API that were given.
@@ -47,13 +75,16 @@ impl Ask {
         if is_range && !form.iter().any(|(name, _)| name == "step") {
             form.push(("step".to_owned(), default_step(&form)));
         }
-        Self::of(target, if is_range { "/api/v1/query_range" } else { "/api/v1/query" }, form)
+        let path = if is_range { "/api/v1/query_range" } else { "/api/v1/query" };
+        Self::of(target, path, Verb::Form(form), Shape::Query)
     }
 
-    fn of(target: &Target, path: &str, form: Vec<(String, String)>) -> Self {
+    /// For what is at `path`.
+    #[must_use]
+    pub(super) fn of(target: &Target, path: &str, verb: Verb, shape: Shape) -> Self {
         let base = target.url.trim_end_matches('/');
         let scheme = if base.contains("://") { "" } else { "http://" };
-        Self { url: format!("{scheme}{base}{path}"), form, tenant: target.tenant.clone(), json: target.json }
+        Self { url: format!("{scheme}{base}{path}"), verb, shape, tenant: target.tenant.clone(), json: target.json }
     }
 }
 
@@ -81,34 +112,45 @@ pub struct Said {
 /// # Errors
 /// A line for the person.
 pub fn ask(ask: &Ask) -> Result<Said, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start: {error}"))?;
-    let (is_good, body) = runtime.block_on(fetch(ask))?;
+    let (is_good, body) = fetch(ask)?;
     if ask.json {
         return Ok(Said { text: format!("{}\n", body.trim_end()), is_good });
     }
     if !is_good {
         return Err(show::failure(&body));
     }
-    let table = show::answer(&body).map(|text| Said { text, is_good });
+    let table = show::answer(&body, ask.shape).map(|text| Said { text, is_good });
     table.ok_or_else(|| format!("{} did not answer as a node does: {}", ask.url, show::cut(&body)))
 }
 
-async fn fetch(ask: &Ask) -> Result<(bool, String), String> {
+/// Asks; answers whether it went well, and the body.
+///
+/// # Errors
+/// A line for the person.
+pub(super) fn fetch(ask: &Ask) -> Result<(bool, String), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    runtime.block_on(exchange(ask))
+}
+
+async fn exchange(ask: &Ask) -> Result<(bool, String), String> {
     // A second installation fails and changes nothing: another part of the program was first.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .timeout(ANSWER_WITHIN)
         .build()
         .map_err(|error| format!("cannot make a client: {error}"))?;
-    let mut request = if ask.form.is_empty() {
-        client.get(&ask.url)
-    } else {
-        let form: Vec<String> = ask.form.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
-        let form_type = "application/x-www-form-urlencoded";
-        client.post(&ask.url).header(http::header::CONTENT_TYPE, form_type).body(form.join("&"))
+    let of_type = |request: reqwest::RequestBuilder, kind: &str| request.header(http::header::CONTENT_TYPE, kind);
+    let mut request = match &ask.verb {
+        Verb::Get => client.get(&ask.url),
+        Verb::Delete => client.delete(&ask.url),
+        Verb::Put(json) => of_type(client.put(&ask.url), "application/json").body(json.clone()),
+        Verb::Form(form) => {
+            let form: Vec<String> = form.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+            of_type(client.post(&ask.url), "application/x-www-form-urlencoded").body(form.join("&"))
+        }
     };
     if let Some(tenant) = &ask.tenant {
         request = request.header("X-Scope-OrgID", tenant);
@@ -128,7 +170,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-fn escape(text: &str) -> String {
+/// Everything but plain characters as `%xx`.
+pub(super) fn escape(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),

@@ -1,11 +1,14 @@
 //! The command line: what a person types.
 //!
 //! `engram` alone runs a node. Flags of options come from the table in `config/table.rs`, so that help, file and
-//! environment never differ. The small clients (`query`, `cluster status`) speak HTTP like anybody else: what they can
+//! environment never differ. The small clients (`query`, `cluster status`, `tenant`) speak HTTP like anybody else: what they can
 //! do, a script can.
 
 pub mod client;
+pub mod tenants;
+
 mod show;
+mod tables;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +49,8 @@ pub enum Action {
     Print(String),
     /// Ask a node, print its answer.
     Ask(client::Ask),
+    /// Change a tenant, print what it is then.
+    Change(tenants::Change),
 }
 
 /// Why nothing is done.
@@ -72,16 +77,8 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
             run(*loaded)
         }
         Ok(Action::Print(text)) => say(&text),
-        Ok(Action::Ask(ask)) => match client::ask(&ask) {
-            Ok(said) => {
-                let printed = say(&said.text);
-                if said.is_good { printed } else { ExitCode::FAILURE }
-            }
-            Err(why) => {
-                complain(&why);
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Action::Ask(ask)) => told(client::ask(&ask)),
+        Ok(Action::Change(change)) => told(tenants::run(&change)),
         Err(Stop::Usage(error)) => {
             let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
             // With nobody to print to there is nobody to tell.
@@ -91,6 +88,19 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Err(Stop::Config(error)) => {
             complain(&error.to_string());
             ExitCode::from(2)
+        }
+    }
+}
+
+fn told(answer: Result<client::Said, String>) -> ExitCode {
+    match answer {
+        Ok(said) => {
+            let printed = say(&said.text);
+            if said.is_good { printed } else { ExitCode::FAILURE }
+        }
+        Err(why) => {
+            complain(&why);
+            ExitCode::FAILURE
         }
     }
 }
@@ -127,6 +137,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             let status = cluster.subcommand().map_or(cluster, |(_, status)| status);
             Ok(Action::Ask(client::Ask::cluster(&asked(status, env))))
         }
+        Some(("tenant", tenant)) => Ok(match tenants::wanted(tenant, |inner| asked(inner, env)) {
+            tenants::Wanted::Ask(ask) => Action::Ask(ask),
+            tenants::Wanted::Change(change) => Action::Change(change),
+        }),
         Some((_, query)) => Ok(Action::Ask(client::Ask::query(
             &asked(query, env),
             text(query, "EXPR").unwrap_or_default(),
@@ -212,10 +226,11 @@ pub fn command() -> Command {
                 .about("Look at the cluster")
                 .subcommand_required(true)
                 .arg_required_else_help(true)
-                .subcommand(with_target(
+                .subcommand(with_node(
                     Command::new("status").about("Nodes, partitions and leader as one node sees them"),
                 )),
         )
+        .subcommand(tenants::command())
         .subcommand(query_command());
     with_options(top)
 }
@@ -249,7 +264,13 @@ fn query_command() -> Command {
         )
 }
 
+/// Of whom to ask what concerns one tenant.
 fn with_target(command: Command) -> Command {
+    with_node(command).arg(Arg::new("tenant").long("tenant").value_name("NAME").help("Whose data [default: anonymous]"))
+}
+
+/// Of whom to ask.
+fn with_node(command: Command) -> Command {
     command
         .arg(
             Arg::new("url")
@@ -257,7 +278,6 @@ fn with_target(command: Command) -> Command {
                 .value_name("URL")
                 .help(format!("Any node of the cluster [env: ENGRAM_URL] [default: {ADDRESS_DEFAULT}]")),
         )
-        .arg(Arg::new("tenant").long("tenant").value_name("NAME").help("Whose data [default: anonymous]"))
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print the node's answer as it is"))
 }
 

@@ -1,9 +1,12 @@
 //! Answers of a node as tables for people.
 //!
-//! The shapes are those of Prometheus' API; what is not one of them (the cluster's status) is shown by its own
-//! structure: lists of objects as tables, everything else as `name: value`.
+//! The shapes are those of Prometheus' API; those of our own are drawn by `tables`. What is neither (another version's
+//! answer) is shown by its structure: lists of objects as tables, everything else as `name: value`.
 
 use serde_json::{Map, Value};
+
+use super::client::Shape;
+use super::tables;
 
 /// Longest piece of a foreign answer that is shown.
 const SHOWN_CHARS_MAX: usize = 300;
@@ -25,11 +28,20 @@ pub(crate) fn cut(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN_CHARS_MAX).collect()
 }
 
-/// A success as a table; `None` when it is not the API's envelope.
+/// A success in the shape it is known to have, else by its structure; `None` when it is not the API's envelope.
 #[must_use]
-pub(crate) fn answer(body: &str) -> Option<String> {
+pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
     let envelope: Value = serde_json::from_str(body).ok()?;
     let data = envelope.get("data")?;
+    let known = match shape {
+        Shape::Query => None,
+        Shape::Cluster => tables::cluster(data),
+        Shape::Tenants => tables::tenants(data),
+        Shape::Tenant => tables::tenant(data),
+    };
+    if known.is_some() {
+        return known;
+    }
     let mut out = String::new();
     for kind in ["warnings", "infos"] {
         for text in envelope.get(kind).and_then(Value::as_array).into_iter().flatten() {
@@ -165,7 +177,7 @@ fn is_deep(value: &Value) -> bool {
     value.is_object() || value.as_array().is_some_and(|all| all.iter().any(Value::is_object))
 }
 
-fn brief(value: &Value) -> String {
+pub(crate) fn brief(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Array(all) => all.iter().map(brief).collect::<Vec<_>>().join(","),
@@ -174,7 +186,7 @@ fn brief(value: &Value) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);

@@ -82,10 +82,11 @@ fn a_check_says_where_values_come_from() {
 fn queries_become_requests() {
     let ask = asked_for("engram query up --url host:1/ --tenant t");
     assert_eq!((ask.url.as_str(), ask.tenant.as_deref()), ("http://host:1/api/v1/query", Some("t")));
-    assert_eq!(ask.form, [("query".to_owned(), "up".to_owned())]);
+    assert_eq!(ask.verb, client::Verb::Form(vec![("query".to_owned(), "up".to_owned())]));
     let ask = asked_for("engram query up --start 0 --end 1970-01-01T02:00:00Z");
     assert!(ask.url.ends_with("/api/v1/query_range"));
-    assert!(ask.form.contains(&("step".to_owned(), "120".to_owned())), "{:?}", ask.form);
+    let client::Verb::Form(form) = ask.verb else { panic!("no form") };
+    assert!(form.contains(&("step".to_owned(), "120".to_owned())), "{form:?}");
     assert!(matches!(parsed("engram query up --start 0"), Err(Stop::Usage(_))));
     assert_eq!(asked_for("engram cluster status").url, "http://127.0.0.1:9009/api/v1/cluster/status");
 }
@@ -96,29 +97,35 @@ fn answers_become_tables() {
         {"metric":{"__name__":"up","job":"a"},"value":[1,"1"]},{"metric":{},"histogram":[1,{"count":"2","sum":"3"}]}]},
         "warnings":["careful"]}"#;
     assert_eq!(
-        show::answer(vector).unwrap(),
+        show::answer(vector, client::Shape::Query).unwrap(),
         "# careful\nSERIES       VALUE\nup{job=\"a\"}  1\n{}           count 2 sum 3\n"
     );
     let matrix = r#"{"data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[0.5,"1"],[1,"2"]]}]}}"#;
     assert_eq!(
-        show::answer(matrix).unwrap(),
+        show::answer(matrix, client::Shape::Query).unwrap(),
         "SERIES   TIME                      VALUE\n{a=\"b\"}  1970-01-01T00:00:00.500Z  1\n         1970-01-01T00:00:01Z      2\n"
     );
     let scalar = r#"{"data":{"resultType":"scalar","result":[1,"7"]}}"#;
-    assert_eq!(show::answer(scalar).unwrap(), "7\n");
-    assert_eq!(show::answer(r#"{"data":{"resultType":"vector","result":[]}}"#).unwrap(), "nothing\n");
-    assert_eq!(show::answer("<html>"), None);
+    assert_eq!(show::answer(scalar, client::Shape::Query).unwrap(), "7\n");
+    assert_eq!(
+        show::answer(r#"{"data":{"resultType":"vector","result":[]}}"#, client::Shape::Query).unwrap(),
+        "nothing\n"
+    );
+    assert_eq!(show::answer("<html>", client::Shape::Query), None);
 }
 
 #[test]
-fn the_clusters_status_is_shown_by_its_structure() {
+fn another_versions_answer_is_shown_by_its_structure() {
     let status = r#"{"data":{"leader":1,"nodes":[{"id":1,"zone":"a"},{"id":2,"zone":"b","ready":true}]}}"#;
-    assert_eq!(show::answer(status).unwrap(), "leader:  1\n\nnodes\nID  ZONE  READY\n1   a\n2   b     true\n");
+    assert_eq!(
+        show::answer(status, client::Shape::Cluster).unwrap(),
+        "leader:  1\n\nnodes\nID  ZONE  READY\n1   a\n2   b     true\n"
+    );
     let partition = |id: u32| serde_json::json!({"epoch": 1, "id": id, "replicas": [id / 63, 2]});
     let partitions: Vec<_> = (0..64).map(partition).collect();
     let status = serde_json::json!({"data": {"partitions": partitions}}).to_string();
     assert_eq!(
-        show::answer(&status).unwrap(),
+        show::answer(&status, client::Shape::Cluster).unwrap(),
         "partitions\nID    EPOCH  REPLICAS\n0-62  1      0,2\n63    1      1,2\n"
     );
 }

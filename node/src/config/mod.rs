@@ -296,7 +296,7 @@ fn read_file(path: &Path) -> Result<Vec<(&'static str, String, u64)>, Error> {
 }
 
 /// `, did you mean "x"?` when something known is near.
-fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
+pub(crate) fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
     known
         .map(|candidate| (strsim::jaro_winkler(name, &candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.75)

@@ -4,7 +4,7 @@
 //! connection (server.rs: deadlines, limits, ordered stop)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
-//!       → push.rs | query.rs | series.rs | admin.rs → port.rs: the rooms behind
+//!       → push.rs | query.rs | series.rs | tenants.rs | admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -24,6 +24,7 @@ mod params;
 mod push;
 mod query;
 mod series;
+mod tenants;
 mod time;
 
 #[cfg(test)]
@@ -56,6 +57,8 @@ pub struct App {
     pub read: Arc<dyn port::Read>,
     /// The write path.
     pub push: Arc<dyn port::Push>,
+    /// The tenants, for operators.
+    pub tenants: Arc<dyn port::Tenants>,
     /// The node as a whole.
     pub node: Arc<dyn port::Node>,
     /// What is counted.
@@ -93,6 +96,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/-/ready", get(admin::ready))
         .route("/-/healthy", get(admin::healthy))
         .route("/api/v1/cluster/status", get(admin::cluster))
+        .route("/api/v1/admin/tenants", get(tenants::list))
+        .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
+        .route("/api/v1/user_stats", get(tenants::user_stats))
         .route("/api/v1/push", pushing())
         .route("/api/prom/push", pushing());
     for prefix in ["/api/v1", "/prometheus/api/v1", "/api/prom/api/v1"] {
@@ -147,6 +153,7 @@ fn api() -> Router<Arc<App>> {
         .route("/status/runtimeinfo", get(admin::runtime_info))
         .route("/status/flags", get(admin::flags))
         .route("/status/config", get(admin::config))
+        .route("/status/tsdb", get(tenants::tsdb))
 }
 
 /// A panic of a handler is our bug: the client learns that much, the log learns the rest.

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use engram_model::sample::{Exemplar, Metadata};
@@ -13,8 +14,12 @@ use engram_model::{Labels, Matcher, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse::Switches;
 use futures::future::BoxFuture;
+use serde_json::Value;
 
 use crate::error::Error;
+use crate::meta::Meta;
+use crate::meta::tenants::TenantChange;
+use crate::read::cardinality::{Cardinality, Usage};
 use crate::read::{QueryRequest, Reader};
 use crate::write::decode::Version;
 use crate::write::{Writer, Written};
@@ -63,6 +68,10 @@ pub trait Read: Send + Sync {
         query: &'a str,
         range: TimeRange,
     ) -> BoxFuture<'a, Result<Exemplars, Error>>;
+    /// What makes the tenant's data large; lists of at most `max` entries.
+    fn cardinality<'a>(&'a self, tenant: &'a TenantId, max: usize) -> BoxFuture<'a, Result<Cardinality, Error>>;
+    /// How much the tenant has.
+    fn usage<'a>(&'a self, tenant: &'a TenantId) -> BoxFuture<'a, Result<Usage, Error>>;
 }
 
 impl Read for Reader {
@@ -108,6 +117,47 @@ impl Read for Reader {
         range: TimeRange,
     ) -> BoxFuture<'a, Result<Exemplars, Error>> {
         Box::pin(Self::exemplars(self, tenant, query, range))
+    }
+
+    fn cardinality<'a>(&'a self, tenant: &'a TenantId, max: usize) -> BoxFuture<'a, Result<Cardinality, Error>> {
+        Box::pin(Self::cardinality(self, tenant, max))
+    }
+
+    fn usage<'a>(&'a self, tenant: &'a TenantId) -> BoxFuture<'a, Result<Usage, Error>> {
+        Box::pin(Self::usage(self, tenant))
+    }
+}
+
+/// The tenants as operators see them, see [`Meta`]. Answers are JSON.
+pub trait Tenants: Send + Sync {
+    /// All of them, without their limits.
+    fn all(&self) -> Value;
+    /// One of them.
+    fn one(&self, tenant: &TenantId) -> Option<Value>;
+    /// Creates or changes one.
+    fn set<'a>(&'a self, tenant: &'a TenantId, change: TenantChange) -> BoxFuture<'a, Result<Value, Error>>;
+    /// Marks one for deletion, if it is at that version.
+    fn delete<'a>(&'a self, tenant: &'a TenantId, version: u64) -> BoxFuture<'a, Result<Value, Error>>;
+}
+
+/// How long a change of a tenant may take.
+const CHANGE_WITHIN: Duration = Duration::from_secs(10);
+
+impl Tenants for Meta {
+    fn all(&self) -> Value {
+        self.tenants_json()
+    }
+
+    fn one(&self, tenant: &TenantId) -> Option<Value> {
+        self.tenant_json(tenant)
+    }
+
+    fn set<'a>(&'a self, tenant: &'a TenantId, change: TenantChange) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(self.set_tenant(tenant, change, CHANGE_WITHIN))
+    }
+
+    fn delete<'a>(&'a self, tenant: &'a TenantId, version: u64) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(self.delete_tenant(tenant, version, CHANGE_WITHIN))
     }
 }
 

@@ -20,13 +20,13 @@ use engram_model::error::Class;
 use engram_model::sample::Metadata;
 use engram_model::series::Series;
 use engram_model::{Labels, Millis};
-use engram_storage::head::Head;
+use engram_storage::head::{Counted, Head};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::error::Error;
 use crate::metrics::Reading;
-use crate::peer::{Append, Appended, Exemplars, Replica, Select};
+use crate::peer::{Append, Appended, Counts, Exemplars, Replica, Select};
 use heads::Heads;
 
 /// All partitions of this node: their heads and their actors, by number.
@@ -127,6 +127,21 @@ impl Replica for LocalReplica {
 
     fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Exemplars, Error>> {
         self.read(request, |head, request| head.exemplars(&request.matchers, request.range))
+    }
+
+    fn counts(&self, request: Select, max: usize) -> BoxFuture<'_, Result<Counts, Error>> {
+        self.read(request, move |head, _| {
+            let found = head.cardinality(max);
+            let list = |all: Vec<Counted>| all.into_iter().map(|one| (one.name, one.count)).collect();
+            Counts {
+                series: found.series,
+                samples: head.sample_count(),
+                chunks: head.chunk_count(),
+                bounds: head.min_time().zip(head.max_time()),
+                series_by_metric: list(found.series_by_metric),
+                series_by_pair: list(found.series_by_pair),
+            }
+        })
     }
 
     fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>> {

@@ -4,6 +4,7 @@
 //! the engine on a thread of its own pool. A client that leaves cancels its query: the handler's future is dropped,
 //! the guard in it stops the engine at its next check.
 
+pub mod cardinality;
 pub mod queue;
 pub mod select;
 
@@ -19,6 +20,8 @@ use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::engine::{self, Budget, Cancel, Outcome};
 use engram_query::parse::{self, Switches};
 use engram_query::port::SharedQueryable;
+
+use cardinality::{Cardinality, Usage};
 
 use crate::error::Error;
 use crate::meta::Meta;
@@ -272,6 +275,28 @@ impl Reader {
             }
         }
         Ok(all.into_iter().collect())
+    }
+
+    /// What makes the tenant's data large, over all its partitions; lists of at most `max` entries.
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read, Timeout after `query.timeout`.
+    pub async fn cardinality(&self, tenant: &TenantId, max: usize) -> Result<Cardinality, Error> {
+        self.in_time(cardinality::of(&self.view(tenant), max)).await
+    }
+
+    /// How much the tenant has.
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read, Timeout after `query.timeout`.
+    pub async fn usage(&self, tenant: &TenantId) -> Result<Usage, Error> {
+        Ok(cardinality::usage(&self.in_time(self.view(tenant).counts(0)).await?))
+    }
+
+    /// No answer takes longer than a query may.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let late = |_| Error::new(Class::Timeout, "counting took longer than query.timeout");
+        tokio::time::timeout(self.0.options.timeout, work).await.map_err(late)?
     }
 
     fn view(&self, tenant: &TenantId) -> select::View {

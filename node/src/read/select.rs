@@ -16,7 +16,7 @@ use futures::future::{BoxFuture, try_join_all};
 
 use crate::error::Error;
 use crate::meta::{Meta, RingView, TenantView};
-use crate::peer::{Peers, Replica, Select};
+use crate::peer::{Counts, Peers, Replica, Select};
 
 /// What one query sees of the cluster, from its first look to its answer.
 #[derive(Clone)]
@@ -130,6 +130,14 @@ impl View {
     pub async fn metadata(&self) -> Result<Vec<(String, engram_model::sample::Metadata)>, Error> {
         let parts = self.ask(&[], TimeRange::ALL, |replica, request| replica.metadata(request)).await?;
         Ok(parts.into_iter().flatten().collect())
+    }
+
+    /// What makes each partition of the tenant large, lists cut at `max`.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn counts(&self, max: usize) -> Result<Vec<Counts>, Error> {
+        self.ask(&[], TimeRange::ALL, |replica, request| replica.counts(request, max)).await
     }
 
     /// Exemplars of the series a selector selects.

@@ -65,6 +65,12 @@ impl Head {
         }
     }
 
+    /// How many chunks, open ones too. Walks all series.
+    #[must_use]
+    pub fn chunk_count(&self) -> u64 {
+        self.series().map(|(_, series)| series.full.len() as u64 + u64::from(series.open.count() > 0)).sum()
+    }
+
     /// Memory of series, chunks and index, about; texts are the node's, see [`super::Symbols::text_bytes`].
     #[must_use]
     pub fn heap_bytes(&self) -> usize {

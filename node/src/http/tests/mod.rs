@@ -5,6 +5,7 @@
 mod api;
 mod pushing;
 mod serving;
+mod tenants;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -28,12 +29,14 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use super::port::{Exemplars, Listed, Node, Part, Push, Read, Wanted};
+use super::port::{Exemplars, Listed, Node, Part, Push, Read, Tenants, Wanted};
 use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
 use crate::error::{Error, Stage};
+use crate::meta::tenants::TenantChange;
 use crate::metrics::Metrics;
 use crate::read::QueryRequest;
+use crate::read::cardinality::{Cardinality, Usage};
 use crate::write::decode::Version;
 use crate::write::{Refusal, Written};
 
@@ -117,6 +120,44 @@ impl Read for Fake {
         let one = Exemplar { labels: Labels::from_pairs([("trace", "x")]), value: 6.0, at: 1500 };
         Box::pin(async { Ok(vec![(Labels::from_pairs([("a", "b")]), vec![one])]) })
     }
+
+    fn cardinality<'a>(&'a self, tenant: &'a TenantId, max: usize) -> BoxFuture<'a, Result<Cardinality, Error>> {
+        self.ask(format!("cardinality {tenant} {max}"));
+        let one = Cardinality { series_by_metric: vec![("up".to_owned(), 3)], ..Cardinality::default() };
+        Box::pin(async { Ok(one) })
+    }
+
+    fn usage<'a>(&'a self, _: &'a TenantId) -> BoxFuture<'a, Result<Usage, Error>> {
+        Box::pin(async { Ok(Usage { series: 3, samples: 9, chunks: 3, bounds: Some((1, 2)) }) })
+    }
+}
+
+impl Tenants for Fake {
+    fn all(&self) -> serde_json::Value {
+        serde_json::json!([{"tenant": "acme", "version": 1}])
+    }
+
+    fn one(&self, tenant: &TenantId) -> Option<serde_json::Value> {
+        (tenant.as_str() == "acme").then(|| serde_json::json!({"tenant": "acme", "version": 1}))
+    }
+
+    fn set<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        change: TenantChange,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Error>> {
+        self.ask(format!("set {tenant} {change:?}"));
+        let answer = match change.version {
+            7 => Err(Error::new(Class::Conflict, "tenant acme is at version 8, not 7")),
+            _ => Ok(serde_json::json!({"tenant": tenant.as_str(), "version": change.version + 1})),
+        };
+        Box::pin(async { answer })
+    }
+
+    fn delete<'a>(&'a self, tenant: &'a TenantId, version: u64) -> BoxFuture<'a, Result<serde_json::Value, Error>> {
+        self.ask(format!("delete {tenant} {version}"));
+        Box::pin(async { Ok(serde_json::json!({"deleted": true})) })
+    }
 }
 
 impl Push for Fake {
@@ -163,6 +204,7 @@ fn app_of(fake: &Arc<Fake>) -> (Arc<App>, Metrics) {
     let app = App {
         read: fake.clone(),
         push: fake.clone(),
+        tenants: fake.clone(),
         node: fake.clone(),
         metrics: HttpMetrics::new(&metrics),
         clock: Clock::test(1_000_500),

@@ -1,7 +1,9 @@
-//! What the node knows of the agreed metadata, in words of `model`; only this file and the assembly name the raft crate.
+//! What the node knows of the agreed metadata, in words of `model`; only this room and the assembly name the raft crate.
 //!
 //! Reads are local: the last applied view, an `Arc` behind a watch. Changes are proposed to the group. One request
-//! takes one [`RingView`] and one [`TenantView`] and uses them to its end.
+//! takes one [`RingView`] and one [`TenantView`] and uses them to its end. What operators do with tenants: [`tenants`].
+
+pub mod tenants;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId, ReplicaSet};
 use engram_model::tenant::{TenantId, TenantLimits};
+use engram_raft::state::{NodeState, PartitionRow};
 use engram_raft::{Command, Group, Outcome, Proposal, View};
 use serde_json::json;
 use tokio::sync::watch;
@@ -130,13 +133,7 @@ impl Meta {
         if let Some(existing) = self.existing(&view, tenant) {
             return Ok(existing);
         }
-        let max = self.defaults.tenants_max as usize;
-        if view.tenants.len() >= max {
-            return Err(Error::new(
-                Class::Limited,
-                format!("tenant {tenant} would be one too many: limit tenants-max is {max}"),
-            ));
-        }
+        self.room_for(tenant, &view)?;
         let command = Command::CreateTenant {
             tenant: tenant.clone(),
             limits: self.defaults.limits.clone(),
@@ -193,20 +190,11 @@ impl Meta {
             },
             "nodes": nodes,
             "partitions": partitions,
+            "underReplicated": under_replicated(&view),
+            "moving": view.partitions.iter().filter(|(_, row)| row.next.is_some()).count(),
             "tenants": view.tenants.len(),
+            "tenantsDeleted": view.tenants.iter().filter(|(_, row)| row.deleted.is_some()).count(),
         })
-    }
-
-    /// One tenant's configuration as the admin API shows it; `None` when there is no such tenant.
-    #[must_use]
-    pub fn tenant_json(&self, tenant: &TenantId) -> Option<serde_json::Value> {
-        let view = self.view();
-        let row = view.tenants.get(tenant)?;
-        Some(json!({
-            "tenant": tenant.as_str(), "version": row.version, "limits": row.limits, "shardSize": row.shard_size(),
-            "createdAtMs": row.created.at, "changedAtMs": row.changed.at, "changedBy": row.changed.by,
-            "deleted": row.deleted.is_some(),
-        }))
     }
 
     /// Names of all tenants, sorted.
@@ -214,4 +202,12 @@ impl Meta {
     pub fn tenant_names(&self) -> Vec<TenantId> {
         self.view().tenants.iter().map(|(tenant, _)| tenant.clone()).collect()
     }
+}
+
+/// Partitions with fewer replicas on active nodes than the best one has replicas; all of them when none has any.
+fn under_replicated(view: &View) -> usize {
+    let active = |id: &NodeId| view.nodes.get(id).is_some_and(|node| node.state == NodeState::Active);
+    let wanted = view.partitions.iter().map(|(_, row)| row.current.replicas.len()).max().unwrap_or(0).max(1);
+    let lives = |row: &PartitionRow| row.current.replicas.iter().filter(|id| active(id)).count();
+    view.partitions.iter().filter(|(_, row)| lives(row) < wanted).count()
 }
