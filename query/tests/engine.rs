@@ -90,6 +90,25 @@ fn what_is_summed_away_is_not_held() {
 }
 
 #[test]
+fn what_has_to_be_collected_is_counted() {
+    let twins = memory((0..1_000).map(|i| {
+        let name = if i % 2 == 0 { "a" } else { "b" };
+        let labels = Labels::from_pairs([("__name__", name.to_owned()), ("i", (i / 2).to_string())]);
+        (labels, (0..=60).map(|m| (m * MINUTE, m as f64)).collect())
+    }));
+    let small = Budget { samples_max: 2_000, ..Budget::default() };
+    // Rows that may become the same without their names have to be seen together.
+    for text in ["sum(rate({i=~\".+\"}[5m]))", "sum(timestamp({i=~\".+\"}))", "sum(-{i=~\".+\"})", "topk(1, a)"] {
+        let error = run(text, HOUR, small.clone(), &twins).unwrap_err();
+        assert!(matches!(error, Error::OverBudget(_)), "{text}: {error}");
+    }
+    let error = run("sum(rate({i=~\".+\"}[5m]))", HOUR, Budget::default(), &twins).unwrap_err();
+    assert_eq!(error.to_string(), "vector cannot contain metrics with the same labelset");
+    let outcome = run("topk(1, a)", HOUR, Budget::default(), &twins).unwrap();
+    assert!(outcome.stats.samples_peak >= 500 * 51, "{:?}", outcome.stats);
+}
+
+#[test]
 fn more_steps_than_samples_allowed_are_refused_at_once() {
     let memory = counters(1);
     for text in ["c_total", "vector(1)", "max_over_time(vector(1)[100y:1ms])"] {

@@ -167,6 +167,7 @@ impl Evaluator<'_> {
             if unique {
                 return sink(row);
             }
+            self.hold(row.column.weight())?;
             rows.push(std::mem::take(row));
             Ok(())
         };
@@ -184,6 +185,7 @@ impl Evaluator<'_> {
                 pass(row)
             })?,
         }
+        self.release(weight(&rows));
         self.merged(rows, steps)?.iter_mut().try_for_each(sink)
     }
 

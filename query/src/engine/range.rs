@@ -130,10 +130,12 @@ impl Evaluator<'_> {
         }
         let mut rows = Vec::new();
         self.apply(&applied, &mut |row| {
+            self.hold(row.column.weight())?;
             rows.push(std::mem::take(row));
             Ok(())
         })?;
         self.distinct(&rows)?;
+        self.release(weight(&rows));
         rows.iter_mut().try_for_each(sink)
     }
 
