@@ -89,3 +89,37 @@ fn our_scripts_pass() {
         assert_eq!(run_all(&folder, names, &[]), Vec::<String>::new());
     }
 }
+
+/// Data of every kind under the names parser tests use most.
+const ANYTHING: &str = "load 1m
+  foo{bar=\"a\", le=\"1\"} 0+1x10
+  foo{bar=\"b\", le=\"+Inf\"} 0+2x3 stale NaN -Inf 3
+  some_metric{foo=\"bar\"} {{schema:0 count:4 sum:10 buckets:[1 2 1]}}x4 5 {{schema:-53 count:1 sum:1 custom_values:[5] buckets:[1]}}
+  test{a=\"bc\"} 1 _ _ 4
+  a 1x10
+  bar{on=\"x\"} 3x10
+";
+
+#[test]
+fn no_expression_breaks_the_engine() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance/parser.jsonl");
+    let mut texts: Vec<String> = Vec::new();
+    for line in std::fs::read_to_string(&file).unwrap_or_default().lines() {
+        let case: serde_json::Value = serde_json::from_str(line).unwrap();
+        texts.push(case["q"].as_str().unwrap().to_owned());
+    }
+    if texts.is_empty() {
+        println!("SKIPPED: {} is not there; only our own expressions were run", file.display());
+    }
+    let functions = engram_query::functions::FUNCTIONS.iter().map(|f| f.name);
+    for name in functions {
+        texts.extend(
+            ["foo", "foo[5m]", "some_metric[5m]", "0.5, foo[5m]", "foo[5m:1m], 0.5", "NaN, {__name__=~\".+\"}"]
+                .map(|args| format!("{name}({args})")),
+        );
+    }
+    let data = runner::data_of(script::parse(ANYTHING).unwrap());
+    let answered = texts.iter().filter(|text| runner::survives(text, &data)).count();
+    println!("{answered} of {} expressions were answered", texts.len());
+    assert!(answered > 50);
+}

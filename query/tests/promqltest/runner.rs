@@ -56,6 +56,41 @@ pub(super) fn run(commands: Vec<Command>, names: Names) -> Report {
     report
 }
 
+/// Puts an expression to the data a script loads, over many ranges of time, with little memory and time; says whether
+/// it was answered at least once. Errors are answers too: nothing may panic or run on.
+pub(super) fn survives(text: &str, data: &SharedQueryable) -> bool {
+    let Ok(expr) = parse(text, &Switches::all()) else { return false };
+    let minute = 60_000;
+    let times =
+        [(5 * minute, 5 * minute, 0), (0, 10 * minute, minute), (-minute, minute, 7_001), (i64::MAX, i64::MAX, 0)];
+    let mut answered = false;
+    for (start, end, step_ms) in times.into_iter().chain([(i64::MIN, i64::MIN + minute, minute)]) {
+        for delayed_name_removal in [false, true] {
+            let budget = Budget {
+                delayed_name_removal,
+                use_start_timestamps: delayed_name_removal,
+                samples_max: 100_000,
+                timeout: std::time::Duration::from_secs(5),
+                ..Budget::default()
+            };
+            let request = Request { text: text.to_owned(), expr: expr.clone(), start, end, step_ms, budget };
+            answered |= block_on(evaluate(&request, data, &Cancel::default())).is_ok();
+        }
+    }
+    answered
+}
+
+/// The data a script loads before its first evaluation.
+pub(super) fn data_of(commands: Vec<Command>) -> SharedQueryable {
+    let mut storage = Storage::default();
+    for command in commands {
+        if let Command::Load { step_ms, with_nhcb, series } = command {
+            load(&mut storage, step_ms, with_nhcb, &series);
+        }
+    }
+    Arc::new(storage.freeze())
+}
+
 fn load(storage: &mut Storage, step_ms: i64, with_nhcb: bool, series: &[Loaded]) {
     let mut classic: BTreeMap<Labels, BTreeMap<Millis, Classic>> = BTreeMap::new();
     for Loaded { labels, items, starts } in series {
