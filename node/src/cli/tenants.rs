@@ -70,7 +70,8 @@ pub(crate) fn command() -> Command {
                 .value_name("NAME=VALUE")
                 .action(ArgAction::Append)
                 .value_parser(limit)
-                .help("A limit; whole numbers, those that end in _ms also as a duration (5m). May be repeated"),
+                .help("A limit: a whole number, a duration (5m) for those that end in _ms; promql_experimental takes true, false \
+                     or default. May be repeated"),
         )
         .arg(
             Arg::new("shard-size")
@@ -104,8 +105,14 @@ fn limit(text: &str) -> Result<(String, Value), String> {
     if let Ok(number) = value.parse::<u64>() {
         return Ok((name.to_owned(), json!(number)));
     }
+    match value {
+        "true" | "false" => return Ok((name.to_owned(), json!(value == "true"))),
+        // A choice that can be left to the node.
+        "default" => return Ok((name.to_owned(), Value::Null)),
+        _ => {}
+    }
     if !name.ends_with("_ms") {
-        return Err(format!("{value:?} is no whole number"));
+        return Err(format!("{value:?} is no whole number, true, false or default"));
     }
     let millis = parse_duration_ms(value).map_err(|why| format!("{value:?} is no duration such as 5m: {why}"))?;
     Ok((name.to_owned(), json!(millis)))
@@ -220,6 +227,13 @@ mod tests {
         assert_eq!(change.version, None);
         let ask = change.ask(5);
         assert_eq!((ask.url.as_str(), ask.verb), ("http://node:1/api/v1/admin/tenants/acme?version=5", Verb::Delete));
+    }
+
+    #[test]
+    fn a_choice_is_yes_no_or_the_nodes() {
+        for (text, want) in [("x=true", json!(true)), ("x=false", json!(false)), ("x=default", Value::Null)] {
+            assert_eq!(limit(text), Ok(("x".to_owned(), want)));
+        }
     }
 
     #[test]

@@ -177,6 +177,9 @@ mod tests {
         let want = TenantLimits { ingestion_rate: 5000, out_of_order_time_window_ms: 60_000, ..old.clone() };
         assert_eq!(new, want);
         assert_eq!(changed(&old, &Map::new()).unwrap(), old);
+        let chosen = changed(&old, &changes(json!({"promql_experimental": true}))).unwrap();
+        assert_eq!(chosen.promql_experimental, Some(true));
+        assert_eq!(changed(&chosen, &changes(json!({"promql_experimental": null}))).unwrap(), old);
     }
 
     #[test]
