@@ -3,7 +3,7 @@
 //! Why a crate of its own: storage, query and raft must mean the same thing by "series" or "epoch" without
 //! knowing each other. Nothing here does I/O, starts a task or knows another crate of ours.
 //!
-//! Map: [`labels`] who a series is · [`matcher`] a test on it · [`histogram`] and [`sample`] its values ·
+//! Map: [`labels`] who a series is · [`matcher`] a test on it, [`pattern`] its expressions · [`histogram`] and [`sample`] its values ·
 //! [`series`] how rooms hand samples to each other · [`merge`] several places as one · [`batch`] what a write request becomes ·
 //! [`digest`] the conservation law · [`tenant`] owners and limits · [`place`] where data lies ·
 //! [`time`] clocks and ranges · [`error`] who must act on a failure.
@@ -15,6 +15,7 @@ pub mod histogram;
 pub mod labels;
 pub mod matcher;
 pub mod merge;
+pub mod pattern;
 pub mod place;
 pub mod sample;
 pub mod series;

@@ -1,20 +1,19 @@
 //! Matchers: one test on one label.
 //!
-//! Regular expressions are anchored at both ends, `.` matches a newline (Prometheus 3), and are compiled once with
-//! a bound on the compiled size, so that no pattern from outside can take the memory. What can be answered without
-//! the automaton (a set of literals, a prefix) is found when compiling: most dashboards send nothing else.
+//! Regular expressions are read by [`crate::pattern`], anchored at both ends, and compiled once with a bound on the
+//! compiled size, so that no pattern from outside can take the memory. What can be answered without the automaton (a
+//! set of literals, a prefix) is found when compiling: most dashboards send nothing else.
 
 use std::fmt;
 use std::sync::Arc;
 
 use regex_automata::meta::Regex;
-use regex_automata::util::syntax;
-use regex_syntax::hir::{Hir, HirKind};
+use regex_automata::nfa::thompson::WhichCaptures;
+use regex_syntax::hir::{Hir, HirKind, Look};
 
-/// Longest regular expression taken, in bytes.
-pub const PATTERN_BYTES_MAX: usize = 64 << 10;
-/// Largest compiled automaton, in bytes.
-pub const COMPILED_BYTES_MAX: usize = 16 << 20;
+use crate::pattern;
+pub use crate::pattern::{BadPattern, COMPILED_BYTES_MAX, PATTERN_BYTES_MAX};
+
 /// Most literals kept of an alternation; above, the automaton answers.
 const LITERALS_MAX: usize = 4096;
 
@@ -42,14 +41,6 @@ impl MatchOp {
             Self::NotRegex => "!~",
         }
     }
-}
-
-/// A pattern that does not compile, or is too large.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct BadPattern {
-    /// What is wrong, in one line.
-    pub reason: String,
 }
 
 /// One test on one label. Cheap to clone.
@@ -161,19 +152,14 @@ impl Matcher {
 
 impl Pattern {
     fn compile(text: &str) -> Result<Self, BadPattern> {
-        let bad = |reason: String| BadPattern { reason };
-        if text.len() > PATTERN_BYTES_MAX {
-            return Err(bad(format!("regular expression of {} bytes is longer than {PATTERN_BYTES_MAX}", text.len())));
+        let hir = pattern::parse(text)?.hir;
+        if text.contains(r"\Q") {
+            // Upstream compiles the expression within a group, which a quotation without an end swallows the end of.
+            pattern::parse(&format!("^(?s:{text})$"))?;
         }
-        let hir = regex_syntax::ParserBuilder::new()
-            .dot_matches_new_line(true)
-            .nest_limit(200)
-            .build()
-            .parse(text)
-            .map_err(|e| bad(format!("error parsing regexp: {}", one_line(&e.to_string()))))?;
         let kind = match Self::simple(&hir) {
             Some(kind) => kind,
-            None => Self::automaton(text, &hir)?,
+            None => Self::automaton(hir)?,
         };
         let mut pattern = Self { kind, matches_empty: false };
         pattern.matches_empty = pattern.matches("");
@@ -200,17 +186,7 @@ impl Pattern {
         Some(Kind::Literals(set))
     }
 
-    fn automaton(text: &str, hir: &Hir) -> Result<Kind, BadPattern> {
-        let regex = Regex::builder()
-            .syntax(syntax::Config::new().dot_matches_new_line(true).nest_limit(200))
-            .configure(
-                Regex::config()
-                    .nfa_size_limit(Some(COMPILED_BYTES_MAX))
-                    .onepass_size_limit(Some(1 << 20))
-                    .hybrid_cache_capacity(2 << 20),
-            )
-            .build(&format!("^(?:{text})$"))
-            .map_err(|e| BadPattern { reason: format!("error parsing regexp: {}", one_line(&describe(&e))) })?;
+    fn automaton(hir: Hir) -> Result<Kind, BadPattern> {
         let prefix = match hir.kind() {
             HirKind::Concat(parts) => match parts.first().map(Hir::kind) {
                 Some(HirKind::Literal(literal)) => String::from_utf8(literal.0.to_vec()).unwrap_or_default(),
@@ -218,6 +194,9 @@ impl Pattern {
             },
             _ => String::new(),
         };
+        let whole = Hir::concat(vec![Hir::look(Look::Start), hir, Hir::look(Look::End)]);
+        // Nobody asks where a group is, and the memory for thousands of them would be taken all the same.
+        let regex = pattern::compile(&whole, Regex::config().which_captures(WhichCaptures::None))?;
         Ok(Kind::Automaton { regex, prefix })
     }
 
@@ -295,17 +274,6 @@ fn is_any_char(hir: &Hir) -> bool {
         if matches!(class.ranges(), [all] if all.start() == '\0' && all.end() == char::MAX))
 }
 
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn describe(error: &regex_automata::meta::BuildError) -> String {
-    match error.size_limit() {
-        Some(limit) => format!("expression compiles to more than {limit} bytes"),
-        None => error.to_string(),
-    }
-}
-
 impl PartialEq for Matcher {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name && self.op == other.op && self.value == other.value
@@ -351,6 +319,18 @@ mod tests {
         assert_eq!(re("a.*").literals(), None);
         assert_eq!(re("abc.*").prefix(), "abc");
         assert_eq!(re("abc.*d").prefix(), "abc");
+    }
+
+    #[test]
+    fn short_cuts_hold_in_the_syntax_of_go() {
+        assert_eq!(re("{a}|b{,2}").literals(), Some(vec!["b{,2}", "{a}"]));
+        assert_eq!(re(r"\Qa.*\E|\101").literals(), Some(vec!["A", "a.*"]));
+        assert_eq!(re("{.*").prefix(), "{");
+        assert!(re("{.*").matches("{job}") && !re("{.*").matches("job}"));
+        assert!(re("(?s).*").matches_all() && !re("(?-s).*").matches_all() && !re("(?-s).*").matches("\n"));
+        assert!(re(r"[\w\W]*").matches_all() && !re(r"\w+").matches("é") && re(r"\bé").matches_empty().eq(&false));
+        let quoted = Matcher::new("l", MatchOp::Regex, r"\Qa").unwrap_err().reason;
+        assert_eq!(quoted, r"error parsing regexp: missing closing ): `^(?s:\Qa)$`");
     }
 
     #[test]

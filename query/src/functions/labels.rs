@@ -1,14 +1,11 @@
 //! `label_replace` and `label_join`: new label values from old ones. Which series they are set on is the engine's.
 
-use regex::{Captures, Regex, RegexBuilder};
-
-/// Largest compiled expression, in bytes: a query cannot take more memory for one.
-const REGEX_BYTES_MAX: usize = 10 << 20;
+use engram_model::pattern::{Grouped, Groups};
 
 /// What `label_replace` makes of a value.
 #[derive(Clone, Debug)]
 pub struct Replacer {
-    regex: Regex,
+    regex: Grouped,
     template: String,
 }
 
@@ -19,10 +16,8 @@ impl Replacer {
     /// # Errors
     /// The text the query fails with, when the target is no label name or the pattern no expression.
     pub fn new(target: &str, template: &str, pattern: &str) -> Result<Self, String> {
-        let regex = RegexBuilder::new(&format!("^(?s:{pattern})$"))
-            .size_limit(REGEX_BYTES_MAX)
-            .build()
-            .map_err(|_| format!("invalid regular expression in label_replace(): {pattern}"))?;
+        let regex =
+            Grouped::new(pattern).map_err(|_| format!("invalid regular expression in label_replace(): {pattern}"))?;
         if target.is_empty() {
             return Err(format!("invalid destination label name in label_replace(): {target}"));
         }
@@ -32,13 +27,13 @@ impl Replacer {
     /// The new value; `None` where the pattern does not match and nothing is to be set.
     #[must_use]
     pub fn apply(&self, value: &str) -> Option<String> {
-        self.regex.captures(value).map(|captures| expand(&self.template, &captures))
+        self.regex.groups(value).map(|groups| expand(&self.template, &groups))
     }
 }
 
 /// Go's rules: a name is the longest run of letters, digits and underscores, so `$1x` is the group `1x`; a group that
 /// is not there is empty; a dollar sign before anything else stands for itself.
-fn expand(template: &str, captures: &Captures<'_>) -> String {
+fn expand(template: &str, groups: &Groups<'_>) -> String {
     let mut out = String::new();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('$') {
@@ -47,7 +42,7 @@ fn expand(template: &str, captures: &Captures<'_>) -> String {
             out.push('$');
             rest = after;
         } else if let Some((name, after)) = group_name(after) {
-            out.push_str(group(name, captures));
+            out.push_str(group(name, groups));
             rest = after;
         } else {
             out.push('$');
@@ -66,10 +61,10 @@ fn group_name(text: &str) -> Option<(&str, &str)> {
     (!name.is_empty()).then_some((name, rest))
 }
 
-fn group<'a>(name: &str, captures: &Captures<'a>) -> &'a str {
+fn group<'a>(name: &str, groups: &Groups<'a>) -> &'a str {
     let is_number = name.bytes().all(|b| b.is_ascii_digit()) && (name == "0" || !name.starts_with('0'));
-    let found = if is_number { name.parse().ok().and_then(|n: usize| captures.get(n)) } else { captures.name(name) };
-    found.map_or("", |m| m.as_str())
+    let found = if is_number { name.parse().ok().and_then(|n: usize| groups.number(n)) } else { groups.name(name) };
+    found.unwrap_or("")
 }
 
 /// Checks the names `label_join` works with.

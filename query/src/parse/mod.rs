@@ -19,7 +19,6 @@ pub mod json;
 mod lexer;
 mod literal;
 mod parser;
-mod pattern;
 pub mod prettier;
 mod printer;
 

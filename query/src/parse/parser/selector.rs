@@ -7,8 +7,8 @@ use engram_model::{MatchOp, Matcher};
 
 use super::super::REGEX_MATCHERS_MAX;
 use super::super::ast::{BinaryOp, Extension, Span, VectorSelector};
+use super::super::literal;
 use super::super::token::{Kind, Token};
-use super::super::{literal, pattern};
 use super::{Parser, Result, Within};
 
 const MATCHER_START: Within = Within { context: "label matching", expected: "identifier or \"}\"" };
@@ -93,7 +93,7 @@ impl<'a> Parser<'a> {
         }
         match Matcher::new(&name, op, &value) {
             Ok(matcher) => Ok(matcher),
-            Err(bad) => self.fail(span, pattern::describe(&value).unwrap_or(bad.reason)),
+            Err(bad) => self.fail(span, bad.reason),
         }
     }
 
