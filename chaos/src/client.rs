@@ -7,6 +7,7 @@
 
 use crate::error::Error;
 use bytes::Bytes;
+use engram_model::digest::Digest;
 use reqwest::header::RETRY_AFTER;
 use std::time::Duration;
 
@@ -156,6 +157,20 @@ impl Client {
         let body = self.get(path, params, tenant).await?;
         serde_json::from_slice(&body)
             .map_err(|e| Error::Server { url: format!("{}/api/v1/{path}", self.query_url), reason: e.to_string() })
+    }
+
+    /// The digest of everything the server holds for the anonymous tenant.
+    ///
+    /// # Errors
+    /// It did not answer, or not with a digest.
+    pub(crate) async fn digest(&self) -> Result<Digest, Error> {
+        let answer = self.ask("admin/digests", &[], None).await?;
+        let total = &answer["data"]["total"];
+        let sum = |name: &str| u64::from_str_radix(total[name].as_str().unwrap_or_default(), 16).ok();
+        match (total["count"].as_u64(), sum("low"), sum("high")) {
+            (Some(count), Some(low), Some(high)) => Ok(Digest { count, low, high }),
+            _ => Err(Error::Server { url: "admin/digests".to_owned(), reason: format!("no digest: {answer}") }),
+        }
     }
 
     /// Whether `/-/ready` says yes.

@@ -139,6 +139,7 @@ pub struct WriteMetrics {
     requests: Family<ResultLabel, Counter>,
     received: Family<Kind, Counter>,
     refused: Family<Reason, Counter>,
+    dropped: Family<Kind, Counter>,
     seconds: Histogram,
 }
 
@@ -150,12 +151,14 @@ impl WriteMetrics {
             requests: Family::default(),
             received: Family::default(),
             refused: Family::default(),
+            dropped: Family::default(),
             seconds: Histogram::new(LATENCY_BUCKETS),
         };
         metrics.register(|r| {
             r.register("write_requests", "Write requests by how they ended", all.requests.clone());
             r.register("write_samples_received", "Samples decoded, before admission", all.received.clone());
             r.register("write_samples_refused", "Samples refused, by reason", all.refused.clone());
+            r.register("write_dropped", "Things beside samples that were taken and not kept", all.dropped.clone());
             r.register_with_unit(
                 "write_request_duration",
                 "Time from the whole body to the durable majority",
@@ -181,6 +184,12 @@ impl WriteMetrics {
     pub fn received(&self, floats: usize, histograms: usize) {
         self.received.get_or_create(&Kind { kind: "float" }).inc_by(floats as u64);
         self.received.get_or_create(&Kind { kind: "histogram" }).inc_by(histograms as u64);
+    }
+
+    /// Counts what was taken and not kept.
+    pub fn dropped(&self, exemplars: u64, starts: u64) {
+        self.dropped.get_or_create(&Kind { kind: "exemplar" }).inc_by(exemplars);
+        self.dropped.get_or_create(&Kind { kind: "start_timestamp" }).inc_by(starts);
     }
 
     /// Counts what was refused.

@@ -27,6 +27,16 @@ async fn what_is_written_is_read_also_after_a_restart() {
     node.stop().await;
     let node = start(dir.path(), |_| {}).await;
     assert_eq!(node.samples("acme", "up", NOW + 1000).await, want);
+    let labels = engram_model::Labels::from_pairs(UP.iter().copied());
+    let sum: engram_model::digest::Digest = [(NOW, 1.0), (NOW + 1000, 2.5)]
+        .iter()
+        .map(|(at, value)| engram_model::digest::Digest::of_float(labels.hash128(), *at, *value))
+        .sum();
+    let (_, digests) = node.get("acme", "admin/digests").await;
+    let total = &digests["data"]["total"];
+    assert_eq!(total["count"], 2, "{digests}");
+    assert_eq!(total["low"], format!("{:016x}", sum.low), "{digests}");
+    assert_eq!(total["high"], format!("{:016x}", sum.high), "{digests}");
     let (_, status) = node.get("acme", "cluster/status").await;
     assert_eq!(status["data"]["tenants"], 1, "{status}");
     node.stop().await;

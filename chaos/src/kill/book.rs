@@ -4,6 +4,8 @@ use super::offset;
 use crate::client::{Client, Ending};
 use crate::error::Error;
 use crate::load::{points, seconds};
+use engram_model::Labels;
+use engram_model::digest::Digest;
 use engram_model::time::Millis;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -90,7 +92,7 @@ impl Book {
     ///
     /// # Errors
     /// The server did not answer.
-    pub(super) async fn compare(&self, client: &Client) -> Result<Vec<String>, Error> {
+    pub(super) async fn compare(&self, client: &Client, digest: &mut Digest) -> Result<Vec<String>, Error> {
         if self.next == 0 {
             return Ok(Vec::new());
         }
@@ -98,7 +100,9 @@ impl Book {
         let query = format!("{METRIC}{{writer=\"{}\"}}[{}ms]", self.writer, offset(self.next) + 2_000);
         let time = seconds(self.time(self.next) + 1_000);
         let answer = client.ask("query", &[("query", query), ("time", time)], None).await?;
-        Ok(self.differences(&answer["data"]["result"]))
+        let result = &answer["data"]["result"];
+        digest.add(digest_of(result));
+        Ok(self.differences(result))
     }
 
     fn differences(&self, result: &Value) -> Vec<String> {
@@ -145,6 +149,20 @@ impl Book {
             findings.push(format!("{who}: {} acknowledged samples lost, numbers {first} to {last}", lost.len()));
         }
     }
+}
+
+/// The digest of all samples of an answer, as the node must have kept it.
+fn digest_of(result: &Value) -> Digest {
+    let mut sum = Digest::EMPTY;
+    for found in result.as_array().into_iter().flatten() {
+        let pairs = found["metric"].as_object().into_iter().flatten();
+        let labels = Labels::from_pairs(pairs.filter_map(|(name, value)| Some((name.as_str(), value.as_str()?))));
+        let hash = labels.hash128();
+        for (at, value) in points(&found["values"]) {
+            sum.add(Digest::of_float(hash, at, value));
+        }
+    }
+    sum
 }
 
 #[cfg(test)]

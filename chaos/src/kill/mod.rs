@@ -1,5 +1,6 @@
 //! `kill`: the promise that costs most to break. A node dies in the middle of writes; when it is back, each sample
-//! it acknowledged is there, none is there twice, and none that nobody wrote.
+//! it acknowledged is there, none is there twice, and none that nobody wrote; and the digest it has kept since the first
+//! append is that of what it answers.
 //!
 //! A round: start the node, wait until it is ready, read everything back and compare, let the writers write, kill
 //! with SIGKILL at a random moment. After the last kill it is started once more to be read. Each sample has a number
@@ -20,6 +21,7 @@ use crate::client::{Client, Ending, Patience, Protocol};
 use crate::error::Error;
 use crate::wire;
 use book::Book;
+use engram_model::digest::Digest;
 use engram_model::time::{Clock, Millis, Stopwatch};
 use node::Node;
 use rand::rngs::StdRng;
@@ -103,13 +105,21 @@ fn totals(books: &[Book]) -> (usize, usize) {
 async fn read_back(client: &Client, books: &[Book], round: u32) -> Result<u64, Error> {
     let watch = Stopwatch::start();
     let mut findings = 0;
+    let mut read = Digest::EMPTY;
     for book in books {
-        for finding in book.compare(client).await? {
+        for finding in book.compare(client, &mut read).await? {
             findings += 1;
             if findings <= 20 {
                 say(&format!("FINDING before round {round}: {finding}"))?;
             }
         }
+    }
+    let kept = client.digest().await?;
+    if kept != read {
+        findings += 1;
+        say(&format!(
+            "FINDING before round {round}: the node's digest is {kept:?}, that of what it answers is {read:?}"
+        ))?;
     }
     if findings > 0 || watch.elapsed() > Duration::from_secs(10) {
         say(&format!(

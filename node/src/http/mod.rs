@@ -98,6 +98,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/cluster/status", get(admin::cluster))
         .route("/api/v1/admin/tenants", get(tenants::list))
         .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
+        .route("/api/v1/admin/digests", get(tenants::digests))
         .route("/api/v1/user_stats", get(tenants::user_stats))
         .route("/api/v1/push", pushing())
         .route("/api/prom/push", pushing());

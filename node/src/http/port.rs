@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use engram_model::digest::Digest;
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::tenant::TenantId;
-use engram_model::{Labels, Matcher, TimeRange};
+use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse::Switches;
 use futures::future::BoxFuture;
@@ -61,6 +62,8 @@ pub trait Read: Send + Sync {
         limit: usize,
         limit_per_metric: usize,
     ) -> BoxFuture<'a, Result<BTreeMap<String, Vec<Metadata>>, Error>>;
+    /// The digest of each slot of five minutes that holds samples.
+    fn digests<'a>(&'a self, tenant: &'a TenantId) -> BoxFuture<'a, Result<BTreeMap<Millis, Digest>, Error>>;
     /// Exemplars of the series a query selects.
     fn exemplars<'a>(
         &'a self,
@@ -108,6 +111,10 @@ impl Read for Reader {
         limit_per_metric: usize,
     ) -> BoxFuture<'a, Result<BTreeMap<String, Vec<Metadata>>, Error>> {
         Box::pin(Self::metadata(self, tenant, metric, limit, limit_per_metric))
+    }
+
+    fn digests<'a>(&'a self, tenant: &'a TenantId) -> BoxFuture<'a, Result<BTreeMap<Millis, Digest>, Error>> {
+        Box::pin(Self::digests(self, tenant))
     }
 
     fn exemplars<'a>(

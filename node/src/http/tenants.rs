@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::tenant::TenantId;
 use http::Request;
@@ -45,6 +46,18 @@ struct Change {
 /// `GET admin/tenants`: all of them.
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
     data(&app.tenants.all())
+}
+
+/// `GET admin/digests`: what the asking tenant has stored, as a digest of each slot and of all. Equal digests mean equal
+/// content, so whoever holds the same samples (another node, a backup, a test) can prove it without reading them here.
+/// Sums are text: they use all 64 bits, and JSON's numbers do not.
+pub(crate) async fn digests(tenant: Tenant, State(app): State<Arc<App>>) -> Result<Response, Failure> {
+    let slots = app.read.digests(&tenant.0).await.map_err(|error| Failure::query(&error))?;
+    let shown = |digest: &Digest| json!({ "count": digest.count, "low": format!("{:016x}", digest.low), "high": format!("{:016x}", digest.high) });
+    let total: Digest = slots.values().copied().sum();
+    let slots: Vec<Value> =
+        slots.iter().map(|(start, digest)| json!({ "startMs": start, "digest": shown(digest) })).collect();
+    Ok(data(&json!({ "total": shown(&total), "slots": slots })))
 }
 
 /// `GET admin/tenants/<tenant>`.

@@ -409,6 +409,8 @@ fn answer(request: &Append, receipt: &Receipt) -> Appended {
         samples: count(|series| series.samples.len()) - (refused.count - histograms_refused),
         histograms: count(|series| series.histograms.len()) - histograms_refused,
         exemplars: receipt.exemplars,
+        exemplars_dropped: receipt.exemplars_refused,
+        starts_dropped: receipt.starts_dropped,
         refused,
     }
 }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::tenant::{TenantId, TenantLimits};
@@ -254,6 +255,14 @@ impl Reader {
             .take(most(limit))
             .map(|(name, set)| (name, set.into_iter().take(most(limit_per_metric)).collect()))
             .collect())
+    }
+
+    /// The digest of each slot that holds samples of the tenant.
+    ///
+    /// # Errors
+    /// Unavailable when data cannot be read.
+    pub async fn digests(&self, tenant: &TenantId) -> Result<BTreeMap<Millis, Digest>, Error> {
+        self.view(tenant).digests(TimeRange::ALL).await
     }
 
     /// Exemplars of all series that a query selects.

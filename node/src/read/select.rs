@@ -3,14 +3,15 @@
 //! One look at the ring per query ([`View`]): all partitions the tenant's shard ever had, each asked at its nearest
 //! replica; series that moved when the shard grew are joined from both partitions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use engram_model::digest::Digest;
 use engram_model::merge::merge_series;
 use engram_model::place::{PartitionId, tenant_partitions};
 use engram_model::series::Series;
 use engram_model::tenant::TenantId;
-use engram_model::{Labels, Matcher, TimeRange};
+use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::port::{Queryable, SelectHints, Selection, SourceError};
 use futures::future::{BoxFuture, try_join_all};
 
@@ -138,6 +139,20 @@ impl View {
     /// Unavailable when a partition cannot be read.
     pub async fn counts(&self, max: usize) -> Result<Vec<Counts>, Error> {
         self.ask(&[], TimeRange::ALL, |replica, request| replica.counts(request, max)).await
+    }
+
+    /// The digest of each slot that holds samples, over all partitions: what was stored, in three numbers a slot.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn digests(&self, range: TimeRange) -> Result<BTreeMap<Millis, Digest>, Error> {
+        let mut all: BTreeMap<Millis, Digest> = BTreeMap::new();
+        for (slot, digest) in
+            self.ask(&[], range, |replica, request| replica.digests(request)).await?.into_iter().flatten()
+        {
+            all.entry(slot).or_default().add(digest);
+        }
+        Ok(all)
     }
 
     /// Exemplars of the series a selector selects.

@@ -78,6 +78,8 @@ pub async fn distribute(
         total.samples += one.samples;
         total.histograms += one.histograms;
         total.exemplars += one.exemplars;
+        total.exemplars_dropped += one.exemplars_dropped;
+        total.starts_dropped += one.starts_dropped;
         total.refused.merge(one.refused);
     }
     Ok(total)

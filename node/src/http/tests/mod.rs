@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use engram_model::Millis;
+use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::sample::{Exemplar, Metadata, MetricKind, Value as SampleValue};
 use engram_model::tenant::TenantId;
@@ -114,6 +116,10 @@ impl Read for Fake {
         self.ask(format!("metadata {metric:?} {limit} {limit_per_metric}"));
         let one = Metadata { kind: MetricKind::Counter, help: "h".to_owned(), unit: String::new() };
         Box::pin(async { Ok(BTreeMap::from([("m".to_owned(), vec![one])])) })
+    }
+
+    fn digests<'a>(&'a self, _: &'a TenantId) -> BoxFuture<'a, Result<BTreeMap<Millis, Digest>, Error>> {
+        Box::pin(async { Ok(BTreeMap::from([(300_000, Digest { count: 2, low: u64::MAX, high: 1 })])) })
     }
 
     fn exemplars<'a>(&'a self, _: &'a TenantId, _: &'a str, _: TimeRange) -> BoxFuture<'a, Result<Exemplars, Error>> {
