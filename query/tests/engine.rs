@@ -118,6 +118,23 @@ fn more_steps_than_samples_allowed_are_refused_at_once() {
 }
 
 #[test]
+fn what_makes_labels_is_counted_before_it_is_made() {
+    let memory = counters(50);
+    // Each of these would otherwise take gigabytes: columns for each value, text that doubles with each call.
+    let small = Budget { samples_max: 60_000, ..Budget::default() };
+    let error = run("count_values(\"v\", c_total * time())", HOUR, small.clone(), &memory).unwrap_err();
+    assert!(matches!(error, Error::OverBudget(_)), "{error}");
+    let mut text = "label_replace(c_total, \"x\", \"$1$1$1$1\", \"i\", \"(.*)\")".to_owned();
+    for _ in 0..40 {
+        text = format!("label_replace({text}, \"x\", \"$1$1\", \"x\", \"(.*)\")");
+    }
+    let error = run(&text, HOUR, small, &memory).unwrap_err();
+    assert!(matches!(error, Error::OverBudget(_)), "{error}");
+    let error = run(&text, HOUR, Budget::default(), &memory).unwrap_err();
+    assert!(error.to_string().contains("label value of more than 65536 bytes"), "{error}");
+}
+
+#[test]
 fn the_highest_tree_fits_a_small_stack() {
     let memory = counters(2);
     // As high and as deep as the parser lets one be, on a test's two megabytes.

@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 
 use engram_model::Labels;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use crate::error::Error;
 use crate::functions::{Note, Point};
@@ -227,16 +228,11 @@ impl Evaluator<'_> {
             with_value.grouping.sort_unstable();
         }
         let mut counts = Counts { steps, collector: Collector::new(steps, false), index: HashMap::new() };
-        let mut held = 0;
         self.stream(&aggregate.inner, steps, &mut |row| {
             self.tick(steps.count as u64)?;
-            let before = counts.index.len();
-            counts.add(row, label, &with_value);
-            let more = (counts.index.len() - before) as u64;
-            held += more;
-            self.hold(more)
+            counts.add(row, label, &with_value, self)
         })?;
-        self.release(held);
+        self.release(counts.row_weight().saturating_mul(counts.index.len() as u64));
         Ok(counts.collector.finish())
     }
 }
@@ -250,7 +246,14 @@ struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, row: &Row, label: &str, aggregate: &Aggregate) {
+    /// What one more value costs, in samples: a whole column, its labels twice, its place in the index.
+    fn row_weight(&self) -> u64 {
+        self.steps.count as u64 / 2 + 16
+    }
+
+    /// Counts a row's values. Each new one is asked for before it is made: one row can hold thousands.
+    fn add(&mut self, row: &Row, label: &str, aggregate: &Aggregate, budget: &Evaluator<'_>) -> Result<(), Error> {
+        let row_weight = self.row_weight();
         let base = group_labels(&row.labels, aggregate);
         for step in 0..self.steps.count {
             let text = match row.column.get(step) {
@@ -258,15 +261,20 @@ impl Counts {
                 Some(Point::Histogram(histogram)) => display(&histogram),
                 None => continue,
             };
-            let at = *self.index.entry((base.clone(), text)).or_insert_with_key(|(_, text)| {
-                let mut builder = row.labels.to_builder();
-                builder.set(label, text);
-                self.collector.row(group_labels(&builder.build(), aggregate), false)
-            });
+            let at = match self.index.entry((base.clone(), text)) {
+                Entry::Occupied(entry) => *entry.get(),
+                Entry::Vacant(entry) => {
+                    budget.hold(row_weight)?;
+                    let mut builder = row.labels.to_builder();
+                    builder.set(label, &entry.key().1);
+                    *entry.insert(self.collector.row(group_labels(&builder.build(), aggregate), false))
+                }
+            };
             let column: &mut Column = &mut self.collector.rows[at].column;
             let have = if column.present.has(step) { column.values[step] } else { 0.0 };
             column.put(step, have + 1.0);
         }
+        Ok(())
     }
 }
 

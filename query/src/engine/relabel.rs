@@ -11,7 +11,10 @@ use super::eval::{Evaluator, weight};
 use super::row::{Row, Steps, merge_same};
 
 /// What a call does to one row.
-type Change<'a> = Box<dyn Fn(&Row) -> Option<String> + 'a>;
+type Change<'a> = Box<dyn Fn(&Row) -> Result<Option<String>, Error> + 'a>;
+
+/// Bytes that weigh as much as one sample.
+const SAMPLE_BYTES: usize = 16;
 
 impl Evaluator<'_> {
     /// Either function.
@@ -20,11 +23,17 @@ impl Evaluator<'_> {
             return Err(Error::Execution(format!("{} lacks an argument", call.func)));
         };
         let texts = rest.iter().map(text_of).collect::<Result<Vec<_>, _>>()?;
-        let (target, change) = change(call.func, &texts)?;
+        // Not earlier: calls nest, and a compiled expression is large.
         let mut rows = self.rows(vector, steps)?;
+        let (target, change) = change(call.func, &texts)?;
         self.release(weight(&rows));
         for row in &mut rows {
-            let Some(value) = change(row) else { continue };
+            let Some(value) = change(row)? else { continue };
+            // Labels stay as long as the query, so what is made here is never given back to its budget.
+            let labels_bytes = row.labels.as_bytes().len() + value.len();
+            let held = (labels_bytes / SAMPLE_BYTES) as u64;
+            self.tick(held)?;
+            self.hold(held)?;
             row.labels = row.labels.to_builder().set(target, &value).build();
             row.drop_name &= target != METRIC_NAME;
         }
@@ -36,12 +45,15 @@ fn change<'a>(func: &str, texts: &'a [String]) -> Result<(&'a str, Change<'a>), 
     match (func, texts) {
         ("label_replace", [target, template, source, pattern]) => {
             let replacer = Replacer::new(target, template, pattern).map_err(Error::Execution)?;
-            Ok((target, Box::new(move |row| replacer.apply(row.labels.get(source).unwrap_or_default()))))
+            let value =
+                move |row: &Row| replacer.apply(row.labels.get(source).unwrap_or_default()).map_err(Error::Execution);
+            Ok((target, Box::new(value)))
         }
         ("label_join", [target, separator, sources @ ..]) => {
             check_join(target, sources.iter().map(String::as_str)).map_err(Error::Execution)?;
             let value = move |row: &Row| {
-                Some(join(sources.iter().map(|name| row.labels.get(name).unwrap_or_default()), separator))
+                let values = sources.iter().map(|name| row.labels.get(name).unwrap_or_default());
+                join(values, separator).map(Some).map_err(Error::Execution)
             };
             Ok((target, Box::new(value)))
         }

@@ -2,6 +2,10 @@
 
 use engram_model::pattern::{Grouped, Groups};
 
+/// Longest value made, in bytes. Calls nest, and each may double a value: without a bound a short query asks for more
+/// memory than there is. A tenant's longest values, all labels of a series joined, fit.
+const VALUE_BYTES_MAX: usize = 64 << 10;
+
 /// What `label_replace` makes of a value.
 #[derive(Clone, Debug)]
 pub struct Replacer {
@@ -25,32 +29,53 @@ impl Replacer {
     }
 
     /// The new value; `None` where the pattern does not match and nothing is to be set.
-    #[must_use]
-    pub fn apply(&self, value: &str) -> Option<String> {
-        self.regex.groups(value).map(|groups| expand(&self.template, &groups))
+    ///
+    /// # Errors
+    /// The text the query fails with, when the value would be too long.
+    pub fn apply(&self, value: &str) -> Result<Option<String>, String> {
+        let Some(groups) = self.regex.groups(value) else { return Ok(None) };
+        expand(&self.template, &groups).map(Some).ok_or_else(|| too_long("label_replace"))
+    }
+}
+
+fn too_long(func: &str) -> String {
+    format!("{func}() makes a label value of more than {VALUE_BYTES_MAX} bytes")
+}
+
+/// A value that never grows beyond the longest allowed.
+#[derive(Default)]
+struct Bounded(String);
+
+impl Bounded {
+    fn push(&mut self, text: &str) -> Option<()> {
+        if text.len() > VALUE_BYTES_MAX - self.0.len() {
+            return None;
+        }
+        self.0.push_str(text);
+        Some(())
     }
 }
 
 /// Go's rules: a name is the longest run of letters, digits and underscores, so `$1x` is the group `1x`; a group that
-/// is not there is empty; a dollar sign before anything else stands for itself.
-fn expand(template: &str, groups: &Groups<'_>) -> String {
-    let mut out = String::new();
+/// is not there is empty; a dollar sign before anything else stands for itself. `None`: it would be too long.
+fn expand(template: &str, groups: &Groups<'_>) -> Option<String> {
+    let mut out = Bounded::default();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('$') {
-        out.push_str(before);
+        out.push(before)?;
         if let Some(after) = after.strip_prefix('$') {
-            out.push('$');
+            out.push("$")?;
             rest = after;
         } else if let Some((name, after)) = group_name(after) {
-            out.push_str(group(name, groups));
+            out.push(group(name, groups))?;
             rest = after;
         } else {
-            out.push('$');
+            out.push("$")?;
             rest = after;
         }
     }
-    out.push_str(rest);
-    out
+    out.push(rest)?;
+    Some(out.0)
 }
 
 fn group_name(text: &str) -> Option<(&str, &str)> {
@@ -82,9 +107,16 @@ pub fn check_join<'a>(target: &str, mut sources: impl Iterator<Item = &'a str>) 
 }
 
 /// What `label_join` makes of values, missing ones empty.
-#[must_use]
-pub fn join<'a>(values: impl Iterator<Item = &'a str>, separator: &str) -> String {
-    values.collect::<Vec<_>>().join(separator)
+///
+/// # Errors
+/// The text the query fails with, when the value would be too long.
+pub fn join<'a>(values: impl Iterator<Item = &'a str>, separator: &str) -> Result<String, String> {
+    let mut out = Bounded::default();
+    for (i, value) in values.enumerate() {
+        let separator = if i == 0 { "" } else { separator };
+        out.push(separator).and_then(|()| out.push(value)).ok_or_else(|| too_long("label_join"))?;
+    }
+    Ok(out.0)
 }
 
 #[cfg(test)]
@@ -93,8 +125,9 @@ mod tests {
 
     #[test]
     fn templates_are_expanded_as_go_does() {
-        let make =
-            |template: &str, pattern: &str, value: &str| Replacer::new("dst", template, pattern).unwrap().apply(value);
+        let make = |template: &str, pattern: &str, value: &str| {
+            Replacer::new("dst", template, pattern).unwrap().apply(value).unwrap()
+        };
         assert_eq!(
             make("destination-value-$1", "source-value-(.*)", "source-value-10").unwrap(),
             "destination-value-10"
@@ -107,6 +140,17 @@ mod tests {
         assert_eq!(make("x", "a", "ab"), None);
         assert!(Replacer::new("dst", "", "(.*").unwrap_err().starts_with("invalid regular expression"));
         assert!(Replacer::new("", "", "").is_err());
-        assert_eq!(join(["a", "", "c"].into_iter(), "-"), "a--c");
+        assert_eq!(join(["a", "", "c"].into_iter(), "-").unwrap(), "a--c");
+    }
+
+    #[test]
+    fn values_do_not_grow_without_end() {
+        let half = "x".repeat(VALUE_BYTES_MAX / 2);
+        let twice = Replacer::new("dst", "$1$1", "(.*)").unwrap();
+        let whole = twice.apply(&half).unwrap().unwrap();
+        assert_eq!(whole.len(), VALUE_BYTES_MAX);
+        assert!(twice.apply(&whole).unwrap_err().starts_with("label_replace() makes a label value of more than"));
+        assert_eq!(join([half.as_str(), &half].into_iter(), "").unwrap().len(), VALUE_BYTES_MAX);
+        assert!(join([half.as_str(), &half].into_iter(), "-").unwrap_err().starts_with("label_join() makes"));
     }
 }
