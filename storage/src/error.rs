@@ -75,6 +75,13 @@ impl Error {
         Self::Io { act, path: path.to_owned(), source: Arc::new(source) }
     }
 
+    /// Whether there is no room: the same act may work later, when a person or the retention has made some.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     /// Damage at byte `at` of `path`.
     #[must_use]
     pub fn corrupt(path: &Path, at: u64, what: impl Into<String>) -> Self {

@@ -261,6 +261,12 @@ impl State {
             let _gone = reply.send(Err(Error::unavailable(text)));
             return Ok(());
         }
+        if self.config.log.waits_for_room() {
+            // Sooner than to let it wait for its deadline and not know what became of it.
+            let text = "the disk of this node is full, nothing can be written: make room, or retry later";
+            let _gone = reply.send(Err(Error::unavailable(text)));
+            return Ok(());
+        }
         let head = self.config.heads.get_or_create(&request.tenant);
         let mut payload = Vec::with_capacity(64 + request.picks.len() * 24);
         entry::begin(&mut payload, Kind::Append, request.partition, &request.tenant);

@@ -6,7 +6,8 @@
 //! them. The same seed gives the same ruin.
 //!
 //! Faults to order: [`FaultDisk::stop_after`] (power fails at the n-th act), [`FaultDisk::fail_sync_after`] (the sync
-//! fails and, as on Linux, the lost bytes stay visible in memory), [`FaultDisk::flip`] (bit rot).
+//! fails and, as on Linux, the lost bytes stay visible in memory), [`FaultDisk::flip`] (bit rot), [`FaultDisk::fill`]
+//! (no room for new files).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -40,6 +41,7 @@ struct State {
     syncs: u64,
     stop_at: Option<u64>,
     fail_sync_at: Option<u64>,
+    is_full: bool,
 }
 
 #[derive(Debug, Default)]
@@ -159,6 +161,11 @@ impl FaultDisk {
     pub fn fail_sync_after(&self, syncs: u64) {
         let mut state = self.0.lock();
         state.fail_sync_at = Some(state.syncs + syncs);
+    }
+
+    /// Whether space can be reserved from now on.
+    pub fn fill(&self, is_full: bool) {
+        self.0.lock().is_full = is_full;
     }
 
     /// How many changing acts were asked so far.
@@ -342,6 +349,9 @@ impl DiskFile for FaultFile {
 
     fn preallocate(&self, len: u64) -> Result<(), Error> {
         let len = self.offset("allocate", len)?;
+        if self.disk.0.lock().is_full {
+            return Err(Error::io("allocate", &self.path, io::Error::from(io::ErrorKind::StorageFull)));
+        }
         let have = self.with("allocate", |inode| inode.seen.len())?;
         self.change("allocate", Change::Length(len.max(have)))
     }

@@ -1,13 +1,14 @@
 //! What the log counts. Plain atomics: the node turns them into metrics, `storage` knows no registry.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Upper bounds of the buckets of [`LogMetrics::sync_buckets`], in microseconds; one more bucket is for all above.
 pub const SYNC_BOUNDS_US: [u64; 12] =
     [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 512_000, 2_048_000];
 
-/// Counts since the log was opened; all only grow, except [`Self::segments`].
+/// Counts since the log was opened; all only grow, except [`Self::segments`] and
+/// [`Self::waits_for_room`].
 #[derive(Debug, Default)]
 pub struct LogMetrics {
     /// Groups written, each with one sync.
@@ -28,6 +29,8 @@ pub struct LogMetrics {
     pub segments: AtomicU64,
     /// Appends refused because the queue was full.
     pub refused_full: AtomicU64,
+    /// Whether the log waits for room on a full disk.
+    pub waits_for_room: AtomicBool,
 }
 
 impl LogMetrics {

@@ -189,6 +189,12 @@ impl NodeLog {
         self.queue.truncate_below(position);
     }
 
+    /// Whether the disk is full: what is appended now waits until there is room, or until the log is closed.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.metrics.waits_for_room.load(Ordering::Relaxed)
+    }
+
     /// Why the log is failed, if it is.
     #[must_use]
     pub fn failed(&self) -> Option<Error> {

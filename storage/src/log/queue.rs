@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -42,6 +43,7 @@ pub(super) struct Queue {
     state: Mutex<State>,
     work: Condvar,
     room: Condvar,
+    ended: Condvar,
     records_max: usize,
     bytes_max: usize,
     dir: PathBuf,
@@ -53,6 +55,7 @@ impl Queue {
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
+            ended: Condvar::new(),
             records_max: records_max.max(1),
             bytes_max,
             dir: dir.to_owned(),
@@ -119,6 +122,13 @@ impl Queue {
         self.state.lock().jobs.is_empty()
     }
 
+    /// Rests for `time`, less when the log is closed in between. Whether it is still open.
+    pub(super) fn rest(&self, time: Duration) -> bool {
+        let mut state = self.state.lock();
+        self.ended.wait_while_for(&mut state, |state| !state.closed, time);
+        !state.closed
+    }
+
     pub(super) fn truncate_below(&self, position: Position) {
         let mut state = self.state.lock();
         if position > state.mark {
@@ -133,6 +143,7 @@ impl Queue {
         self.state.lock().closed = true;
         self.work.notify_all();
         self.room.notify_all();
+        self.ended.notify_all();
     }
 
     pub(super) fn failed(&self) -> Option<Error> {

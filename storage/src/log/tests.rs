@@ -121,6 +121,52 @@ fn restarts_leave_no_empty_segments_behind() {
     assert_eq!(names, ["0000000000000001.log"]);
 }
 
+#[test]
+fn a_full_disk_makes_the_log_wait_and_not_fail() {
+    let disk = FaultDisk::new();
+    let (log, _) = open(&disk, small()).unwrap();
+    disk.fill(true);
+    let (answer_tx, answers) = mpsc::channel();
+    let payload = || vec![1; 9_000];
+    // The first fits the segment there is, the others need new ones.
+    for _ in 0..3 {
+        let answer_tx = answer_tx.clone();
+        log.append(payload(), Box::new(move |done| answer_tx.send(done).unwrap())).unwrap();
+    }
+    answers.recv().unwrap().unwrap();
+    while !log.waits_for_room() {
+        std::thread::yield_now();
+    }
+    assert!(answers.try_recv().is_err() && log.failed().is_none());
+    let names = disk.list(Path::new(DIR)).unwrap();
+    assert_eq!(names, ["0000000000000001.log"], "a part of a segment keeps the room there is");
+    disk.fill(false);
+    for _ in 0..2 {
+        answers.recv().unwrap().unwrap();
+    }
+    assert!(!log.waits_for_room());
+    log.close().unwrap();
+    assert_eq!(open(&disk, small()).unwrap().1.len(), 3);
+}
+
+#[test]
+fn a_log_that_waits_for_room_can_be_closed() {
+    let disk = FaultDisk::new();
+    let (log, _) = open(&disk, small()).unwrap();
+    append_all(&log, &[vec![1; 9_000]]);
+    disk.fill(true);
+    let (answer_tx, answers) = mpsc::channel();
+    log.append(vec![2; 9_000], Box::new(move |done| answer_tx.send(done).unwrap())).unwrap();
+    while !log.waits_for_room() {
+        std::thread::yield_now();
+    }
+    assert!(log.close().is_err(), "what was not written is said");
+    assert!(answers.recv().unwrap().is_err());
+    assert_eq!(open(&disk, small()).err().map(|error| error.is_disk_full()), Some(true));
+    disk.fill(false);
+    assert_eq!(open(&disk, small()).unwrap().1.len(), 1);
+}
+
 /// Holds the log's thread inside a `done` until the sender is used.
 fn hold(log: &NodeLog) -> mpsc::Sender<()> {
     let (release, held) = mpsc::channel::<()>();

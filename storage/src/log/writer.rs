@@ -2,11 +2,15 @@
 //!
 //! Order of a roll, each step durable before the next: `next.tmp` preallocated → header written and synced → renamed
 //! → directory synced → first group. So a numbered segment always has its header.
+//!
+//! A full disk is found at the first step, before anything is promised on the new file. The thread then waits for room
+//! and holds what it has; the log is not failed, and goes on by itself.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use engram_model::time::Stopwatch;
 
@@ -15,6 +19,9 @@ use super::queue::{Job, Queue};
 use super::{LogMetrics, Options, Position, Replayed, segment};
 use crate::Error;
 use crate::disk::{Disk, DiskFile};
+
+/// How long the thread rests before it asks a full disk again.
+const FULL_REST: Duration = Duration::from_millis(250);
 
 /// A segment that is full.
 struct Sealed {
@@ -38,6 +45,8 @@ pub(super) struct Writer {
     next: u64,
     /// Preallocated for the next roll.
     spare: Option<Box<dyn DiskFile>>,
+    /// That there is none is known and said.
+    spare_failed: bool,
     group: Builder,
 }
 
@@ -91,6 +100,7 @@ impl Writer {
             at: BLOCK as u64,
             next: replayed.next.0,
             spare: None,
+            spare_failed: false,
             group: Builder::default(),
         })
     }
@@ -112,7 +122,11 @@ impl Writer {
                 break;
             }
             // Between two thirds and the roll there is nearly always a moment in which nothing waits.
-            if self.spare.is_none() && self.at > self.options.segment_bytes / 3 * 2 && queue.is_idle() {
+            if self.spare.is_none()
+                && !self.spare_failed
+                && self.at > self.options.segment_bytes / 3 * 2
+                && queue.is_idle()
+            {
                 self.prepare();
             }
         }
@@ -122,7 +136,7 @@ impl Writer {
     /// Makes one group durable and answers its appends; on failure the queue is failed first, so that no append can
     /// slip in between.
     fn commit(&mut self, jobs: Vec<Job>, queue: &Queue) -> Result<(), Error> {
-        match self.write(&jobs) {
+        match self.write(&jobs, queue) {
             Ok(first) => {
                 for (position, job) in (first..).zip(jobs) {
                     (job.done)(Ok(Position(position)));
@@ -137,7 +151,7 @@ impl Writer {
     }
 
     /// Writes and syncs one group; returns the position of its first record.
-    fn write(&mut self, jobs: &[Job]) -> Result<u64, Error> {
+    fn write(&mut self, jobs: &[Job], queue: &Queue) -> Result<u64, Error> {
         self.group.clear(self.options.group_bytes.saturating_mul(2));
         let mut payload_bytes = 0;
         for job in jobs {
@@ -146,7 +160,7 @@ impl Writer {
         }
         let disk_bytes = self.group.disk_bytes();
         if self.at > BLOCK as u64 && self.at + disk_bytes > self.options.segment_bytes {
-            self.roll()?;
+            self.roll(queue)?;
         }
         let bytes = self.group.finish(self.next, self.header.salt_crc());
         self.file.write_at(self.at, bytes)?;
@@ -160,20 +174,42 @@ impl Writer {
         Ok(first)
     }
 
-    fn roll(&mut self) -> Result<(), Error> {
+    fn roll(&mut self, queue: &Queue) -> Result<(), Error> {
         let number = self.header.number + 1;
         let header = segment::Header { number, first: self.next, salt: segment::salt(self.options.chance, number) };
         let spare = match self.spare.take() {
             Some(spare) => spare,
-            None => allocate(self.disk.as_ref(), &self.dir, self.options.segment_bytes)?,
+            None => self.allocate_when_there_is_room(queue)?,
         };
         self.file = install(self.disk.as_ref(), &self.dir, spare, &header)?;
         self.sealed.push_back(Sealed { number: self.header.number, first: self.header.first });
         self.header = header;
         self.at = BLOCK as u64;
+        self.spare_failed = false;
         self.metrics.rolls.fetch_add(1, Ordering::Relaxed);
         self.metrics.segments.store(self.sealed.len() as u64 + 1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Waits as long as the disk is full and the log is open.
+    fn allocate_when_there_is_room(&self, queue: &Queue) -> Result<Box<dyn DiskFile>, Error> {
+        loop {
+            let allocated = allocate(self.disk.as_ref(), &self.dir, self.options.segment_bytes);
+            let waits = &self.metrics.waits_for_room;
+            match allocated {
+                Err(error) if error.is_disk_full() && queue.rest(FULL_REST) => {
+                    if !waits.swap(true, Ordering::Relaxed) {
+                        tracing::error!(%error, "the disk is full: writes are refused until there is room");
+                    }
+                }
+                done => {
+                    if waits.swap(false, Ordering::Relaxed) && done.is_ok() {
+                        tracing::info!("there is room on the disk again: writes go on");
+                    }
+                    return done;
+                }
+            }
+        }
     }
 
     /// Preallocates ahead. That it fails is no failure of the log yet: nothing was promised on this file, and the
@@ -181,7 +217,10 @@ impl Writer {
     fn prepare(&mut self) {
         match allocate(self.disk.as_ref(), &self.dir, self.options.segment_bytes) {
             Ok(spare) => self.spare = Some(spare),
-            Err(error) => tracing::warn!(%error, "cannot preallocate the next log segment"),
+            Err(error) => {
+                self.spare_failed = true;
+                tracing::warn!(%error, "cannot preallocate the next log segment");
+            }
         }
     }
 
@@ -216,7 +255,14 @@ fn allocate(disk: &dyn Disk, dir: &Path, bytes: u64) -> Result<Box<dyn DiskFile>
         disk.remove(&path)?;
     }
     let file = disk.create(&path)?;
-    file.preallocate(bytes)?;
+    if let Err(error) = file.preallocate(bytes) {
+        // A part of it would keep from others what little room there is.
+        drop(file);
+        if let Err(error) = disk.remove(&path) {
+            tracing::warn!(%error, "cannot remove a log segment that was not allocated");
+        }
+        return Err(error);
+    }
     file.sync_all()?;
     Ok(file)
 }
