@@ -243,8 +243,15 @@ impl Codec for Filter {
     const SHORT: &'static str = "LEVEL";
 
     fn read(text: &str) -> Result<String, String> {
-        let bad = |error: tracing_subscriber::filter::ParseError| error.to_string();
-        let part = |part: &str| part.trim().parse::<tracing_subscriber::filter::Directive>().map_err(bad);
+        use tracing_subscriber::filter::{Directive, LevelFilter};
+        let part = |part: &str| {
+            let part = part.trim();
+            // A word alone would be taken for the name of a module, and a misspelt level would silence the log.
+            if !part.contains(['=', ':', '[']) && part.parse::<LevelFilter>().is_err() {
+                return Err(format!("{part:?} is no level"));
+            }
+            part.parse::<Directive>().map_err(|error| error.to_string())
+        };
         text.split(',').try_for_each(|p| part(p).map(drop))?;
         Ok(text.to_owned())
     }

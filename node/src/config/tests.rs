@@ -81,6 +81,14 @@ fn what_is_written_out_reads_back() {
 }
 
 #[test]
+fn a_misspelt_level_is_no_filter() {
+    let key = KEYS.iter().find(|key| key.name == "log-level").unwrap();
+    for (text, good) in [("loud", false), ("info,wran", false), ("warn", true), ("off", true), ("info,h2=warn", true)] {
+        assert_eq!((key.set)(&mut Config::default(), text).is_ok(), good, "{text}");
+    }
+}
+
+#[test]
 fn values_are_checked_together() {
     let (_dir, given) = file("write: {in-flight-bytes-max: 1MiB}\n");
     assert!(load(&given, &[]).unwrap_err().to_string().starts_with("write.body-bytes-max (100MiB) is larger"));
