@@ -176,12 +176,14 @@ impl Inner {
             samples: stored.samples,
             histograms: stored.histograms,
             exemplars: stored.exemplars,
-            refused: refusal(tenant, &refused, total),
+            refused: refusal(tenant, &refused, stored.samples + stored.histograms),
         })
     }
 }
 
-fn refusal(tenant: &TenantId, refused: &Refused, total: u64) -> Option<Refusal> {
+/// `stored`: how many samples of the request are. Those that were refused while decoding are in no batch, so the whole
+/// is the sum of both.
+fn refusal(tenant: &TenantId, refused: &Refused, stored: u64) -> Option<Refusal> {
     let first = refused.first.as_ref()?;
     let counts: Vec<String> = refused.by_reason.iter().map(|(reason, n)| format!("{reason}: {n}")).collect();
     Some(Refusal {
@@ -189,8 +191,22 @@ fn refusal(tenant: &TenantId, refused: &Refused, total: u64) -> Option<Refusal> 
         message: format!(
             "tenant {tenant}: {} of {} samples refused ({}), the others are stored; first: {first}",
             refused.count,
-            total.max(refused.count),
+            stored + refused.count,
             counts.join(", ")
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_and_stored_is_the_whole() {
+        let mut refused = Refused::default();
+        refused.add("duplicate_label_names", false, 1, || "duplicate label name \"a\"".to_owned());
+        let said = refusal(&TenantId::anonymous(), &refused, 1).unwrap();
+        assert!(said.message.contains(": 1 of 2 samples refused (duplicate_label_names: 1)"), "{}", said.message);
+        assert!(refusal(&TenantId::anonymous(), &Refused::default(), 7).is_none());
+    }
 }
