@@ -7,6 +7,7 @@ use std::sync::Arc;
 use engram_model::histogram::Histogram;
 
 use crate::error::Error;
+pub(super) use crate::functions::operators::{compares, floats};
 use crate::functions::{HistogramOperation, Note, Point};
 use crate::histogram::{Joined, Side, equal};
 use crate::parse::ast::{BinaryOp, ValueType};
@@ -32,35 +33,6 @@ pub(super) fn changes_meaning(op: BinaryOp) -> bool {
         op,
         BinaryOp::Add | BinaryOp::Sub | BinaryOp::Div | BinaryOp::Mul | BinaryOp::Pow | BinaryOp::Mod | BinaryOp::Atan2
     )
-}
-
-/// Two floats under an arithmetic operator; a comparison says 0 or 1.
-#[inline]
-pub(super) fn floats(op: BinaryOp, a: f64, b: f64) -> f64 {
-    match op {
-        BinaryOp::Add => a + b,
-        BinaryOp::Sub => a - b,
-        BinaryOp::Mul => a * b,
-        BinaryOp::Div => a / b,
-        BinaryOp::Pow => a.powf(b),
-        BinaryOp::Mod => a % b,
-        BinaryOp::Atan2 => a.atan2(b),
-        comparison => f64::from(u8::from(compares(comparison, a, b))),
-    }
-}
-
-/// Whether a comparison of two floats holds.
-#[inline]
-pub(super) fn compares(op: BinaryOp, a: f64, b: f64) -> bool {
-    match op {
-        BinaryOp::Eq => a == b,
-        BinaryOp::NotEq => a != b,
-        BinaryOp::Less => a < b,
-        BinaryOp::Greater => a > b,
-        BinaryOp::LessEq => a <= b,
-        BinaryOp::GreaterEq => a >= b,
-        _ => false,
-    }
 }
 
 fn is_trim(op: BinaryOp) -> bool {

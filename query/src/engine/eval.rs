@@ -20,6 +20,7 @@ use crate::plan::{Node, Plan, Selector};
 use crate::port::Selection;
 
 use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
+use super::shared::Kept;
 use super::{Budget, Cancel};
 
 /// Takes one row; it may take the row's memory and leave any other row in its place.
@@ -57,6 +58,8 @@ pub(super) struct Evaluator<'a> {
     pub(super) notes: RefCell<Notes>,
     /// Of this selector, only these series are read: another thread reads the others.
     pub(super) shard: Option<(&'a Selector, Range<usize>)>,
+    /// Rows of what is written more than once, until the last place has them.
+    pub(super) kept: RefCell<Kept>,
     /// Work since the last look at the clock.
     unchecked: Cell<u64>,
 }
@@ -74,7 +77,13 @@ impl<'a> std::ops::Deref for Evaluator<'a> {
 
 impl<'a> Evaluator<'a> {
     pub(super) fn new(parts: Parts<'a>) -> Self {
-        Self { parts, shard: None, notes: RefCell::default(), unchecked: Cell::new(CHECK_EVERY) }
+        Self {
+            parts,
+            shard: None,
+            notes: RefCell::default(),
+            kept: RefCell::default(),
+            unchecked: Cell::new(CHECK_EVERY),
+        }
     }
 
     /// Counts work done and, every few thousand samples, stops when the time or the client is gone.
@@ -152,6 +161,7 @@ impl<'a> Evaluator<'a> {
             Node::Instant(selector) => self.stream_selector(selector, steps, sink),
             Node::Call(call) => self.stream_call(call, steps, sink),
             Node::Negate(inner) => self.stream_negated(inner, steps, sink),
+            Node::Shared(shared) if !self.is_kept(shared, steps) => self.stream(&shared.inner, steps, sink),
             Node::Binary(binary) if binary.lhs.yields() != binary.rhs.yields() => {
                 self.stream_with_scalar(binary, steps, sink)
             }
@@ -174,6 +184,8 @@ impl<'a> Evaluator<'a> {
         let rows = match node {
             Node::Number(value, _) => vec![constant(*value, steps)],
             Node::Once(inner) => return self.once(inner, steps),
+            Node::Shared(shared) => return self.shared(shared, steps),
+            Node::Nothing(_) => Vec::new(),
             Node::Aggregate(aggregate) => self.aggregate(aggregate, steps)?,
             Node::Binary(binary) => match (binary.lhs.yields(), binary.rhs.yields()) {
                 (ValueType::Scalar, ValueType::Scalar) => vec![self.scalars(binary, steps)?],
@@ -271,10 +283,11 @@ impl<'a> Evaluator<'a> {
             return true;
         }
         match node {
-            Node::Number(..) | Node::Aggregate(_) => true,
+            Node::Number(..) | Node::Aggregate(_) | Node::Nothing(_) => true,
             Node::Instant(selector) => self.selection_stays_unique(selector),
             Node::Range(range) => self.selection_stays_unique(&range.of),
             Node::Negate(inner) | Node::Once(inner) => self.names_stay_unique(inner),
+            Node::Shared(shared) => self.names_stay_unique(&shared.inner),
             Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
                 (ValueType::Scalar, ValueType::Scalar) => true,
                 (ValueType::Vector, ValueType::Scalar) => self.names_stay_unique(&b.lhs),

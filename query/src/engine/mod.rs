@@ -11,7 +11,7 @@
 //! call.rs      functions of whole vectors     buckets.rs    quantiles of histograms
 //! relabel.rs   label_replace, label_join      info.rs       info()
 //! histograms.rs operators on histograms       answer.rs     rows → answer
-//! shards.rs    aggregations on several threads
+//! shards.rs    aggregations on several threads   shared.rs  what is written twice
 //! ```
 
 use std::sync::Arc;
@@ -43,6 +43,7 @@ mod relabel;
 mod row;
 mod select;
 mod shards;
+mod shared;
 
 /// What to evaluate, and over which times.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ pub struct Budget {
     pub type_and_unit_labels: bool,
     /// How many threads one query may use; 0 counts as 1. More only help aggregations over many series.
     pub parallelism: usize,
+    /// Whether the plan is made cheaper before it is run; off only to compare.
+    pub optimise: bool,
 }
 
 impl Default for Budget {
@@ -96,6 +99,7 @@ impl Default for Budget {
             use_start_timestamps: false,
             type_and_unit_labels: false,
             parallelism: 1,
+            optimise: true,
         }
     }
 }
@@ -161,14 +165,22 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
     if request.step_ms < 0 || (request.step_ms == 0 && request.start != request.end) {
         return Err(Error::BadRequest("the step of a range query must be greater than 0".to_owned()));
     }
-    let plan = plan::plan(&request.expr, times)?;
+    let mut plan = plan::plan(&request.expr, times)?;
+    if request.budget.optimise {
+        plan::optimise(&mut plan);
+    }
     if request.step_ms != 0 && matches!(plan.yields, ValueType::Matrix | ValueType::String) {
         return Err(Error::BadRequest(format!(
             "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
             plan.yields.documented()
         )));
     }
-    let selects = plan.selects.iter().map(|select| source.select(select.range, &select.matchers, &select.hints));
+    let selects = plan.selects.iter().map(|select| async move {
+        match select.is_empty {
+            true => Ok(Selection::default()),
+            false => source.select(select.range, &select.matchers, &select.hints).await,
+        }
+    });
     let selections = try_join_all(selects).await?;
     let series = selections.iter().map(|s| s.series.len() as u64).sum::<u64>();
     if request.budget.series_max != 0 && series > request.budget.series_max {

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::functions::Point;
 
 /// The evaluation times of one (sub)query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Steps {
     /// First time.
     pub(super) start: Millis,

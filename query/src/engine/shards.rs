@@ -17,7 +17,7 @@ use super::eval::{Evaluator, Parts};
 use super::row::Steps;
 
 /// Fewest series that are worth a thread.
-const SERIES_PER_THREAD: usize = 256;
+pub(super) const SERIES_PER_THREAD: usize = 256;
 
 impl Evaluator<'_> {
     /// Gathers the groups on several threads; `None`: one thread is to do it.
@@ -85,10 +85,11 @@ fn share(series: usize, n: usize, i: usize) -> Range<usize> {
 }
 
 /// The selector whose series are worked off one by one; `None`: there is another way in, or more than one.
-fn only_selector(node: &Node) -> Option<&Selector> {
+pub(super) fn only_selector(node: &Node) -> Option<&Selector> {
     match node {
         Node::Instant(selector) => Some(selector),
         Node::Negate(inner) => only_selector(inner),
+        Node::Shared(shared) => only_selector(&shared.inner),
         Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
             (ValueType::Vector, ValueType::Scalar) => only_selector(&b.lhs),
             (ValueType::Scalar, ValueType::Vector) => only_selector(&b.rhs),

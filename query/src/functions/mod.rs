@@ -11,7 +11,7 @@
 //! over_time.rs  *_over_time of floats                               merge.rs      sum and avg of histograms
 //! pointwise.rs  mathematics                                         calendar.rs   dates
 //! quantile.rs   quantiles and fractions of histograms               labels.rs     label_replace, label_join
-//! sum.rs        sums that keep what rounding would lose
+//! sum.rs        sums that keep what rounding would lose           operators.rs  operators on two floats
 //! ```
 //!
 //! Source: `prometheus promql/functions.go`, Prometheus 3.14.
@@ -26,6 +26,7 @@ use crate::parse::ast::Extension;
 pub mod calendar;
 pub mod labels;
 pub mod notes;
+pub mod operators;
 pub mod pointwise;
 pub mod quantile;
 pub mod sum;

@@ -79,7 +79,7 @@ pub(super) fn build(expr: &Expr, times: Times) -> Plan {
         Above { offset_ms: 0, range_ms: 0, at: None, step_ms: times.step_ms, func: "", buckets: Buckets::Unknown };
     let root = builder.expr(expr, above).into_once();
     let yields = root.yields();
-    Plan { root, selects: builder.selects, yields }
+    Plan { root, selects: builder.selects, yields, folded: Vec::new() }
 }
 
 fn without_parens(mut expr: &Expr) -> &Expr {
@@ -231,7 +231,7 @@ impl Builder {
         let at = self.at(ast.at);
         let range = self.needed(at, offset_ms, range_ms, ast.extension, above);
         let hints = SelectHints { func: above.func.to_owned(), step_ms: above.step_ms, range_ms, projection: None };
-        let select = self.select(Select { matchers: ast.matchers.clone(), range, hints });
+        let select = self.select(Select { matchers: ast.matchers.clone(), range, hints, is_empty: false });
         Selector {
             select,
             matchers: ast.matchers.clone(),
@@ -244,11 +244,7 @@ impl Builder {
     }
 
     fn select(&mut self, select: Select) -> usize {
-        if let Some(at) = self.selects.iter().position(|have| have.is_same(&select)) {
-            return at;
-        }
-        self.selects.push(select);
-        self.selects.len() - 1
+        super::register(&mut self.selects, select)
     }
 
     /// The samples a selector can look at.
@@ -317,7 +313,7 @@ impl Builder {
         rest.extend(info_names(&names));
         let range = self.needed(at, offset_ms, 0, Extension::None, above);
         let hints = SelectHints { func: "info".to_owned(), step_ms: above.step_ms, range_ms: 0, projection: None };
-        let select = self.select(Select { matchers: rest.clone(), range, hints });
+        let select = self.select(Select { matchers: rest.clone(), range, hints, is_empty: false });
         Selector {
             select,
             matchers: rest,

@@ -6,6 +6,12 @@
 //!
 //! A [`Node::Once`] stands above every part whose value is the same at all steps: `@` makes it so, and literals are.
 //!
+//! ```text
+//! build.rs   from the tree to the plan        narrow.rs  tests of one side are made on the other
+//! fold.rs    numbers                          empty.rs   what cannot have rows is left out
+//! facts.rs   what is known of labels          share.rs   what is written twice is evaluated once
+//! ```
+//!
 //! Source: `prometheus promql/engine.go` (`PreprocessExpr`, `getTimeRangesForSelector`), Prometheus 3.14.
 
 use engram_model::{Matcher, Millis, TimeRange};
@@ -17,6 +23,11 @@ use crate::parse::resolve_durations;
 use crate::port::SelectHints;
 
 mod build;
+mod empty;
+mod facts;
+mod fold;
+mod narrow;
+mod share;
 
 pub(crate) use build::info_names;
 
@@ -44,20 +55,31 @@ pub struct Select {
     pub range: TimeRange,
     /// What for.
     pub hints: SelectHints,
+    /// No series can pass: there is nothing to be fetched.
+    pub is_empty: bool,
 }
 
 impl Select {
     /// Whether both fetch the same series of the same time.
     fn is_same(&self, other: &Self) -> bool {
-        self.range == other.range
-            && self.hints.func == other.hints.func
-            && self.matchers.len() == other.matchers.len()
-            && self
-                .matchers
-                .iter()
-                .zip(&other.matchers)
-                .all(|(a, b)| a.name == b.name && a.op == b.op && a.value == b.value)
+        self.hints.func == other.hints.func && self.is_same_but_for_func(other)
     }
+
+    fn is_same_but_for_func(&self, other: &Self) -> bool {
+        self.range == other.range
+            && self.matchers.len() == other.matchers.len()
+            && self.matchers.iter().all(|m| other.matchers.iter().any(|have| facts::is_same(m, have)))
+            && other.matchers.iter().all(|m| self.matchers.iter().any(|have| facts::is_same(m, have)))
+    }
+}
+
+/// The number of a select, which is put to the others where there is none like it.
+fn register(selects: &mut Vec<Select>, select: Select) -> usize {
+    if let Some(at) = selects.iter().position(|have| have.is_same(&select)) {
+        return at;
+    }
+    selects.push(select);
+    selects.len() - 1
 }
 
 /// A finished plan.
@@ -69,6 +91,8 @@ pub struct Plan {
     pub selects: Vec<Select>,
     /// What the whole yields.
     pub yields: ValueType,
+    /// Where numbers stand now that were not written as numbers.
+    pub folded: Vec<Span>,
 }
 
 /// One step of a plan.
@@ -94,6 +118,23 @@ pub enum Node {
     Call(Box<Call>),
     /// The same at every step.
     Once(Box<Node>),
+    /// Written more than once, evaluated once.
+    Shared(Box<Shared>),
+    /// A vector without rows, whatever the data is.
+    Nothing(Span),
+}
+
+/// One of several places where the same is written.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Its number: the same at all places.
+    pub slot: usize,
+    /// How many places there are.
+    pub uses: usize,
+    /// What.
+    pub inner: Node,
+    /// Where this one stands.
+    pub span: Span,
 }
 
 /// A selector of one sample a series and step.
@@ -215,9 +256,10 @@ impl Node {
         match self {
             Self::Number(..) => ValueType::Scalar,
             Self::Text(..) => ValueType::String,
-            Self::Instant(_) | Self::Aggregate(_) => ValueType::Vector,
+            Self::Instant(_) | Self::Aggregate(_) | Self::Nothing(_) => ValueType::Vector,
             Self::Range(_) | Self::Subquery(_) => ValueType::Matrix,
             Self::Negate(inner) | Self::Once(inner) => inner.yields(),
+            Self::Shared(shared) => shared.inner.yields(),
             Self::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
                 (ValueType::Scalar, ValueType::Scalar) => ValueType::Scalar,
                 _ => ValueType::Vector,
@@ -230,7 +272,7 @@ impl Node {
     #[must_use]
     pub fn span(&self) -> Span {
         match self {
-            Self::Number(_, span) | Self::Text(_, span) => *span,
+            Self::Number(_, span) | Self::Text(_, span) | Self::Nothing(span) => *span,
             Self::Instant(selector) => selector.span,
             Self::Range(selector) => selector.span,
             Self::Subquery(subquery) => subquery.span,
@@ -238,7 +280,66 @@ impl Node {
             Self::Binary(b) => b.span,
             Self::Aggregate(a) => a.span,
             Self::Call(call) => call.span,
+            Self::Shared(shared) => shared.span,
         }
+    }
+
+    /// What is evaluated for it, in order. The second argument of `info` only lends its matchers.
+    #[must_use]
+    pub fn children(&self) -> Vec<&Self> {
+        match self {
+            Self::Number(..) | Self::Text(..) | Self::Instant(_) | Self::Range(_) | Self::Nothing(_) => Vec::new(),
+            Self::Negate(inner) | Self::Once(inner) => vec![inner],
+            Self::Subquery(subquery) => vec![&subquery.inner],
+            Self::Shared(shared) => vec![&shared.inner],
+            Self::Binary(b) => vec![&b.lhs, &b.rhs],
+            Self::Aggregate(a) => a.param.iter().chain([&a.inner]).collect(),
+            Self::Call(call) => call.args.iter().take(call.args_evaluated()).collect(),
+        }
+    }
+
+    /// [`Self::children`], to be changed.
+    fn children_mut(&mut self) -> Vec<&mut Self> {
+        match self {
+            Self::Number(..) | Self::Text(..) | Self::Instant(_) | Self::Range(_) | Self::Nothing(_) => Vec::new(),
+            Self::Negate(inner) | Self::Once(inner) => vec![inner],
+            Self::Subquery(subquery) => vec![&mut subquery.inner],
+            Self::Shared(shared) => vec![&mut shared.inner],
+            Self::Binary(b) => {
+                let Binary { lhs, rhs, .. } = &mut **b;
+                vec![lhs, rhs]
+            }
+            Self::Aggregate(a) => {
+                let Aggregate { param, inner, .. } = &mut **a;
+                param.iter_mut().chain([inner]).collect()
+            }
+            Self::Call(call) => {
+                let count = call.args_evaluated();
+                call.args.iter_mut().take(count).collect()
+            }
+        }
+    }
+
+    /// Nodes of the tree.
+    fn count(&self) -> usize {
+        1 + self.children().into_iter().map(Self::count).sum::<usize>()
+    }
+
+    /// Calls `f` for each selector whose series are read.
+    fn each_selector(&mut self, f: &mut impl FnMut(&mut Selector)) {
+        match self {
+            Self::Instant(selector) => f(selector),
+            Self::Range(range) => f(&mut range.of),
+            Self::Call(call) => call.info.iter_mut().for_each(&mut *f),
+            _ => {}
+        }
+        self.children_mut().into_iter().for_each(|child| child.each_selector(f));
+    }
+}
+
+impl Call {
+    fn args_evaluated(&self) -> usize {
+        if self.info.is_some() { 1 } else { self.args.len() }
     }
 }
 
@@ -250,6 +351,46 @@ pub fn plan(expr: &Expr, times: Times) -> Result<Plan, Error> {
     let mut expr = expr.clone();
     resolve_durations(&mut expr, times.start, times.end, times.step_ms)?;
     Ok(build::build(&expr, times))
+}
+
+/// Makes a plan cheaper that gives the same answer: see the files of the passes for why each is sound.
+///
+/// ```text
+/// fold → narrow → (unused selects go) → empty → share
+/// ```
+pub fn optimise(plan: &mut Plan) {
+    fold::fold(plan);
+    narrow::narrow(plan);
+    empty::empty(plan);
+    sweep(plan);
+    share::share(plan);
+}
+
+/// Leaves only the selects that a node reads, in order of their first reader. Those that differ only in what they are
+/// for become one, for nothing in particular.
+fn sweep(plan: &mut Plan) {
+    let old = std::mem::take(&mut plan.selects);
+    let selects = &mut plan.selects;
+    plan.root.each_selector(&mut |selector| {
+        let Some(select) = old.get(selector.select) else { return };
+        let is_like = |have: &&mut Select| {
+            let (have, this) = (&have.hints, &select.hints);
+            (have.step_ms, have.range_ms) == (this.step_ms, this.range_ms)
+        };
+        let alike = selects.iter().position(|have| have.is_same_but_for_func(select));
+        selector.select = match alike.and_then(|at| Some((at, selects.get_mut(at).filter(is_like)?))) {
+            Some((at, have)) => {
+                if have.hints.func != select.hints.func {
+                    have.hints.func.clear();
+                }
+                at
+            }
+            None => {
+                selects.push(select.clone());
+                selects.len() - 1
+            }
+        };
+    });
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ fn buckets_are_left_out_where_only_statistics_are_asked_for() {
                 Node::Binary(b) => selector(&b.lhs),
                 Node::Aggregate(a) => selector(&a.inner),
                 Node::Call(c) => c.args.iter().find_map(selector),
-                Node::Number(..) | Node::Text(..) => None,
+                Node::Number(..) | Node::Text(..) | Node::Shared(_) | Node::Nothing(_) => None,
             }
         }
         selector(&made(text).root).unwrap().statistics_only
@@ -83,4 +83,81 @@ fn buckets_are_left_out_where_only_statistics_are_asked_for() {
     assert!(only("histogram_count(rate(m[5m]))") && only("sum(histogram_avg(m))"));
     assert!(!only("rate(m[5m])") && !only("histogram_quantile(0.5, histogram_sum(m))"));
     assert!(!only("histogram_count(max_over_time(m[5m:1m]))") && !only("histogram_sum(m </ 2)"));
+}
+
+fn optimised(text: &str) -> Plan {
+    let mut plan = made(text);
+    optimise(&mut plan);
+    plan
+}
+
+fn nodes<'p>(node: &'p Node, all: &mut Vec<&'p Node>) {
+    all.push(node);
+    node.children().into_iter().for_each(|child| nodes(child, all));
+}
+
+/// Numbers and sizes of what is shared, in order.
+fn shared(text: &str) -> Vec<(usize, usize)> {
+    let plan = optimised(text);
+    let mut all = Vec::new();
+    nodes(&plan.root, &mut all);
+    let each = all.into_iter().filter_map(|node| match node {
+        Node::Shared(shared) => Some((shared.slot, shared.uses)),
+        _ => None,
+    });
+    each.collect()
+}
+
+#[test]
+fn numbers_are_folded() {
+    for (text, value) in [
+        ("1 + 2 * 3", 7.0),
+        ("-(2 ^ 3)", -8.0),
+        ("3 > bool 2", 1.0),
+        ("min_of(pi(), 3) + 0", 3.0),
+        ("scalar(vector(5)) - step()", -5.0),
+    ] {
+        assert!(matches!(optimised(text).root, Node::Number(have, _) if have == value), "{text}");
+    }
+    let plan = optimised("m * (60 * 60)");
+    let Node::Binary(binary) = &plan.root else { unreachable!("it is an operator") };
+    assert!(matches!(binary.rhs, Node::Number(value, _) if value == 3600.0));
+    assert_eq!(plan.folded, [binary.rhs.span()]);
+    assert!(!matches!(optimised("time() - 1").root, Node::Number(..)));
+}
+
+#[test]
+fn the_largest_common_part_is_shared_where_the_steps_are_the_same() {
+    assert_eq!(shared("rate(m[5m]) + rate(m[5m])"), [(0, 2), (0, 2)]);
+    assert_eq!(shared("m + m{}"), [(0, 2), (0, 2)]);
+    assert_eq!(shared("rate(m[5m]) + rate(m[5m] offset 1m)"), []);
+    assert_eq!(shared("sum by (a) (m) / sum by (b) (m)").len(), 2);
+    assert_eq!(shared("m + max_over_time((m + 1)[5m:1m])"), []);
+    assert_eq!(shared("m @ 5 + m @ 5 + n"), [(0, 2), (0, 2)]);
+    assert_eq!(shared("timestamp(m) + absent(m) + 1 + 1"), []);
+    // The part inside is counted once for both, and once for the one outside.
+    assert_eq!(shared("abs(m) / abs(m) + m").iter().filter(|(_, uses)| *uses == 2).count(), 5);
+}
+
+#[test]
+fn all_take_the_copy_that_stands_last() {
+    let plan = optimised("m + m");
+    let Node::Binary(b) = &plan.root else { unreachable!("it is an operator") };
+    let (Node::Shared(left), Node::Shared(right)) = (&b.lhs, &b.rhs) else { unreachable!("both are shared") };
+    assert_eq!(left.inner.span(), right.span);
+    assert_ne!(left.span, right.span);
+}
+
+#[test]
+fn what_contradicts_itself_is_not_fetched() {
+    let plan = optimised("absent(m{a=\"1\", a!=\"1\"}) or m{a=\"\", a=~\".+\"} or m{a=\"1\", a=~\"1|2\"}");
+    assert_eq!(plan.selects.iter().map(|s| s.is_empty).collect::<Vec<_>>(), [true, true, false]);
+    for text in ["n and m{a=\"1\", a=\"2\"}", "m{a=\"1\"} + m{a=\"2\"}", "m{a=\"1\", a=\"2\"} unless n"] {
+        let plan = optimised(text);
+        assert!(matches!(plan.root, Node::Nothing(_)) && plan.selects.is_empty(), "{text}");
+    }
+    // Either side may have something to say.
+    for text in ["rate(n[5m]) and m{a=\"1\", a=\"2\"}", "n unless m{a=\"1\", a=\"2\"}"] {
+        assert!(matches!(optimised(text).root, Node::Binary(_)), "{text}");
+    }
 }
