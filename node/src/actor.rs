@@ -77,6 +77,23 @@ impl<M> Addr<M> {
         }
     }
 
+    /// As [`Addr::ask`], but waits for room in a full mailbox: for those who have time and must get through. A sender of
+    /// requests uses `ask`, or the mailbox bounds nothing.
+    ///
+    /// # Errors
+    /// [`AskError::Stopped`] and [`AskError::Deadline`].
+    ///
+    /// # Cancel safety
+    /// As [`Addr::ask`].
+    pub async fn ask_in_line<T>(&self, make: impl FnOnce(Reply<T>) -> M, within: Duration) -> Result<T, AskError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.tx.send(make(reply)).await.map_err(|_| AskError::Stopped(self.name))?;
+            answer.await.map_err(|_| AskError::Stopped(self.name))
+        };
+        tokio::time::timeout(within, asked).await.unwrap_or(Err(AskError::Deadline(self.name)))
+    }
+
     /// How many messages wait.
     #[must_use]
     pub fn depth(&self) -> usize {

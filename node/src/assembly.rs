@@ -120,7 +120,7 @@ impl Node {
 
         let group = Arc::new(Group::open(group_options(&config, &dir, http_address, grpc_address, &clock)).await?);
         health.set("node/metadata", Condition::Running);
-        servers.spawn(serve_grpc(grpc_listener, group.clone(), stop.clone()));
+        servers.spawn(serve_grpc(grpc_listener, group.clone(), stop.clone(), config.shutdown_timeout));
 
         let defaults = TenantDefaults {
             limits: config.limits.clone(),
@@ -248,12 +248,27 @@ fn group_options(config: &Config, dir: &DataDir, http: SocketAddr, grpc: SocketA
     GroupOptions::new(dir.meta(), node, first_start, clock.clone())
 }
 
-async fn serve_grpc(listener: TcpListener, group: Arc<Group>, stop: CancellationToken) -> Result<(), StartError> {
-    tonic::transport::Server::builder()
+async fn serve_grpc(
+    listener: TcpListener,
+    group: Arc<Group>,
+    stop: CancellationToken,
+    stop_within: Duration,
+) -> Result<(), StartError> {
+    let too_late = {
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            tokio::time::sleep(stop_within).await;
+        }
+    };
+    let serving = tonic::transport::Server::builder()
         .add_service(group.service().into_grpc())
-        .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), stop.cancelled_owned())
-        .await
-        .map_err(|e| StartError::Failed(format!("the gRPC server: {e}")))
+        .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), stop.cancelled_owned());
+    tokio::select! {
+        ended = serving => ended.map_err(|e| StartError::Failed(format!("the gRPC server: {e}"))),
+        // A peer that does not let go must not hold the node: it sees the connection break and asks another.
+        () = too_late => Ok(()),
+    }
 }
 
 /// Opens the log and applies all of it to fresh heads.
@@ -345,6 +360,7 @@ fn start_partitions(
         segment_bytes: config.log.segment_bytes_max,
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,
         every: KEEPER_EVERY,
+        turn: Arc::default(),
         stop: stop.clone(),
     };
     supervisor.spawn(keeper::child(keeper.clone()));

@@ -45,6 +45,13 @@ impl DataDir {
             move |source| DirError::Io { act, path, source }
         };
         std::fs::create_dir_all(root).map_err(io("create", root))?;
+        // Else a crash may take the name of a new directory, and with it all that was synced inside.
+        let parent = match root.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => root,
+        };
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(io("sync", parent))?;
         let path = root.join("LOCK");
         let mut lock = OpenOptions::new()
             .read(true)

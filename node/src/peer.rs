@@ -16,6 +16,7 @@ use engram_model::series::Series;
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::{Labels, Matcher, Millis, TimeRange};
 use futures::future::BoxFuture;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Error;
 
@@ -36,6 +37,9 @@ pub struct Append {
     pub picks: Arc<Vec<u32>>,
     /// Whether this partition keeps the tenant's metadata, and so those of the request.
     pub metadata: bool,
+    /// The share of the memory for requests in flight that the batch takes: it goes back when nobody has the batch any
+    /// more, which may be long after the sender has given up.
+    pub memory: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What a replica did with a slice, durably.

@@ -147,6 +147,39 @@ async fn a_second_node_on_the_same_directory_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_which_nothing_is_stored_does_not_harm_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let limited = |config: &mut engram_node::config::Config| {
+        config.shard_size = 1;
+        config.limits.max_global_series_per_user = 1;
+    };
+    let node = start(dir.path(), limited).await;
+    assert_eq!(node.push("acme", &[(UP, &[(NOW, 1.0)])]).await.0, 204);
+    let (status, text) = node.push("acme", &[(&[("__name__", "down")], &[(NOW, 1.0)])]).await;
+    assert!(status == 429 && text.contains("per_user_series_limit"), "{status} {text}");
+    node.stop().await;
+    let node = start(dir.path(), limited).await;
+    assert_eq!(node.samples("acme", "up", NOW).await.len(), 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_let_go_does_not_hold_the_node() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path(), |config| config.shutdown_timeout = std::time::Duration::from_millis(100)).await;
+    let mut peer = tokio::net::TcpStream::connect(opened.0.grpc_address).await.unwrap();
+    // HTTP/2: the preface, empty settings, and a request (POST /x) whose body never ends.
+    let headers = b"\x83\x86\x44\x02/x\x41\x01h\x40\x02te\x08trailers\x5f\x10application/grpc";
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    bytes.extend_from_slice(&[0, 0, headers.len() as u8, 1, 4, 0, 0, 0, 1]);
+    bytes.extend_from_slice(headers);
+    peer.write_all(&bytes).await.unwrap();
+    assert!(peer.read(&mut [0; 64]).await.unwrap() > 0);
+    tokio::time::timeout(std::time::Duration::from_secs(30), run(opened).stop()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_cut_at_a_checkpoint_brings_everything_back() {
     // Small segments, so that the cut drops some; writes before, between and after two rounds, in several partitions.
     let small = |config: &mut engram_node::config::Config| {

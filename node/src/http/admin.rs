@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::{Html, Response};
+use axum::response::{Html, IntoResponse, Response};
+use engram_model::error::Class;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
@@ -42,7 +43,11 @@ pub(crate) fn readiness(parts: &[Part]) -> Response {
 
 /// The node's own telemetry.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let mut response = text(app.node.metrics_text());
+    // Looks at every head, and waits for those that are being written: not on a thread that serves requests.
+    let Ok(exposition) = tokio::task::spawn_blocking(move || app.node.metrics_text()).await else {
+        return Failure::query(&Error::new(Class::Internal, "collecting the metrics failed")).into_response();
+    };
+    let mut response = text(exposition);
     response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
     response
 }

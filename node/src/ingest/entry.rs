@@ -6,7 +6,8 @@
 //! Kinds: 1 an append · 2 a checkpoint of this head begins · 3 a piece of it · 4 it is complete · 5 a round of
 //! checkpoints begins · 6 every head of this partition has its checkpoint of this round. A checkpoint counts only when
 //! it is complete: until then the head that the entries before it built stays, so a crash in the middle of one loses
-//! nothing. A round begins a segment; when all its partitions are done, the segments before are dropped. Drawn in `docs/formats/log.md`.
+//! nothing. When all partitions of a round are done, whole segments before its entry are dropped. Drawn in
+//! `docs/formats/log.md`.
 
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;

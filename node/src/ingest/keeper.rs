@@ -3,6 +3,9 @@
 //! Why checkpoints: the log holds every append since the node began, and recovery reads all of it. When it has grown
 //! to several times what the heads hold, every head is written into the log anew, as compressed chunks, and the
 //! segments before are dropped. A crash at any point leaves either the old segments or a complete round.
+//!
+//! What does not succeed is tried again at the next look: a partition that is too busy now must not end the keeper, for
+//! without it the log grows for ever. A log or a partition that is failed ends the node by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,6 +40,8 @@ pub struct Config {
     pub checkpoint_bytes_min: u64,
     /// How often to look.
     pub every: Duration,
+    /// Held by the one round that may be under way.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
     /// Ends the actor.
     pub stop: CancellationToken,
 }
@@ -59,36 +64,61 @@ pub fn child(config: Config) -> ChildSpec {
 }
 
 async fn run(config: Config) -> Result<(), ChildError> {
-    // What the log held right after the last round: the next is due when it has grown to a multiple of that.
-    let mut after_last = 0;
+    let mut growth = Growth::default();
     loop {
         tokio::select! {
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
         if config.retention_ms > 0 {
-            for partition in &config.partitions {
-                partition.retain(config.retention_ms, PARTITION_DEADLINE).await?;
+            for (partition, handle) in config.partitions.iter().enumerate() {
+                if let Err(error) = handle.retain(config.retention_ms, PARTITION_DEADLINE).await {
+                    tracing::warn!(partition, %error, "retention is tried again later");
+                }
             }
         }
         let held = config.log_bytes();
-        if checkpoint_is_due(held, after_last, config.checkpoint_bytes_min) {
+        if growth.is_due(held, config.checkpoint_bytes_min) {
             let watch = Stopwatch::start();
-            round(&config).await?;
-            after_last = config.log_bytes();
-            tracing::info!(
-                before_bytes = held,
-                after_bytes = after_last,
-                seconds = watch.elapsed().as_secs_f64(),
-                "checkpoint: the log was shortened"
-            );
+            let done = tokio::select! {
+                done = round(&config) => done,
+                () = config.stop.cancelled() => return Ok(()),
+            };
+            match done {
+                Ok(()) => {
+                    growth.rounded();
+                    let seconds = watch.elapsed().as_secs_f64();
+                    tracing::info!(before_bytes = held, seconds, "checkpoint: the log is shortened");
+                }
+                Err(error) => tracing::warn!(%error, "checkpoint: tried again later, the log stays long"),
+            }
         }
     }
 }
 
-/// A round costs about what it writes, so it waits until the log has grown fourfold.
-fn checkpoint_is_due(held: u64, after_last: u64, min: u64) -> bool {
-    held > min && held / 4 > after_last
+/// When the next round is due. A round costs about what it writes, so it waits until the log has grown fourfold.
+#[derive(Debug)]
+struct Growth {
+    /// What the log held after the last round; `None` until the first look after it, because the log's thread removes
+    /// the segments only after the round has ended.
+    after_last: Option<u64>,
+}
+
+/// Nothing is known of a log that was found: it is due once it is larger than the minimum.
+impl Default for Growth {
+    fn default() -> Self {
+        Self { after_last: Some(0) }
+    }
+}
+
+impl Growth {
+    fn is_due(&mut self, held: u64, min: u64) -> bool {
+        held > min && held / 4 > *self.after_last.get_or_insert(held)
+    }
+
+    fn rounded(&mut self) {
+        self.after_last = None;
+    }
 }
 
 /// Writes every head into the log and drops the segments before.
@@ -96,6 +126,7 @@ fn checkpoint_is_due(held: u64, after_last: u64, min: u64) -> bool {
 /// # Errors
 /// The log failed, or a partition did not answer; the old segments stay then.
 pub async fn round(config: &Config) -> Result<(), ChildError> {
+    let _turn = config.turn.lock().await;
     let mut marker = Vec::new();
     entry::begin(&mut marker, Kind::Round, PartitionId(0), &TenantId::anonymous());
     let begin = append_durably(&config.log, marker).await?;
@@ -112,9 +143,12 @@ mod tests {
 
     #[test]
     fn a_round_waits_for_growth() {
-        assert!(!checkpoint_is_due(100, 0, 1000));
-        assert!(checkpoint_is_due(1001, 0, 1000));
-        assert!(!checkpoint_is_due(3000, 1000, 1000));
-        assert!(checkpoint_is_due(4004, 1000, 1000));
+        let mut growth = Growth::default();
+        assert!(!growth.is_due(100, 1000));
+        assert!(growth.is_due(1001, 1000) && growth.is_due(1001, 1000), "a round that failed stays due");
+        growth.rounded();
+        assert!(!growth.is_due(2000, 1000), "what is held now is the measure");
+        assert!(!growth.is_due(8000, 1000));
+        assert!(growth.is_due(8004, 1000));
     }
 }

@@ -10,6 +10,8 @@ pub mod heads;
 pub mod keeper;
 pub mod partition;
 pub mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use engram_model::{Labels, Millis};
 use engram_storage::head::{Counted, Head};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use crate::error::Error;
 use crate::metrics::Reading;
@@ -34,14 +37,19 @@ use heads::Heads;
 pub struct LocalReplica {
     heads: Arc<Vec<Heads>>,
     partitions: Arc<Vec<partition::Handle>>,
+    reads: Arc<Semaphore>,
 }
+
+/// Heads read at once. A query reads all partitions of its tenant; without a bound a few of them would take every
+/// thread there is for blocking work, and writes would wait behind them.
+const READS_MAX: usize = 64;
 
 impl LocalReplica {
     /// Partition `i` is `heads[i]` and `partitions[i]`.
     #[must_use]
     pub fn new(heads: Arc<Vec<Heads>>, partitions: Vec<partition::Handle>) -> Self {
         assert_eq!(heads.len(), partitions.len(), "each partition has its heads and its actor");
-        Self { heads, partitions: Arc::new(partitions) }
+        Self { heads, partitions: Arc::new(partitions), reads: Arc::new(Semaphore::new(READS_MAX)) }
     }
 
     /// Runs `work` on the tenant's head of one partition, on a thread that may take its time.
@@ -56,7 +64,14 @@ impl LocalReplica {
                 .get(request.partition.0 as usize)
                 .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
             let Some(head) = heads.get(&request.tenant) else { return Ok(T::default()) };
-            tokio::task::spawn_blocking(move || work(&head.read(), &request))
+            // The semaphore is never closed. The place goes back when the reading ends, not when its asker leaves.
+            let place = self.reads.clone().acquire_owned().await.ok();
+            let reading = move || {
+                let answer = work(&head.read(), &request);
+                drop(place);
+                answer
+            };
+            tokio::task::spawn_blocking(reading)
                 .await
                 .map_err(|e| Error::new(Class::Internal, format!("reading the head failed: {e}")))
         }

@@ -16,7 +16,7 @@ use engram_model::batch::{BatchSeries, WriteBatch};
 use engram_model::digest::slot_of;
 use engram_model::place::PartitionId;
 use engram_model::tenant::{TenantId, TenantLimits};
-use engram_storage::head::{AppendLimits, Reason, Receipt, Staged};
+use engram_storage::head::{AppendLimits, Head, Reason, Receipt, Staged};
 use engram_storage::log::{NodeLog, Position};
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -35,6 +35,11 @@ const MAILBOX_MAX: usize = 1024;
 const PENDING_MAX: usize = 256;
 /// Appends taken from the mailbox in one go.
 const DRAIN_MAX: usize = 64;
+/// A slice of more series than this is staged and applied on a thread that may take its time: at half a microsecond
+/// each they would hold the runtime for longer than a task may.
+const SHORT_SERIES_MAX: usize = 1000;
+/// Bytes of a checkpoint that may wait at the log.
+const CHECKPOINT_AHEAD_BYTES: usize = 4 << 20;
 
 /// What a partition is asked.
 pub enum Message {
@@ -79,7 +84,7 @@ impl Handle {
     /// # Errors
     /// Why the actor did not answer.
     pub async fn retain(&self, keep_ms: i64, within: Duration) -> Result<(), AskError> {
-        self.addr.ask(|reply| Message::Retain { keep_ms, reply }, within).await
+        self.addr.ask_in_line(|reply| Message::Retain { keep_ms, reply }, within).await
     }
 
     /// Writes a checkpoint of every head into the log.
@@ -87,7 +92,7 @@ impl Handle {
     /// # Errors
     /// Why the actor did not answer, or the log failed.
     pub async fn checkpoint(&self, within: Duration) -> Result<(), Error> {
-        self.addr.ask(|reply| Message::Checkpoint { reply }, within).await?
+        self.addr.ask_in_line(|reply| Message::Checkpoint { reply }, within).await?
     }
 
     /// How many messages wait.
@@ -186,7 +191,7 @@ async fn run(config: Config, mailbox: Mailbox<Message>) -> Result<(), crate::act
         tokio::select! {
             biased;
             Some((sequence, result)) = flushed_rx.recv(), if !state.pending.is_empty() => {
-                state.flushed(sequence, result)?;
+                state.flushed(sequence, result).await?;
             }
             () = stop.cancelled(), if !closed => {
                 closed = true;
@@ -213,8 +218,8 @@ impl State {
     async fn handle(&mut self, message: Message, flushed: &mut Flushed) -> Result<(), Error> {
         match message {
             Message::Append { request, reply } => {
-                let room = self.config.budget.reserve(&request).await;
-                self.accept(request, reply, room)?;
+                let room = self.room_for(&request, flushed).await?;
+                self.accept(request, reply, room).await?;
             }
             Message::Retain { keep_ms, reply } => {
                 self.settle(flushed).await?;
@@ -227,7 +232,8 @@ impl State {
                     }
                     let mut payload = Vec::new();
                     entry::begin(&mut payload, Kind::Append, self.config.partition, &tenant);
-                    let forgotten = head.write().forget_before(before, &mut payload);
+                    let forget = move |head: &mut Head| (head.forget_before(before, &mut payload), payload);
+                    let (forgotten, payload) = with_head(&head, false, forget).await?;
                     let Ok(forgotten) = forgotten else { unreachable!("settled: nothing is staged") };
                     // Not waited for: what is staged later comes after it in the log.
                     self.config.log.append(payload, Box::new(|_| ())).map_err(|e| storage_error(&e))?;
@@ -245,8 +251,28 @@ impl State {
         Ok(())
     }
 
+    /// Waits for room at the log. What this actor holds of it comes back only when it answers what is flushed, so it
+    /// goes on answering while it waits.
+    async fn room_for(
+        &mut self,
+        request: &Append,
+        flushed: &mut Flushed,
+    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        let budget = self.config.budget.clone();
+        let mut room = std::pin::pin!(budget.reserve(request));
+        loop {
+            tokio::select! {
+                biased;
+                room = room.as_mut() => return Ok(room),
+                Some((sequence, result)) = flushed.recv(), if !self.pending.is_empty() => {
+                    self.flushed(sequence, result).await?;
+                }
+            }
+        }
+    }
+
     /// Stages an append and hands its bytes to the log.
-    fn accept(
+    async fn accept(
         &mut self,
         request: Append,
         reply: Reply<Result<Appended, Error>>,
@@ -276,7 +302,16 @@ impl State {
             metadata_max: if request.metadata { request.limits.max_metadata_per_user } else { 0 },
             ..AppendLimits::of(&request.limits)
         };
-        let staged = head.write().stage(&request.batch, &request.picks, &limits, &mut payload);
+        let begins_at = payload.len();
+        let (batch, picks) = (request.batch.clone(), request.picks.clone());
+        let stage = move |head: &mut Head| (head.stage(&batch, &picks, &limits, &mut payload), payload);
+        let (staged, payload) = with_head(&head, is_short(&request), stage).await?;
+        if payload.len() == begins_at {
+            // Every series was refused: there is nothing to make durable, and an entry without a body is none.
+            return self
+                .apply(Pending { sequence: self.accepted_count, head, request, staged, reply, _room: room })
+                .await;
+        }
         let sequence = self.accepted_count;
         self.accepted_count += 1;
         let flushed = self.flushed_tx.clone();
@@ -295,18 +330,13 @@ impl State {
     }
 
     /// The log says what became of the oldest pending append: apply it and answer.
-    fn flushed(&mut self, sequence: u64, result: Result<Position, engram_storage::Error>) -> Result<(), Error> {
+    async fn flushed(&mut self, sequence: u64, result: Result<Position, engram_storage::Error>) -> Result<(), Error> {
         let Some(pending) = self.pending.pop_front() else {
             unreachable!("the log answered append {sequence}, and none is pending");
         };
         assert_eq!(pending.sequence, sequence, "the log answers in the order of the appends");
         match result {
-            Ok(_) => {
-                let receipt = pending.head.write().apply(&pending.request.batch, &pending.staged);
-                let appended = answer(&pending.request, &receipt);
-                let _gone = pending.reply.send(Ok(appended));
-                Ok(())
-            }
+            Ok(_) => self.apply(pending).await,
             Err(error) => {
                 let error = storage_error(&error);
                 let _gone = pending.reply.send(Err(error.clone()));
@@ -315,11 +345,20 @@ impl State {
         }
     }
 
+    /// Makes visible what is durable, and answers.
+    async fn apply(&self, pending: Pending) -> Result<(), Error> {
+        let Pending { head, request, staged, reply, .. } = pending;
+        let batch = request.batch.clone();
+        let receipt = with_head(&head, is_short(&request), move |head| head.apply(&batch, &staged)).await?;
+        let _gone = reply.send(Ok(answer(&request, &receipt)));
+        Ok(())
+    }
+
     /// Waits until nothing is at the log.
     async fn settle(&mut self, flushed: &mut Flushed) -> Result<(), Error> {
         while !self.pending.is_empty() {
             let Some((sequence, result)) = flushed.recv().await else { break };
-            self.flushed(sequence, result)?;
+            self.flushed(sequence, result).await?;
         }
         Ok(())
     }
@@ -339,6 +378,26 @@ impl State {
         entry::begin(&mut end, Kind::PartitionEnd, partition, &TenantId::anonymous());
         append_durably(&log, end).await.map(|_| ())
     }
+}
+
+fn is_short(request: &Append) -> bool {
+    request.picks.len() <= SHORT_SERIES_MAX
+}
+
+/// Changes a head: here when nobody reads it and the work is short, else on a thread that may wait. A query that reads
+/// a million series holds the head for a while, and the runtime's threads have all other tenants to serve.
+async fn with_head<T: Send + 'static>(
+    head: &SharedHead,
+    short: bool,
+    work: impl FnOnce(&mut Head) -> T + Send + 'static,
+) -> Result<T, Error> {
+    if short && let Some(mut head) = head.try_write() {
+        return Ok(work(&mut head));
+    }
+    let head = head.clone();
+    tokio::task::spawn_blocking(move || work(&mut head.write()))
+        .await
+        .map_err(|e| Error::new(engram_model::Class::Internal, format!("changing a head failed: {e}")))
 }
 
 /// Appends an entry and waits until it is on disk, and with it all entries before.
@@ -361,6 +420,21 @@ pub async fn append_durably(log: &Arc<NodeLog>, entry: Vec<u8>) -> Result<Positi
     answer.await.map_err(|e| internal(&e))?.map_err(|e| storage_error(&e))
 }
 
+/// Appends an entry and blocks this thread until it is on disk.
+fn append_and_wait(log: &NodeLog, entry: Vec<u8>) -> Result<(), engram_storage::Error> {
+    let (done, answer) = std::sync::mpsc::sync_channel(1);
+    log.append(
+        entry,
+        Box::new(move |result| {
+            let _gone = done.send(result);
+        }),
+    )?;
+    match answer.recv() {
+        Ok(result) => result.map(|_| ()),
+        Err(_) => Err(log.failed().unwrap_or(engram_storage::Error::Closed { what: "node log" })),
+    }
+}
+
 fn checkpoint_head(
     log: &NodeLog,
     partition: PartitionId,
@@ -372,15 +446,22 @@ fn checkpoint_head(
         entry::begin(&mut bytes, kind, partition, tenant);
         bytes
     };
-    // Nobody waits for the single pieces: the end of the partition's round is durable only after all of them.
+    // The end of the partition's round is durable only after all pieces. They are waited for in between all the same:
+    // the appends of other partitions queue behind what is at the log, and it takes memory.
     let append = |bytes| log.append(bytes, Box::new(|_| ()));
     append(mark(Kind::CheckpointBegin))?;
-    let mut failed = None;
+    let (mut failed, mut waiting_bytes) = (None, 0);
     let handed_out = head.read().snapshot(&mut |piece| {
         if failed.is_none() {
             let mut bytes = mark(Kind::CheckpointPiece);
             bytes.extend_from_slice(piece);
-            failed = append(bytes).err();
+            waiting_bytes += bytes.len();
+            failed = if waiting_bytes < CHECKPOINT_AHEAD_BYTES {
+                append(bytes).err()
+            } else {
+                waiting_bytes = 0;
+                append_and_wait(log, bytes).err()
+            };
         }
     });
     assert!(handed_out.is_ok(), "a checkpoint is written between appends: {handed_out:?}");
@@ -398,12 +479,8 @@ fn storage_error(error: &engram_storage::Error) -> Error {
 fn answer(request: &Append, receipt: &Receipt) -> Appended {
     let batch = &request.batch;
     let mut refused = Refused::default();
-    let mut histograms_refused = 0;
     for one in &receipt.refused {
         let series = &batch.series[one.series as usize];
-        if !batch.samples[series.samples.range()].iter().any(|sample| sample.at == one.at) {
-            histograms_refused += 1;
-        }
         let limited = one.reason == Reason::SeriesLimit;
         refused
             .add(reason_word(one.reason), limited, 1, || describe(batch, series, one.reason, one.at, &request.limits));
@@ -412,8 +489,8 @@ fn answer(request: &Append, receipt: &Receipt) -> Appended {
         request.picks.iter().map(|pick| run(&batch.series[*pick as usize]) as u64).sum()
     };
     Appended {
-        samples: count(|series| series.samples.len()) - (refused.count - histograms_refused),
-        histograms: count(|series| series.histograms.len()) - histograms_refused,
+        samples: count(|series| series.samples.len()) - (refused.count - receipt.histograms_refused),
+        histograms: count(|series| series.histograms.len()) - receipt.histograms_refused,
         exemplars: receipt.exemplars,
         exemplars_dropped: receipt.exemplars_refused,
         starts_dropped: receipt.starts_dropped,

@@ -6,7 +6,8 @@
 //!
 //! A log whose first position is not 1 has been cut at a round of checkpoints; whole segments were dropped, so remains
 //! of what came before may still lead it. They are passed over up to the first round, and each partition's appends up
-//! to the end of its checkpoints (which hold them). A partition whose checkpoints are missing is damage.
+//! to the end of its checkpoints (which hold them). A partition whose checkpoints are missing is damage. The rest of a
+//! checkpoint whose begin was dropped is passed over too: a round that was given up may reach into the next.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -93,11 +94,15 @@ impl<'a> Recovery<'a> {
                 self.open.insert(key, heads.empty());
             }
             Kind::CheckpointPiece => {
-                let head = self.open.get_mut(&key).ok_or("a checkpoint has a piece before its begin")?;
+                let Some(head) = self.open.get_mut(&key) else {
+                    return self.rest_of_a_dropped_one(key.0);
+                };
                 head.replay(entry.body).map_err(damaged)?;
             }
             Kind::CheckpointEnd => {
-                let head = self.open.remove(&key).ok_or("a checkpoint has an end before its begin")?;
+                let Some(head) = self.open.remove(&key) else {
+                    return self.rest_of_a_dropped_one(key.0);
+                };
                 heads.replace(&key.1, head);
             }
             Kind::Round => {}
@@ -106,6 +111,14 @@ impl<'a> Recovery<'a> {
             }
         }
         Ok(())
+    }
+
+    fn rest_of_a_dropped_one(&self, partition: PartitionId) -> Result<(), String> {
+        if self.awaited.contains(&partition) {
+            Ok(())
+        } else {
+            Err("a checkpoint goes on that has not begun".to_owned())
+        }
     }
 
     /// What was done in all.

@@ -190,7 +190,7 @@ impl Reader {
     /// Label sets of the series any of `selectors` selects, sorted; at most `limit` (0: all), with a warning when cut.
     ///
     /// # Errors
-    /// Unavailable when data cannot be read.
+    /// Limited for a full queue, Timeout, Unavailable when data cannot be read.
     pub async fn series(
         &self,
         tenant: &TenantId,
@@ -198,13 +198,13 @@ impl Reader {
         range: TimeRange,
         limit: usize,
     ) -> Result<(Vec<Labels>, Vec<String>), Error> {
-        Ok(cut(self.view(tenant).series(&selectors, range).await?, limit))
+        Ok(cut(self.in_turn(tenant, self.view(tenant).series(&selectors, range)).await?, limit))
     }
 
     /// Label names, as [`Reader::series`].
     ///
     /// # Errors
-    /// Unavailable when data cannot be read.
+    /// Limited for a full queue, Timeout, Unavailable when data cannot be read.
     pub async fn label_names(
         &self,
         tenant: &TenantId,
@@ -212,14 +212,14 @@ impl Reader {
         range: TimeRange,
         limit: usize,
     ) -> Result<(Vec<String>, Vec<String>), Error> {
-        let names = self.view(tenant).label_names(&selectors, range).await?;
+        let names = self.in_turn(tenant, self.view(tenant).label_names(&selectors, range)).await?;
         Ok(cut(names.into_iter().collect(), limit))
     }
 
     /// Values of one label, as [`Reader::series`].
     ///
     /// # Errors
-    /// Unavailable when data cannot be read.
+    /// Limited for a full queue, Timeout, Unavailable when data cannot be read.
     pub async fn label_values(
         &self,
         tenant: &TenantId,
@@ -228,14 +228,14 @@ impl Reader {
         range: TimeRange,
         limit: usize,
     ) -> Result<(Vec<String>, Vec<String>), Error> {
-        let values = self.view(tenant).label_values(name, &selectors, range).await?;
+        let values = self.in_turn(tenant, self.view(tenant).label_values(name, &selectors, range)).await?;
         Ok(cut(values.into_iter().collect(), limit))
     }
 
     /// What is known of the metrics: each name with its distinct metadata. Limits of 0: all.
     ///
     /// # Errors
-    /// Unavailable when data cannot be read.
+    /// Limited for a full queue, Timeout, Unavailable when data cannot be read.
     pub async fn metadata(
         &self,
         tenant: &TenantId,
@@ -244,7 +244,7 @@ impl Reader {
         limit_per_metric: usize,
     ) -> Result<BTreeMap<String, Vec<Metadata>>, Error> {
         let mut all: BTreeMap<String, BTreeSet<Metadata>> = BTreeMap::new();
-        for (name, metadata) in self.view(tenant).metadata().await? {
+        for (name, metadata) in self.in_turn(tenant, self.view(tenant).metadata()).await? {
             if metric.is_none_or(|wanted| wanted == name) {
                 all.entry(name).or_default().insert(metadata);
             }
@@ -279,7 +279,7 @@ impl Reader {
         let view = self.view(tenant);
         let mut all: BTreeMap<Labels, Vec<Exemplar>> = BTreeMap::new();
         for matchers in parse::selectors(&expr) {
-            for (labels, exemplars) in view.exemplars(&matchers, range).await? {
+            for (labels, exemplars) in self.in_turn(tenant, view.exemplars(&matchers, range)).await? {
                 all.entry(labels).or_insert(exemplars);
             }
         }
@@ -306,6 +306,17 @@ impl Reader {
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let late = |_| Error::new(Class::Timeout, "counting took longer than query.timeout");
         tokio::time::timeout(self.0.options.timeout, work).await.map_err(late)?
+    }
+
+    /// Does `work` when it is the tenant's turn, within the time a query has: looking for names and series costs what a
+    /// query costs.
+    async fn in_turn<T>(&self, tenant: &TenantId, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let turn = async {
+            let _place = self.0.queue.enter(tenant).await?;
+            work.await
+        };
+        let late = |_| Error::new(Class::Timeout, "reading the labels took longer than query.timeout");
+        tokio::time::timeout(self.0.options.timeout, turn).await.map_err(late)?
     }
 
     fn view(&self, tenant: &TenantId) -> select::View {

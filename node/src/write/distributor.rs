@@ -11,6 +11,7 @@ use engram_model::place::{majority, partition_of, tenant_partitions};
 use engram_model::tenant::TenantId;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Error;
 use crate::meta::{Meta, TenantView};
@@ -26,6 +27,8 @@ pub struct Slices<'a> {
     pub batch: &'a Arc<WriteBatch>,
     /// Which of its series were admitted.
     pub keep: &'a [u32],
+    /// The memory the request takes, see [`Append::memory`].
+    pub memory: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Stores the admitted series and all metadata of a request on a majority of each partition's replicas.
@@ -38,7 +41,7 @@ pub struct Slices<'a> {
 pub async fn distribute(
     meta: &Meta,
     peers: &Peers,
-    Slices { tenant, config, batch, keep }: Slices<'_>,
+    Slices { tenant, config, batch, keep, memory }: Slices<'_>,
     within: Duration,
 ) -> Result<Appended, Error> {
     let ring = meta.ring();
@@ -69,6 +72,7 @@ pub async fn distribute(
             batch: batch.clone(),
             picks: Arc::new(picks),
             metadata,
+            memory: memory.clone(),
         };
         writes.push(quorum(peers, set.replicas.clone(), request, within));
     }

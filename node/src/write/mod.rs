@@ -67,7 +67,7 @@ pub struct Refusal {
 /// A share of the memory for requests in flight; goes back when dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// The door of the write path. Cheap to clone.
@@ -132,7 +132,7 @@ impl Inner {
     fn reserve(&self, bytes: usize) -> Result<Reservation, Error> {
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES).max(1)).unwrap_or(u32::MAX);
         match self.in_flight.clone().try_acquire_many_owned(permits) {
-            Ok(permit) => Ok(Reservation { _permit: permit }),
+            Ok(permit) => Ok(Reservation { permit }),
             Err(_) => Err(Error::unavailable(format!(
                 "requests in flight fill the budget of {} bytes (write.in-flight-bytes-max), retry later",
                 self.options.in_flight_bytes_max
@@ -154,8 +154,9 @@ impl Inner {
 
     async fn write(&self, tenant: &TenantId, version: decode::Version, body: Bytes) -> Result<Written, Error> {
         // A small body may declare a large one inside: its memory counts too, from before it is taken.
-        let _unpacked = match snap::raw::decompress_len(&body) {
-            Ok(bytes) if bytes <= self.options.bounds.body_bytes_max => Some(self.reserve(bytes)?),
+        // A replica that is slow to store it keeps the share after the sender has given up.
+        let memory = match snap::raw::decompress_len(&body) {
+            Ok(bytes) if bytes <= self.options.bounds.body_bytes_max => Some(Arc::new(self.reserve(bytes)?.permit)),
             _ => None,
         };
         let decoded = self.decode(version, body).await?;
@@ -167,7 +168,7 @@ impl Inner {
         let admitted = admit::admit(decoded, &config.limits, now);
         let mut refused = admitted.refused;
         let batch = Arc::new(admitted.batch);
-        let slices = distributor::Slices { tenant, config: &config, batch: &batch, keep: &admitted.keep };
+        let slices = distributor::Slices { tenant, config: &config, batch: &batch, keep: &admitted.keep, memory };
         let stored = distributor::distribute(&self.meta, &self.peers, slices, self.options.deadline).await?;
         self.metrics.dropped(stored.exemplars_dropped, stored.starts_dropped);
         refused.merge(stored.refused);

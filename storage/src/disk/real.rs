@@ -27,7 +27,12 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> Result<(), Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))
+        fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
+        // Else a crash may take the name, and with it all that was synced inside.
+        match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => self.sync_dir(parent),
+            None => Ok(()),
+        }
     }
 
     fn create(&self, path: &Path) -> Result<Box<dyn DiskFile>, Error> {

@@ -110,6 +110,8 @@ pub struct Receipt {
     pub duplicates: u64,
     /// The others.
     pub refused: Vec<Refused>,
+    /// How many of the refused are histograms.
+    pub histograms_refused: u64,
     /// Exemplars kept.
     pub exemplars: u64,
     /// Exemplars dropped: older than the newest of their series, or none are kept.
@@ -215,6 +217,7 @@ impl Head {
             let histograms = batch.histograms[series.histograms.range()].iter().map(|sample| sample.at);
             let refuse = |at| Refused { series: pick, at, reason: Reason::SeriesLimit };
             receipt.refused.extend(floats.chain(histograms).map(refuse));
+            receipt.histograms_refused += series.histograms.len() as u64;
         }
         let mut slot = SlotSum::default();
         for &(pick, SeriesRef(series_ref)) in &staged.series {
@@ -225,7 +228,7 @@ impl Head {
             }
             for sample in &batch.histograms[series.histograms.range()] {
                 let outcome = self.put_histogram(series_ref, sample.at, &sample.histogram, &staged.rules, &mut slot);
-                receipt.note(pick, sample.at, outcome);
+                receipt.note_histogram(pick, sample.at, outcome);
                 receipt.starts_dropped += u64::from(sample.start_at != 0);
             }
             if let Some(starts) = batch.starts.get(series.samples.range()) {
@@ -405,6 +408,11 @@ impl Receipt {
             Outcome::Refused(reason) => self.refused.push(Refused { series, at, reason }),
             Outcome::Unknown => self.unknown += 1,
         }
+    }
+
+    pub(super) fn note_histogram(&mut self, series: u32, at: Millis, outcome: Outcome) {
+        self.histograms_refused += u64::from(matches!(outcome, Outcome::Refused(_)));
+        self.note(series, at, outcome);
     }
 
     pub(super) fn note_exemplar(&mut self, kept: bool) {

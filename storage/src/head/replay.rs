@@ -70,7 +70,7 @@ impl Head {
                 for _ in 0..from.uvarint()? {
                     let (at, histogram) = read_histogram(from)?;
                     let outcome = self.put_histogram(series_ref, at, &histogram, &rules, &mut slot);
-                    receipt.note(series_ref, at, outcome);
+                    receipt.note_histogram(series_ref, at, outcome);
                 }
             }
         }

@@ -16,6 +16,9 @@ use super::symbols::{Symbol, View};
 use super::{Head, Series};
 use crate::chunk::Chunk;
 
+/// Series after whose labels a reader lets writers of texts through: some tens of microseconds.
+const GIVE_WAY_EVERY: usize = 128;
+
 /// One series of an answer.
 #[derive(Clone, Debug)]
 pub struct HeadSeries {
@@ -58,15 +61,12 @@ impl Head {
     #[must_use]
     pub fn select(&self, matchers: &[Matcher], range: TimeRange) -> Vec<HeadSeries> {
         let set = self.index.select(matchers);
-        let view = self.symbols.view();
         let series = self.of_set(&set).filter(|series| series.overlaps(range));
         let with_chunks = series.map(|series| (series, series.chunks(range))).filter(|(_, chunks)| !chunks.is_empty());
-        with_chunks
-            .map(|(series, chunks)| HeadSeries {
-                labels: labels_of(series, &view),
-                chunks: Arc::new(HeadChunks { hash: series.hash(), chunks }),
-            })
-            .collect()
+        self.with_labels(with_chunks, |labels, (series, chunks)| HeadSeries {
+            labels,
+            chunks: Arc::new(HeadChunks { hash: series.hash(), chunks }),
+        })
     }
 
     /// How many series a select would give at most: for limits, before the work.
@@ -79,8 +79,8 @@ impl Head {
     #[must_use]
     pub fn series_labels(&self, matchers: &[Matcher], range: TimeRange) -> Vec<Labels> {
         let set = self.index.select(matchers);
-        let view = self.symbols.view();
-        self.of_set(&set).filter(|series| series.overlaps(range)).map(|series| labels_of(series, &view)).collect()
+        let series = self.of_set(&set).filter(|series| series.overlaps(range));
+        self.with_labels(series.map(|series| (series, ())), |labels, _| labels)
     }
 
     /// All label names of such series, sorted.
@@ -140,6 +140,22 @@ impl Head {
 
     pub(super) fn of_set<'a>(&'a self, set: &'a RoaringBitmap) -> impl Iterator<Item = &'a Series> {
         set.iter().filter_map(|series_ref| self.get(series_ref))
+    }
+
+    /// Builds labels, and every now and then lets those through who bring new texts: all tenants of the node share them.
+    fn with_labels<'a, T, R>(
+        &self,
+        series: impl Iterator<Item = (&'a Series, T)>,
+        make: impl Fn(Labels, (&'a Series, T)) -> R,
+    ) -> Vec<R> {
+        let (mut view, mut out) = (self.symbols.view(), Vec::new());
+        for one in series {
+            out.push(make(labels_of(one.0, &view), one));
+            if out.len().is_multiple_of(GIVE_WAY_EVERY) {
+                view.give_way();
+            }
+        }
+        out
     }
 
     fn any_in(&self, mut list: impl Iterator<Item = u32>, range: TimeRange) -> bool {

@@ -84,6 +84,11 @@ impl Symbols {
 pub(crate) struct View<'a>(RwLockReadGuard<'a, Inner>);
 
 impl View<'_> {
+    /// Lets writers through that wait. Numbers in use stay what they are.
+    pub(crate) fn give_way(&mut self) {
+        RwLockReadGuard::bump(&mut self.0);
+    }
+
     /// The text of a number that is in use.
     pub(crate) fn text(&self, symbol: Symbol) -> &str {
         &self.0.slots[symbol as usize].text
