@@ -360,7 +360,7 @@ fn start_partitions(
         segment_bytes: config.log.segment_bytes_max,
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,
         every: KEEPER_EVERY,
-        turn: Arc::default(),
+        turn: Arc::new(tokio::sync::Semaphore::new(1)),
         stop: stop.clone(),
     };
     supervisor.spawn(keeper::child(keeper.clone()));

@@ -44,6 +44,7 @@ impl DataDir {
             let path = path.to_owned();
             move |source| DirError::Io { act, path, source }
         };
+        let is_new = !root.exists();
         std::fs::create_dir_all(root).map_err(io("create", root))?;
         // Else a crash may take the name of a new directory, and with it all that was synced inside.
         let parent = match root.parent() {
@@ -51,7 +52,9 @@ impl DataDir {
             Some(parent) => parent,
             None => root,
         };
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(io("sync", parent))?;
+        if is_new {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(io("sync", parent))?;
+        }
         let path = root.join("LOCK");
         let mut lock = OpenOptions::new()
             .read(true)

@@ -16,6 +16,7 @@ use engram_model::tenant::TenantId;
 use engram_model::time::Stopwatch;
 use engram_storage::log::NodeLog;
 use futures::FutureExt;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{self, Kind};
@@ -40,8 +41,8 @@ pub struct Config {
     pub checkpoint_bytes_min: u64,
     /// How often to look.
     pub every: Duration,
-    /// Held by the one round that may be under way.
-    pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// One permit, held by the one round that may be under way.
+    pub turn: Arc<Semaphore>,
     /// Ends the actor.
     pub stop: CancellationToken,
 }
@@ -126,7 +127,7 @@ impl Growth {
 /// # Errors
 /// The log failed, or a partition did not answer; the old segments stay then.
 pub async fn round(config: &Config) -> Result<(), ChildError> {
-    let _turn = config.turn.lock().await;
+    let _turn = config.turn.acquire().await?;
     let mut marker = Vec::new();
     entry::begin(&mut marker, Kind::Round, PartitionId(0), &TenantId::anonymous());
     let begin = append_durably(&config.log, marker).await?;

@@ -10,8 +10,6 @@ pub mod heads;
 pub mod keeper;
 pub mod partition;
 pub mod recover;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Goal: what only happens under load or after a crash. Method: real actors on a real log in a directory of their own,
 //! with bounds so small that the case comes at once; recovery is given entries by hand.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,13 @@ use engram_model::place::{Epoch, PartitionId};
 use engram_model::sample::Sample;
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
+use engram_node::actor::{Health, Supervisor};
+use engram_node::ingest::entry::{self, Kind};
+use engram_node::ingest::heads::Heads;
+use engram_node::ingest::partition::{self, LogBudget};
+use engram_node::ingest::recover::Recovery;
+use engram_node::meta::{Meta, TenantDefaults};
+use engram_node::peer::Append;
 use engram_raft::group::FirstStart;
 use engram_raft::state::NodeSpec;
 use engram_raft::{Group, GroupOptions};
@@ -18,14 +26,6 @@ use engram_storage::head::{HeadOptions, Symbols};
 use engram_storage::log::{NodeLog, Options, Position};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
-
-use super::entry::{self, Kind};
-use super::heads::Heads;
-use super::partition::{self, LogBudget};
-use super::recover::Recovery;
-use crate::actor::{Health, Supervisor};
-use crate::meta::{Meta, TenantDefaults};
-use crate::peer::Append;
 
 const LONG: Duration = Duration::from_secs(30);
 
