@@ -60,6 +60,12 @@ pub enum Error {
         /// The first failure, in words.
         why: Arc<str>,
     },
+    /// Somebody of ours handed over what the format forbids: our bug, and nothing was written of it.
+    #[error("{what}")]
+    Misuse {
+        /// What was handed over.
+        what: String,
+    },
     /// Asked after the close.
     #[error("{what} is closed")]
     Closed {
@@ -98,7 +104,7 @@ impl Error {
 impl Classed for Error {
     fn class(&self) -> Class {
         match self {
-            Self::Io { .. } | Self::Corrupt { .. } => Class::Internal,
+            Self::Io { .. } | Self::Corrupt { .. } | Self::Misuse { .. } => Class::Internal,
             Self::Full { .. } | Self::Failed { .. } | Self::Closed { .. } => Class::Unavailable,
             Self::TooLarge { .. } => Class::Invalid,
         }

@@ -119,6 +119,19 @@ pub fn encode_floats(samples: &[(Millis, f64)]) -> Vec<Chunk> {
     full
 }
 
+/// Encodes samples in order of time, times strictly growing, into as many chunks as it takes; none crosses a multiple of
+/// `window_ms` (above 0). Histograms are those that [`histogram::is_storable`].
+#[must_use]
+pub fn encode<'a>(samples: impl IntoIterator<Item = (Millis, ValueRef<'a>)>, window_ms: i64) -> Vec<Chunk> {
+    let (mut open, mut full) = (Open::default(), Vec::new());
+    for (at, value) in samples {
+        let cut = open.bounds().is_some_and(|(first, _)| first.div_euclid(window_ms) != at.div_euclid(window_ms));
+        full.extend(open.append(at, value, cut));
+    }
+    full.extend(open.view());
+    full
+}
+
 /// A value to append, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub enum ValueRef<'a> {

@@ -64,6 +64,8 @@ enum Change {
 enum NameChange {
     Set(PathBuf, usize),
     Unset(PathBuf),
+    /// A directory gets another name: one act, so all of it survives or nothing.
+    Move(PathBuf, PathBuf),
 }
 
 #[derive(Debug)]
@@ -112,6 +114,14 @@ fn apply_name(to: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
         }
         NameChange::Unset(path) => {
             to.remove(path);
+        }
+        NameChange::Move(from, into) => {
+            let inside: Vec<_> = to.keys().filter(|path| path.starts_with(from)).cloned().collect();
+            for old in inside {
+                if let (Some(inode), Ok(rest)) = (to.remove(&old), old.strip_prefix(from)) {
+                    to.insert(into.join(rest), inode);
+                }
+            }
         }
     }
 }
@@ -235,6 +245,11 @@ impl State {
         self.pending.push(change);
     }
 
+    /// A directory is what something lies in.
+    fn is_dir(&self, dir: &Path) -> bool {
+        self.names.keys().any(|path| path != dir && path.starts_with(dir))
+    }
+
     fn find(&self, act: &'static str, path: &Path) -> Result<usize, Error> {
         let found = self.names.get(path).copied();
         found.ok_or_else(|| Error::io(act, path, io::Error::from(io::ErrorKind::NotFound)))
@@ -273,6 +288,13 @@ impl Disk for FaultDisk {
     fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
         let mut state = self.0.lock();
         state.act("rename", from)?;
+        if !state.names.contains_key(from) && state.is_dir(from) {
+            if state.is_dir(to) {
+                return Err(Error::io("rename", from, io::Error::from(io::ErrorKind::DirectoryNotEmpty)));
+            }
+            state.change_name(NameChange::Move(from.to_owned(), to.to_owned()));
+            return Ok(());
+        }
         let inode = state.find("rename", from)?;
         // One act of the journal: both halves survive or neither. `Set` goes first, so a crash between them would
         // leave two names, never none; `crash` may show that, and readers must bear it.
@@ -289,10 +311,29 @@ impl Disk for FaultDisk {
         Ok(())
     }
 
+    fn remove_dir(&self, dir: &Path) -> Result<(), Error> {
+        let mut state = self.0.lock();
+        state.act("remove", dir)?;
+        match state.is_dir(dir) {
+            true => Err(Error::io("remove", dir, io::Error::from(io::ErrorKind::DirectoryNotEmpty))),
+            false => Ok(()),
+        }
+    }
+
     fn list(&self, dir: &Path) -> Result<Vec<String>, Error> {
         let state = self.0.lock();
         let inside = state.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    fn list_dirs(&self, dir: &Path) -> Result<Vec<String>, Error> {
+        let state = self.0.lock();
+        let below = state.names.keys().filter_map(|path| path.strip_prefix(dir).ok());
+        let deep = below.filter(|rest| rest.components().count() > 1);
+        let mut names: Vec<_> =
+            deep.filter_map(|rest| Some(rest.components().next()?.as_os_str().to_str()?.to_owned())).collect();
+        names.dedup();
+        Ok(names)
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<(), Error> {

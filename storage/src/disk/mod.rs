@@ -13,6 +13,7 @@ use std::path::Path;
 use crate::Error;
 
 pub mod fault;
+pub(crate) mod out;
 pub mod real;
 mod sys;
 
@@ -36,7 +37,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// [`Error::Io`].
     fn open(&self, path: &Path) -> Result<Box<dyn DiskFile>, Error>;
 
-    /// Gives a file another name in the same directory; a file of that name is replaced.
+    /// Gives a file another name in the same directory; a file of that name is replaced. A directory moves with all
+    /// that is in it, at once, unless there is one of that name that is not empty.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -48,11 +50,23 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// [`Error::Io`].
     fn remove(&self, path: &Path) -> Result<(), Error>;
 
+    /// Removes an empty directory; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when something is in it.
+    fn remove_dir(&self, dir: &Path) -> Result<(), Error>;
+
     /// Names of the files in a directory, sorted; names that are not UTF-8 are not ours and left out.
     ///
     /// # Errors
     /// [`Error::Io`].
     fn list(&self, dir: &Path) -> Result<Vec<String>, Error>;
+
+    /// Names of the directories in a directory, sorted; as [`Self::list`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn list_dirs(&self, dir: &Path) -> Result<Vec<String>, Error>;
 
     /// Makes the names in a directory durable.
     ///

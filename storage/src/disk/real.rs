@@ -23,6 +23,21 @@ impl RealDisk {
         let file = opened.map_err(|source| Error::io("open", path, source))?;
         Ok(Box::new(RealFile { file, path: path.to_owned() }))
     }
+
+    fn names(dir: &Path, wanted: fn(&fs::FileType) -> bool) -> Result<Vec<String>, Error> {
+        let failed = |source| Error::io("list", dir, source);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if wanted(&entry.file_type().map_err(failed)?)
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
 }
 
 impl Disk for RealDisk {
@@ -51,19 +66,19 @@ impl Disk for RealDisk {
         fs::remove_file(path).map_err(|source| Error::io("remove", path, source))
     }
 
-    fn list(&self, dir: &Path) -> Result<Vec<String>, Error> {
-        let failed = |source| Error::io("list", dir, source);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_type().map_err(failed)?.is_file()
-                && let Ok(name) = entry.file_name().into_string()
-            {
-                names.push(name);
-            }
+    fn remove_dir(&self, dir: &Path) -> Result<(), Error> {
+        match fs::remove_dir(dir) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir, source)),
+            _ => Ok(()),
         }
-        names.sort();
-        Ok(names)
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<String>, Error> {
+        Self::names(dir, fs::FileType::is_file)
+    }
+
+    fn list_dirs(&self, dir: &Path) -> Result<Vec<String>, Error> {
+        Self::names(dir, fs::FileType::is_dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<(), Error> {
