@@ -177,6 +177,12 @@ fn decode_all(bytes: &[u8], times: &mut Vec<Millis>, values: &mut Vec<f64>) -> R
         let (mut word, front) = bits.peek_wide();
         if front == 0 {
             bits.skip(2); // the same step and the same value: most of what is stored
+        } else if front == 0b01 {
+            // The same step: scrapes on time come in long runs, so this is guessed right, and the value is not kept
+            // waiting until the length of the step is known.
+            let (xor, more) = window.read(word << 1);
+            value ^= xor;
+            bits.skip(1 + more);
         } else {
             let (step, used) = read_step(word);
             delta = delta.wrapping_add_signed(step);
