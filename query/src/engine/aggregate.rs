@@ -259,6 +259,7 @@ impl Evaluator<'_> {
         let values = &column.values;
         let steps = column.present.iter();
         match aggregate.op {
+            AggregateOp::Sum if group.histograms.is_none() => group.sum_column(column),
             AggregateOp::Sum => steps.for_each(|step| group.sum(step, values[step])),
             AggregateOp::Avg => steps.for_each(|step| group.mean(step, values[step])),
             AggregateOp::Count => steps.for_each(|step| group.count_one(step)),
@@ -361,6 +362,33 @@ impl Group {
             return;
         }
         (self.value[step], self.second[step]) = kahan(x, self.value[step], self.second[step]);
+    }
+
+    /// [`Self::sum`] of all steps, where no histogram has come. Most words of steps are full on both sides: then nothing
+    /// is asked of single steps.
+    fn sum_column(&mut self, column: &Column) {
+        let chunks = self.value.chunks_mut(64).zip(self.second.chunks_mut(64)).zip(column.values.chunks(64));
+        for (word, ((sums, lost), values)) in chunks.enumerate() {
+            let (new, seen) = (column.present.word(word), self.seen.word(word));
+            if new == u64::MAX >> (64 - values.len()) && new & seen == new {
+                for ((sum, lost), x) in sums.iter_mut().zip(lost).zip(values) {
+                    (*sum, *lost) = kahan(*x, *sum, *lost);
+                }
+                continue;
+            }
+            let mut left = new;
+            while left != 0 {
+                let i = left.trailing_zeros() as usize;
+                left &= left - 1;
+                if seen >> i & 1 == 1 {
+                    (sums[i], lost[i]) = kahan(values[i], sums[i], lost[i]);
+                } else {
+                    sums[i] = values[i];
+                }
+            }
+        }
+        self.seen.join(&column.present);
+        self.floats.join(&column.present);
     }
 
     fn mean(&mut self, step: usize, x: f64) {

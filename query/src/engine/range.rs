@@ -11,6 +11,7 @@ use engram_model::series::Columns;
 use engram_model::{Labels, Millis};
 
 use crate::error::Error;
+use crate::functions::slide::{Place, Scratch, Slide};
 use crate::functions::{Function, Note, RangeKernel, Window, is_counter_name};
 use crate::parse::ast::{Extension, Span};
 use crate::plan::{Call, Node, Subquery};
@@ -100,6 +101,15 @@ struct Applied<'a> {
     /// Where the first argument stands.
     span: Span,
     steps: Steps,
+    /// A way over all windows at once, where the function has one.
+    slide: Option<Slide>,
+}
+
+/// Memory used from series to series.
+#[derive(Default)]
+struct Reused {
+    params: Vec<f64>,
+    scratch: Scratch,
 }
 
 impl Evaluator<'_> {
@@ -124,7 +134,8 @@ impl Evaluator<'_> {
             first => first.map_or(call.span, Node::span),
         };
         let is_unique = !function.drops_name || self.names_stay_unique(ranged.node);
-        let applied = Applied { kernel, function, ranged, params, span, steps };
+        let slide = Slide::of(function.name).filter(|_| ranged.extension == Extension::None);
+        let applied = Applied { kernel, function, ranged, params, span, steps, slide };
         if is_unique {
             return self.apply(&applied, sink);
         }
@@ -141,9 +152,9 @@ impl Evaluator<'_> {
 
     fn apply(&self, applied: &Applied<'_>, sink: Sink<'_>) -> Result<(), Error> {
         let mut row = Row::default();
-        let mut params = Vec::with_capacity(applied.params.len());
+        let mut reused = Reused::default();
         self.each_ranged(&applied.ranged, applied.steps, &mut |labels, drop_name, columns| {
-            self.apply_to_series(applied, labels, columns, &mut params, &mut row.column)?;
+            self.apply_to_series(applied, labels, columns, &mut reused, &mut row.column)?;
             self.check_failure()?;
             if row.column.is_empty() {
                 return Ok(());
@@ -161,7 +172,7 @@ impl Evaluator<'_> {
         applied: &Applied<'_>,
         labels: &Labels,
         columns: &mut Columns,
-        params: &mut Vec<f64>,
+        reused: &mut Reused,
         out: &mut Column,
     ) -> Result<(), Error> {
         let steps = applied.steps;
@@ -170,6 +181,15 @@ impl Evaluator<'_> {
             columns.starts.clear();
             columns.histogram_starts.clear();
         }
+        if let Some(slide) = applied.slide
+            && columns.histogram_times.is_empty()
+            && columns.starts.is_empty()
+            && self.place_windows(&applied.ranged, &columns.times, steps, &mut reused.scratch)?
+        {
+            slide.run(&columns.times, &columns.values, &mut reused.scratch, |step, value| out.put(step, value));
+            return Ok(());
+        }
+        let params = &mut reused.params;
         let mut notes = self.notes.borrow_mut();
         notes.enter(labels.metric_name(), applied.span);
         let mut looked_at = 0;
@@ -184,6 +204,37 @@ impl Evaluator<'_> {
         })?;
         self.look_at(looked_at);
         Ok(())
+    }
+
+    /// Finds the windows of all steps. `Ok(false)`: their times are too far out to be counted on.
+    fn place_windows(
+        &self,
+        ranged: &Ranged<'_>,
+        times: &[Millis],
+        steps: Steps,
+        scratch: &mut Scratch,
+    ) -> Result<bool, Error> {
+        let places = &mut scratch.places;
+        places.clear();
+        let mut end = ranged.data_time(steps.start);
+        let each = if steps.count > 1 { ranged.data_time(steps.at(1)).saturating_sub(end) } else { 0 };
+        let last = i64::try_from(steps.count - 1).ok().and_then(|n| n.checked_mul(each)?.checked_add(end));
+        if last != Some(ranged.data_time(steps.last())) || end.checked_sub(ranged.range_ms).is_none() {
+            return Ok(false);
+        }
+        // The first window may lie far from the first sample: a chunk is read whole.
+        let first = times.partition_point(|at| *at <= end - ranged.range_ms);
+        let (mut window, mut looked_at) = ((first, first), 0);
+        for _ in 0..steps.count {
+            let start = end - ranged.range_ms;
+            advance(times, &mut window, start, end);
+            looked_at += window.1 - window.0;
+            places.push(Place { from: window.0, to: window.1, start, end });
+            end = end.wrapping_add(each);
+        }
+        self.look_at(looked_at as u64);
+        self.tick((looked_at / 8 + steps.count) as u64)?;
+        Ok(true)
     }
 
     /// Calls `f` for each step whose window has samples.

@@ -71,6 +71,12 @@ impl Bits {
         self.0[step >> 6] |= 1 << (step & 63);
     }
 
+    /// 64 steps, the first in the lowest bit.
+    #[inline]
+    pub(super) fn word(&self, at: usize) -> u64 {
+        self.0[at]
+    }
+
     pub(super) fn count(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }

@@ -12,6 +12,7 @@
 //! pointwise.rs  mathematics                                         calendar.rs   dates
 //! quantile.rs   quantiles and fractions of histograms               labels.rs     label_replace, label_join
 //! sum.rs        sums that keep what rounding would lose           operators.rs  operators on two floats
+//! slide.rs      all windows of a series at once
 //! ```
 //!
 //! Source: `prometheus promql/functions.go`, Prometheus 3.14.
@@ -29,6 +30,7 @@ pub mod notes;
 pub mod operators;
 pub mod pointwise;
 pub mod quantile;
+pub(crate) mod slide;
 pub mod sum;
 
 mod extended;

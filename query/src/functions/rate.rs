@@ -16,7 +16,7 @@ use crate::parse::ast::Extension;
 
 /// Which of the three.
 #[derive(Clone, Copy)]
-pub(super) struct Mode {
+pub(crate) struct Mode {
     /// Whether restarts are made up for.
     pub(super) counter: bool,
     /// Whether the answer is per second.
@@ -47,34 +47,42 @@ fn extrapolated(w: &Window<'_>, mode: Mode, notes: &mut Notes) -> Option<Point> 
 }
 
 /// Where samples lie in a range, to stretch a difference to it.
-struct Stretch<'a> {
-    times: &'a [Millis],
+pub(super) struct Stretch {
+    /// Time of the first sample.
+    pub(super) first: Millis,
+    /// Time of the last one.
+    pub(super) last: Millis,
+    /// Samples less one.
+    pub(super) gaps: usize,
     /// Start of the first sample's counter where that lies inside the range before the sample.
-    start: Option<Millis>,
+    pub(super) start: Option<Millis>,
+    /// Both ends of the range.
+    pub(super) range: (Millis, Millis),
 }
 
-impl<'a> Stretch<'a> {
+impl Stretch {
     /// `None`: one sample that knows no start says nothing.
-    fn new(w: &Window<'_>, mode: Mode, times: &'a [Millis], starts: &[Millis]) -> Option<Self> {
-        let first = *times.first()?;
+    fn new(w: &Window<'_>, mode: Mode, times: &[Millis], starts: &[Millis]) -> Option<Self> {
+        let (first, last) = (*times.first()?, *times.last()?);
         let start = start_at(starts, 0);
         let inside = mode.counter && start != 0 && start > w.range_start && start < first;
-        (inside || times.len() > 1).then(|| Self { times, start: inside.then_some(start) })
+        let range = (w.range_start, w.range_end);
+        let start = inside.then_some(start);
+        (inside || times.len() > 1).then(|| Self { first, last, gaps: times.len() - 1, start, range })
     }
 
     /// What to multiply the difference by. `zero`: the counter's first value and the difference, where the counter may
     /// have been at 0 inside the range.
-    fn factor(&self, w: &Window<'_>, mode: Mode, zero: Option<(f64, f64)>) -> f64 {
-        let (first, last) = (self.times[0], self.times[self.times.len() - 1]);
-        let mut sampled = seconds(last - first);
-        let gaps = self.times.len() - 1;
-        let gap = if gaps > 0 { sampled / gaps as f64 } else { 0.0 };
+    #[inline]
+    pub(super) fn factor(&self, mode: Mode, zero: Option<(f64, f64)>) -> f64 {
+        let mut sampled = seconds(self.last - self.first);
+        let gap = if self.gaps > 0 { sampled / self.gaps as f64 } else { 0.0 };
         let near = gap * 1.1;
-        let mut before = seconds(first - w.range_start);
-        let mut after = seconds(w.range_end - last);
+        let mut before = seconds(self.first - self.range.0);
+        let mut after = seconds(self.range.1 - self.last);
         if let Some(start) = self.start {
             before = 0.0;
-            sampled = seconds(last - start);
+            sampled = seconds(self.last - start);
         } else {
             if before >= near {
                 before = gap / 2.0;
@@ -90,7 +98,7 @@ impl<'a> Stretch<'a> {
             after = gap / 2.0;
         }
         let factor = if sampled == 0.0 { 1.0 } else { (sampled + before + after) / sampled };
-        if mode.per_second { factor / w.seconds() } else { factor }
+        if mode.per_second { factor / seconds(self.range.1 - self.range.0) } else { factor }
     }
 }
 
@@ -106,7 +114,7 @@ fn float_rate(w: &Window<'_>, mode: Mode, notes: &mut Notes) -> Option<Point> {
         difference += first;
     }
     let zero = (mode.counter && difference > 0.0 && first >= 0.0).then_some((first, difference));
-    Some(Point::Float(difference * stretch.factor(w, mode, zero)))
+    Some(Point::Float(difference * stretch.factor(mode, zero)))
 }
 
 /// Adds what restarts took away, one after the other as upstream does. Restarts are rare: most runs of samples are
@@ -157,7 +165,7 @@ fn histogram_rate(w: &Window<'_>, mode: Mode, notes: &mut Notes) -> Option<Point
     }
     let mut h = difference?;
     let zero = (mode.counter && h.count > 0.0 && first.count >= 0.0).then_some((first.count, h.count));
-    multiply(&mut h, stretch.factor(w, mode, zero));
+    multiply(&mut h, stretch.factor(mode, zero));
     Some(Point::Histogram(Arc::new(h)))
 }
 
