@@ -119,6 +119,8 @@ pub struct TenantLimits {
     pub max_label_value_length: u32,
     /// Most labels of a series.
     pub max_label_names_per_series: u32,
+    /// Whether every series must have a metric name, as remote write asks of its senders.
+    pub enforce_metric_name: bool,
     /// Most active series; 0: no limit.
     pub max_global_series_per_user: u64,
     /// How far ahead of this node's clock a sample may lie, in milliseconds.
@@ -151,6 +153,7 @@ impl Default for TenantLimits {
             max_label_name_length: 1024,
             max_label_value_length: 2048,
             max_label_names_per_series: 30,
+            enforce_metric_name: true,
             max_global_series_per_user: 0,
             creation_grace_period_ms: 10 * 60 * 1000,
             out_of_order_time_window_ms: 0,

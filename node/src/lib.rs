@@ -3,7 +3,7 @@
 //! Map: [`config`] and [`cli`] what a person may say · [`actor`] the actor kit · [`meta`] the agreed metadata ·
 //! [`http`] the API · [`write`] and [`read`] the two paths · [`peer`] the way to a replica · [`ingest`] the partitions of
 //! this node · [`metrics`] and [`telemetry`] what is seen from outside · [`data_dir`] the directory and its lock ·
-//! [`error`] from failure to code.
+//! [`memory`] what is freed goes back · [`error`] from failure to code.
 //!
 //! [`Node::start`] is the only place that knows all of them. Order of start: directory, ports, metadata, log, partitions,
 //! paths; the HTTP port answers from the second step on and says what is missing. Order of stop: requests, partitions,
@@ -16,6 +16,7 @@ pub mod data_dir;
 pub mod error;
 pub mod http;
 pub mod ingest;
+pub mod memory;
 pub mod meta;
 pub mod metrics;
 pub mod peer;

@@ -38,7 +38,8 @@ impl Classed for SourceError {
     fn class(&self) -> Class {
         match self {
             Self::Read(_) => Class::Internal,
-            Self::Limited(_) => Class::Limited,
+            // Asking again cannot help: the caller must ask for less.
+            Self::Limited(_) => Class::Invalid,
             Self::Unavailable(_) => Class::Unavailable,
         }
     }

@@ -103,7 +103,7 @@ impl Default for Config {
             partitions: 64,
             shard_size: 0,
             tenants_max: 10_000,
-            retention_ms: 0,
+            retention_ms: 15 * 24 * 60 * 60 * 1000,
             shutdown_timeout: Duration::from_secs(30),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,

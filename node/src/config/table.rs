@@ -112,7 +112,12 @@ pub static KEYS: &[Key] = &[
         tenants_max,
         "Most tenants of the cluster, so that a sender cannot make more by inventing names."
     ),
-    key!("retention", Millis, retention_ms, "How long samples are kept; 0 keeps them for ever."),
+    key!(
+        "retention",
+        Millis,
+        retention_ms,
+        "How long samples are kept behind a tenant's newest one; 0 keeps them for ever. They are kept in memory."
+    ),
     key!(
         "shutdown-timeout",
         Time,
@@ -213,6 +218,12 @@ pub static KEYS: &[Key] = &[
         "Longest label value, in bytes, the metric's name too."
     ),
     key!("limits.max-label-names-per-series", Count32, limits.max_label_names_per_series, "Most labels of a series."),
+    key!(
+        "limits.enforce-metric-name",
+        Switch,
+        limits.enforce_metric_name,
+        "Whether every series must have a metric name."
+    ),
     key!(
         "limits.max-global-series-per-user",
         Count,

@@ -25,9 +25,13 @@ use engram_query::port::SharedQueryable;
 use cardinality::{Cardinality, Usage};
 
 use crate::error::Error;
+use crate::memory;
 use crate::meta::Meta;
 use crate::metrics::ReadMetrics;
 use crate::peer::Peers;
+
+/// A query that held more samples at once, or failed, may have left much freed memory behind.
+const HEAVY_SAMPLES: u64 = 1_000_000;
 
 /// Bounds of the read path.
 #[derive(Clone, Debug)]
@@ -178,7 +182,12 @@ impl Reader {
         let prepared = engine::prepare(&request, &source).await?;
         let evaluation = tokio::task::spawn_blocking(move || {
             let outcome = prepared.run(&cancel);
-            drop(place);
+            let heavy = outcome.as_ref().map_or(true, |done| done.stats.samples_peak > HEAVY_SAMPLES);
+            drop((prepared, place));
+            if heavy {
+                // Not waited for: the answer does not depend on it.
+                tokio::task::spawn_blocking(memory::give_back);
+            }
             outcome
         });
         match evaluation.await {

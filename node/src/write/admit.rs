@@ -100,8 +100,11 @@ fn check_series(batch: &WriteBatch, series: &BatchSeries, limits: &TenantLimits)
             return Some(("label_value_too_long", text));
         }
     }
-    if !named {
-        return Some(("missing_metric_name", format!("series has no metric name: {}", batch.show(series))));
+    if !named && limits.enforce_metric_name {
+        return Some((
+            "missing_metric_name",
+            format!("series has no metric name, limit enforce_metric_name is on: {}", batch.show(series)),
+        ));
     }
     None
 }

@@ -126,13 +126,15 @@ pub fn request(series: &[Series<'_>]) -> Vec<u8> {
     out
 }
 
-fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+/// A field of bytes.
+pub fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     out.push(number << 3 | 2);
     varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-fn varint(out: &mut Vec<u8>, mut n: u64) {
+/// A number as protobuf writes it.
+pub fn varint(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push(n as u8 | 0x80);
         n >>= 7;

@@ -34,9 +34,9 @@ pub(super) enum Names {
 }
 
 /// Where a query is asked, and how.
-struct Stage {
-    storage: SharedQueryable,
-    names: Names,
+pub(super) struct Stage {
+    pub(super) storage: SharedQueryable,
+    pub(super) names: Names,
 }
 
 /// Runs all commands; a failed evaluation does not end it.
@@ -91,7 +91,7 @@ pub(super) fn data_of(commands: Vec<Command>) -> SharedQueryable {
     Arc::new(storage.freeze())
 }
 
-fn load(storage: &mut Storage, step_ms: i64, with_nhcb: bool, series: &[Loaded]) {
+pub(super) fn load(storage: &mut Storage, step_ms: i64, with_nhcb: bool, series: &[Loaded]) {
     let mut classic: BTreeMap<Labels, BTreeMap<Millis, Classic>> = BTreeMap::new();
     for Loaded { labels, items, starts } in series {
         let mut at = 0;
@@ -136,7 +136,7 @@ fn collect(classic: &mut BTreeMap<Labels, BTreeMap<Millis, Classic>>, labels: &L
 }
 
 /// Parses and evaluates; the error is the text a user would see.
-fn query(text: &str, times: (Millis, Millis, i64), stage: &Stage) -> Result<Outcome, String> {
+pub(super) fn query(text: &str, times: (Millis, Millis, i64), stage: &Stage) -> Result<Outcome, String> {
     let expr = parse(text, &Switches::all()).map_err(|e| e.to_string())?;
     let (start, end, step_ms) = times;
     let budget =

@@ -42,6 +42,11 @@ impl Storage {
         stored.last = Some(histogram);
     }
 
+    /// Every series with its samples.
+    pub(super) fn contents(&self) -> impl Iterator<Item = (&Labels, &Columns)> {
+        self.series.iter().map(|(labels, stored)| (labels, &stored.columns))
+    }
+
     /// As a source of queries.
     pub(super) fn freeze(&self) -> Frozen {
         let series = self
