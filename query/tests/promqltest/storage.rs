@@ -43,6 +43,7 @@ impl Storage {
     }
 
     /// Every series with its samples.
+    #[allow(dead_code, reason = "the node's tests send them over HTTP")]
     pub(super) fn contents(&self) -> impl Iterator<Item = (&Labels, &Columns)> {
         self.series.iter().map(|(labels, stored)| (labels, &stored.columns))
     }
