@@ -6,6 +6,7 @@ use std::sync::Arc;
 use engram_model::histogram::Histogram;
 use engram_model::sample::Value as SampleValue;
 use engram_model::{Labels, Millis};
+use serde::Serialize;
 
 /// The answer of a query.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,48 @@ impl Annotations {
         self.warnings.extend(other.warnings);
         self.infos.extend(other.infos);
     }
+}
+
+/// One operator of an evaluated plan: what it did, with those whose rows it took.
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Its name: `sum`, `rate`, `/`, `select` …
+    pub operator: String,
+    /// Where it stands in the query's text.
+    pub text: String,
+    /// What the optimiser has done: `folded`, `narrowed by …`, `#0 of 2 places` …
+    pub marks: Vec<String>,
+    /// Series it took, of its children and from storage.
+    pub series_in: u64,
+    /// Series it gave.
+    pub series_out: u64,
+    /// Samples it looked at itself.
+    pub samples: u64,
+    /// Most samples the query held while it or its children were at work.
+    pub samples_peak: u64,
+    /// Time it and its children took.
+    pub total_seconds: f64,
+    /// Time it took itself.
+    pub self_seconds: f64,
+    /// What a selector fetched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub select: Option<SelectCost>,
+    /// Those whose rows it took.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Self>,
+}
+
+/// What was fetched for a selector.
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SelectCost {
+    /// Number of the select; selectors of the same number share it.
+    pub select: usize,
+    /// Series it gave.
+    pub series: u64,
+    /// Time until they were there.
+    pub fetch_seconds: f64,
 }
 
 /// What a query cost.

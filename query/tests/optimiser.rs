@@ -244,3 +244,22 @@ fn two_series_of_a_group_are_still_an_error() {
         assert!(error.to_string().contains("found duplicate series"), "{error}");
     }
 }
+
+#[test]
+fn an_explained_query_tells_what_each_operator_did() {
+    let budget = Budget { explain: true, ..Budget::default() };
+    let text = "sum by (x) (rate(a{x=\"1\"}[5m])) / on (x) sum by (x) (rate(b[5m])) * (60 * 60)";
+    let times = (600_000, 3_600_000, 60_000);
+    let outcome = run(text, times, budget, &wide()).unwrap();
+    let root = outcome.explain.unwrap();
+    assert_eq!((root.operator.as_str(), root.series_in, root.series_out), ("*", 2, 1));
+    assert_eq!((root.children[1].operator.as_str(), root.children[1].marks[0].as_str()), ("number 3600", "folded"));
+    let division = &root.children[0];
+    let rate = &division.children[1].children[0];
+    assert_eq!((rate.operator.as_str(), rate.text.as_str(), rate.series_out), ("rate", "rate(b[5m])", 10));
+    assert_eq!(rate.samples + division.children[0].children[0].samples, outcome.stats.samples_total);
+    assert_eq!(rate.children[0].marks, ["narrowed by x=\"1\""]);
+    assert_eq!(rate.children[0].select.as_ref().unwrap().series, 10);
+    assert!(root.total_seconds >= division.total_seconds && root.samples_peak == outcome.stats.samples_peak);
+    assert!(run(text, times, Budget::default(), &wide()).unwrap().explain.is_none());
+}

@@ -36,6 +36,8 @@ pub enum Verb {
 pub enum Shape {
     /// A query's.
     Query,
+    /// What the operators of a query did.
+    Explain,
     /// The cluster's status.
     Cluster,
     /// All tenants.
@@ -64,6 +66,16 @@ impl Ask {
     #[must_use]
     pub fn cluster(target: &Target) -> Self {
         Self::of(target, "/api/v1/cluster/status", Verb::Get, Shape::Cluster)
+    }
+
+    /// For a query, to be told what its operators did.
+    #[must_use]
+    pub fn explain(target: &Target, expr: String, params: [(&'static str, Option<String>); 4]) -> Self {
+        let mut ask = Self::query(target, expr, params);
+        if let Verb::Form(form) = &mut ask.verb {
+            form.push(("explain".to_owned(), "1".to_owned()));
+        }
+        Self { shape: Shape::Explain, ..ask }
     }
 
     /// For a query; `params` are those of the API that were given.

@@ -7,6 +7,7 @@
 pub mod client;
 pub mod tenants;
 
+mod explain;
 mod show;
 mod tables;
 
@@ -141,11 +142,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             tenants::Wanted::Ask(ask) => Action::Ask(ask),
             tenants::Wanted::Change(change) => Action::Change(change),
         }),
-        Some((_, query)) => Ok(Action::Ask(client::Ask::query(
-            &asked(query, env),
-            text(query, "EXPR").unwrap_or_default(),
-            ["time", "start", "end", "step"].map(|name| (name, text(query, name))),
-        ))),
+        Some((_, query)) => {
+            let ask = if query.get_flag("explain") { client::Ask::explain } else { client::Ask::query };
+            Ok(Action::Ask(ask(
+                &asked(query, env),
+                text(query, "EXPR").unwrap_or_default(),
+                ["time", "start", "end", "step"].map(|name| (name, text(query, name))),
+            )))
+        }
     }
 }
 
@@ -261,6 +265,12 @@ fn query_command() -> Command {
                 .value_name("DURATION")
                 .requires("start")
                 .help("Distance of evaluations [default: a 60th of the range]"),
+        )
+        .arg(
+            Arg::new("explain")
+                .long("explain")
+                .action(ArgAction::SetTrue)
+                .help("Tell what each operator did instead of the result"),
         )
 }
 

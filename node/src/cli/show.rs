@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::client::Shape;
-use super::tables;
+use super::{explain, tables};
 
 /// Longest piece of a foreign answer that is shown.
 const SHOWN_CHARS_MAX: usize = 300;
@@ -35,6 +35,7 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
     let data = envelope.get("data")?;
     let known = match shape {
         Shape::Query => None,
+        Shape::Explain => Some(explain::tree(data.get("explain")?)),
         Shape::Cluster => tables::cluster(data),
         Shape::Tenants => tables::tenants(data),
         Shape::Tenant => tables::tenant(data),

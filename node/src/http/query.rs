@@ -86,6 +86,7 @@ fn request_of(
         timeout: timeout.map(|ns| Duration::from_nanos(u64::try_from(ns).unwrap_or(0))),
         lookback_ms: lookback.map(|ns| ns / NANOS_PER_MILLI).filter(|ms| *ms > 0),
         limit,
+        explain: matches!(params.get("explain"), "1" | "true"),
     })
 }
 
@@ -107,8 +108,16 @@ async fn evaluate(app: &App, tenant: &Tenant, params: &Params, request: QueryReq
              use \"true\" or \"all\""
         ));
     }
-    let stats = (!stats.is_empty()).then(|| stats_json(&outcome.stats, watch.elapsed()));
-    Ok(answer(outcome, stats.as_deref().unwrap_or_default(), &remarks))
+    let mut beside = String::new();
+    if !stats.is_empty() {
+        beside.push_str(&stats_json(&outcome.stats, watch.elapsed()));
+    }
+    if let Some(explain) = outcome.explain.take() {
+        let tree = serde_json::to_string(&explain).map_err(|e| Failure::internal(e.to_string()))?;
+        beside.push_str(",\"explain\":");
+        beside.push_str(&tree);
+    }
+    Ok(answer(outcome, &beside, &remarks))
 }
 
 fn truncate(value: &mut Value, limit: usize) -> bool {
@@ -121,7 +130,7 @@ fn truncate(value: &mut Value, limit: usize) -> bool {
     true
 }
 
-/// `stats` is empty or `,"stats":{…}`.
+/// `stats` is empty, or what stands beside the result: `,"stats":{…},"explain":{…}`.
 fn answer(outcome: Outcome, stats: &str, remarks: &Remarks) -> Response {
     let tail = format!("]{stats}}}");
     match outcome.value {

@@ -67,6 +67,8 @@ pub struct QueryRequest {
     pub lookback_ms: Option<i64>,
     /// Most series in the answer; 0: all.
     pub limit: usize,
+    /// Whether the answer comes with what each operator did.
+    pub explain: bool,
 }
 
 /// The door of the read path. Cheap to clone.
@@ -173,6 +175,7 @@ impl Reader {
                 timeout: timeout.saturating_sub(watch.elapsed()),
                 delayed_name_removal: experimental,
                 use_start_timestamps: experimental,
+                explain: query.explain,
                 ..Budget::default()
             },
         };

@@ -8,6 +8,7 @@ use crate::plan::Node;
 use crate::value::{InstantSample, RangeSeries, Stats, Value};
 
 use super::eval::{Counters, Evaluator, Parts, without_metadata};
+use super::profile::Profile;
 use super::range::to_series;
 use super::row::{Row, Steps, merge_same};
 use super::{Cancel, Outcome, Prepared};
@@ -16,6 +17,7 @@ use super::{Cancel, Outcome, Prepared};
 pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error> {
     let started = prepared.watch.elapsed();
     let counters = Counters::default();
+    let profile = prepared.budget.explain.then(Profile::default);
     let evaluator = Evaluator::new(Parts {
         plan: &prepared.plan,
         selections: &prepared.selections,
@@ -23,6 +25,7 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
         cancel,
         counters: &counters,
         watch: prepared.watch,
+        profile: profile.as_ref(),
     });
     let value = value(prepared, &evaluator)?;
     let mut annotations = evaluator.notes.borrow().render(&prepared.text);
@@ -36,7 +39,8 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
         select_seconds: prepared.select_seconds,
         eval_seconds: (prepared.watch.elapsed() - started).as_secs_f64(),
     };
-    Ok(Outcome { value, annotations, stats })
+    let explain = profile.as_ref().map(|profile| Box::new(profile.tree(prepared)));
+    Ok(Outcome { value, annotations, stats, explain })
 }
 
 fn value(prepared: &Prepared, evaluator: &Evaluator<'_>) -> Result<Value, Error> {

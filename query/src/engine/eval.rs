@@ -19,6 +19,7 @@ use crate::parse::ast::{Span, ValueType};
 use crate::plan::{Node, Plan, Selector};
 use crate::port::Selection;
 
+use super::profile::Profile;
 use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
 use super::shared::Kept;
 use super::{Budget, Cancel};
@@ -49,6 +50,8 @@ pub(super) struct Parts<'a> {
     pub(super) cancel: &'a Cancel,
     pub(super) counters: &'a Counters,
     pub(super) watch: Stopwatch,
+    /// Where each node's work is written down, when it is.
+    pub(super) profile: Option<&'a Profile>,
 }
 
 /// Runs a plan. One thread's.
@@ -60,6 +63,8 @@ pub(super) struct Evaluator<'a> {
     pub(super) shard: Option<(&'a Selector, Range<usize>)>,
     /// Rows of what is written more than once, until the last place has them.
     pub(super) kept: RefCell<Kept>,
+    /// The node at work, by its place; only with a profile.
+    pub(super) at: Cell<usize>,
     /// Work since the last look at the clock.
     unchecked: Cell<u64>,
 }
@@ -82,6 +87,7 @@ impl<'a> Evaluator<'a> {
             shard: None,
             notes: RefCell::default(),
             kept: RefCell::default(),
+            at: Cell::new(0),
             unchecked: Cell::new(CHECK_EVERY),
         }
     }
@@ -107,6 +113,9 @@ impl<'a> Evaluator<'a> {
     pub(super) fn hold(&self, samples: u64) -> Result<(), Error> {
         let held = self.counters.held.fetch_add(samples, Ordering::Relaxed) + samples;
         self.counters.peak.fetch_max(held, Ordering::Relaxed);
+        if let Some(profile) = self.profile {
+            profile.held(self.at.get(), held);
+        }
         if held > self.budget.samples_max {
             return Err(too_many_samples());
         }
@@ -122,6 +131,9 @@ impl<'a> Evaluator<'a> {
     /// Counts samples looked at.
     pub(super) fn look_at(&self, samples: u64) {
         self.counters.looked_at.fetch_add(samples, Ordering::Relaxed);
+        if let Some(profile) = self.profile {
+            profile.looked_at(self.at.get(), samples);
+        }
     }
 
     /// Makes a remark about a place of the query.
@@ -153,6 +165,13 @@ impl<'a> Evaluator<'a> {
 
     /// Makes the rows of a vector or scalar one by one.
     pub(super) fn stream(&self, node: &Node, steps: Steps, sink: Sink<'_>) -> Result<(), Error> {
+        match self.profile {
+            Some(profile) if !self.is_at(node) => self.measured_stream(profile, node, steps, sink),
+            _ => self.plain_stream(node, steps, sink),
+        }
+    }
+
+    pub(super) fn plain_stream(&self, node: &Node, steps: Steps, sink: Sink<'_>) -> Result<(), Error> {
         self.check_steps(steps)?;
         if steps.count == 0 {
             return Ok(());
@@ -177,6 +196,13 @@ impl<'a> Evaluator<'a> {
 
     /// All rows of a vector or scalar, counted as held.
     pub(super) fn rows(&self, node: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
+        match self.profile {
+            Some(profile) if !self.is_at(node) => self.measured_rows(profile, node, steps),
+            _ => self.plain_rows(node, steps),
+        }
+    }
+
+    pub(super) fn plain_rows(&self, node: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
         self.check_steps(steps)?;
         if steps.count == 0 {
             return Ok(Vec::new());

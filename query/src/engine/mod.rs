@@ -12,6 +12,7 @@
 //! relabel.rs   label_replace, label_join      info.rs       info()
 //! histograms.rs operators on histograms       answer.rs     rows → answer
 //! shards.rs    aggregations on several threads   shared.rs  what is written twice
+//! profile.rs   what each node did
 //! ```
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::error::Error;
 use crate::parse::ast::{Expr, ValueType};
 use crate::plan::{self, Plan, Times};
 use crate::port::{Selection, SharedQueryable};
-use crate::value::{Annotations, Stats, Value};
+use crate::value::{Annotations, Stats, Step, Value};
 
 mod aggregate;
 mod answer;
@@ -37,6 +38,7 @@ mod eval;
 mod histograms;
 mod info;
 mod matching;
+mod profile;
 mod range;
 mod ranked;
 mod relabel;
@@ -85,6 +87,8 @@ pub struct Budget {
     pub parallelism: usize,
     /// Whether the plan is made cheaper before it is run; off only to compare.
     pub optimise: bool,
+    /// Whether the answer comes with what each operator did, which costs some time.
+    pub explain: bool,
 }
 
 impl Default for Budget {
@@ -100,6 +104,7 @@ impl Default for Budget {
             type_and_unit_labels: false,
             parallelism: 1,
             optimise: true,
+            explain: false,
         }
     }
 }
@@ -130,6 +135,8 @@ pub struct Outcome {
     pub annotations: Annotations,
     /// What it cost.
     pub stats: Stats,
+    /// What each operator did, where that was asked for.
+    pub explain: Option<Box<Step>>,
 }
 
 /// A query whose data is at hand.
@@ -142,6 +149,8 @@ pub struct Prepared {
     budget: Budget,
     selections: Vec<Selection>,
     select_seconds: f64,
+    /// Of each select, the time until its series were there.
+    fetch_seconds: Vec<f64>,
     watch: Stopwatch,
 }
 
@@ -176,12 +185,13 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
         )));
     }
     let selects = plan.selects.iter().map(|select| async move {
-        match select.is_empty {
-            true => Ok(Selection::default()),
-            false => source.select(select.range, &select.matchers, &select.hints).await,
+        if select.is_empty {
+            return Ok((Selection::default(), 0.0));
         }
+        let selection = source.select(select.range, &select.matchers, &select.hints).await?;
+        Ok::<_, Error>((selection, watch.elapsed().as_secs_f64()))
     });
-    let selections = try_join_all(selects).await?;
+    let (selections, fetch_seconds): (Vec<_>, Vec<_>) = try_join_all(selects).await?.into_iter().unzip();
     let series = selections.iter().map(|s| s.series.len() as u64).sum::<u64>();
     if request.budget.series_max != 0 && series > request.budget.series_max {
         return Err(Error::OverBudget(format!(
@@ -197,6 +207,7 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
         step_ms: request.step_ms,
         budget: request.budget.clone(),
         selections,
+        fetch_seconds,
         select_seconds: watch.elapsed().as_secs_f64(),
         watch,
     })

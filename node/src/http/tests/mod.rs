@@ -64,7 +64,7 @@ impl Drop for Left {
 }
 
 fn outcome(value: Value) -> Outcome {
-    Outcome { value, annotations: Annotations::default(), stats: Stats::default() }
+    Outcome { value, annotations: Annotations::default(), stats: Stats::default(), explain: None }
 }
 
 impl Fake {
