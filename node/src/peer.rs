@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use engram_model::batch::WriteBatch;
 use engram_model::digest::Digest;
+use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::series::Series;
@@ -109,6 +110,18 @@ pub struct Select {
     pub range: TimeRange,
     /// Series that pass all of these; empty: all.
     pub matchers: Arc<Vec<Matcher>>,
+    /// Most series a select may give; 0: no limit.
+    pub series_max: u64,
+}
+
+/// What is said where a selector gives more series than the tenant may fetch.
+#[must_use]
+pub fn too_many_series(tenant: &TenantId, series: u64, max: u64) -> Error {
+    let text = format!(
+        "tenant {tenant}: a selector of the query gives {series} series, limit max_fetched_series_per_query is {max}: \
+         narrow it with more matchers or a shorter range, or raise the limit"
+    );
+    Error::new(Class::Limited, text)
 }
 
 /// Series with their exemplars.
@@ -135,7 +148,8 @@ pub struct Counts {
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
     fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>>;
-    /// The series with samples, unordered, none twice.
+    /// The series with samples, unordered, none twice. Limited when they are more than `series_max`, before their labels
+    /// are made.
     fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>>;
     /// Label sets of the series with samples.
     fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>>;

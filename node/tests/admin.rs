@@ -164,3 +164,31 @@ async fn the_command_line_reads_the_version_before_it_changes() {
     assert!(said.text.contains("marked for deletion at "), "{}", said.text);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_of_too_many_series_is_refused_and_says_which_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    let jobs = ["a", "b", "c", "d", "e", "f"];
+    for job in jobs {
+        assert_eq!(node.push("acme", &[(&[("__name__", "up"), ("job", job)], &[(NOW, 1.0)])]).await.0, 204);
+    }
+    let (_, tenant) = node.get("anonymous", "admin/tenants/acme").await;
+    let version = tenant["data"]["version"].as_u64().unwrap();
+    let limits = json!({"version": version, "limits": {"max_fetched_series_per_query": 3}});
+    assert_eq!(put(&node, "acme", limits).await.0, 200);
+    let at = NOW / 1000;
+    let (status, answer) = node.get("acme", &format!("query?query=up&time={at}")).await;
+    let text = answer["error"].as_str().unwrap();
+    assert!(status == 429 && text.contains("max_fetched_series_per_query is 3: narrow"), "{status} {text}");
+    // What has no samples in the range of the query is not counted.
+    let (status, answer) = node.get("acme", &format!("query?query=up&time={}", at + 3600)).await;
+    assert_eq!((status, answer["data"]["result"].as_array().unwrap().len()), (200, 0), "{answer}");
+    let (status, answer) =
+        node.get("acme", &format!("query?query=up%7Bjob%3D%22a%22%7D%2Bup&time={at}&explain=1&stats=all")).await;
+    assert_eq!((status, answer["data"]["result"].as_array().unwrap().len()), (200, 1), "{answer}");
+    let right = &answer["data"]["explain"]["children"][1];
+    assert_eq!(right["marks"][0], "#0 of 2 places", "both sides became the same: {answer}");
+    assert_eq!(answer["data"]["stats"]["samples"]["totalQueryableSamples"], 2);
+    node.stop().await;
+}

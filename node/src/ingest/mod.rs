@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::Error;
 use crate::metrics::Reading;
-use crate::peer::{Append, Appended, Counts, Exemplars, Replica, Select};
+use crate::peer::{Append, Appended, Counts, Exemplars, Replica, Select, too_many_series};
 use heads::Heads;
 
 /// All partitions of this node: their heads and their actors, by number.
@@ -112,9 +112,23 @@ impl Replica for LocalReplica {
     }
 
     fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
-        self.read(request, |head, request| {
-            head.select(&request.matchers, request.range).into_iter().map(Series::from).collect()
-        })
+        async move {
+            let selected = self.read(request, |head, request| {
+                // What is too many by the index alone may lie outside of the range: only then are they looked at.
+                let max = if request.series_max == 0 { u64::MAX } else { request.series_max };
+                let too_many = head.count(&request.matchers) > max;
+                let count = if too_many { head.count_in(&request.matchers, request.range) } else { 0 };
+                if count > max {
+                    return (Some(too_many_series(&request.tenant, count, max)), Vec::new());
+                }
+                (None, head.select(&request.matchers, request.range).into_iter().map(Series::from).collect())
+            });
+            match selected.await? {
+                (Some(refused), _) => Err(refused),
+                (None, series) => Ok(series),
+            }
+        }
+        .boxed()
     }
 
     fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>> {

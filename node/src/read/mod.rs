@@ -156,7 +156,7 @@ impl Reader {
         let length = query.end.saturating_sub(query.start);
         if limits.max_query_length_ms > 0 && length > limits.max_query_length_ms {
             return Err(Error::invalid(format!(
-                "tenant {tenant}: the query spans {length} ms, limit max_query_length is {} ms",
+                "tenant {tenant}: the query spans {length} ms, limit max_query_length_ms is {}: take a shorter range",
                 limits.max_query_length_ms
             )));
         }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use engram_model::digest::Digest;
+use engram_model::error::Class;
 use engram_model::merge::merge_series;
 use engram_model::place::{PartitionId, tenant_partitions};
 use engram_model::series::Series;
@@ -17,7 +18,7 @@ use futures::future::{BoxFuture, try_join_all};
 
 use crate::error::Error;
 use crate::meta::{Meta, RingView, TenantView};
-use crate::peer::{Counts, Peers, Replica, Select};
+use crate::peer::{Counts, Peers, Replica, Select, too_many_series};
 
 /// What one query sees of the cluster, from its first look to its answer.
 #[derive(Clone)]
@@ -55,7 +56,8 @@ impl View {
     ) -> Result<Vec<T>, Error> {
         let matchers = Arc::new(matchers.to_vec());
         try_join_all(self.partitions().into_iter().map(|partition| {
-            let request = Select { tenant: self.tenant.clone(), partition, range, matchers: matchers.clone() };
+            let request =
+                Select { tenant: self.tenant.clone(), partition, range, matchers: matchers.clone(), series_max: 0 };
             let ask = &ask;
             async move {
                 let nodes = self.ring.replicas(partition).map(|set| set.replicas.as_slice()).unwrap_or_default();
@@ -72,9 +74,11 @@ impl View {
     /// Series with samples in `range`, sorted by labels, none twice.
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read.
+    /// Unavailable when a partition cannot be read, Limited when one has more series than the tenant may fetch.
     pub async fn samples(&self, matchers: &[Matcher], range: TimeRange) -> Result<Vec<Series>, Error> {
-        let parts = self.ask(matchers, range, |replica, request| replica.select(request)).await?;
+        let series_max = self.config.limits.max_fetched_series_per_query;
+        let parts =
+            self.ask(matchers, range, |replica, request| replica.select(Select { series_max, ..request })).await?;
         Ok(merge_series(parts.into_iter().flatten().collect()))
     }
 
@@ -181,14 +185,13 @@ impl Queryable for View {
         _hints: &'a SelectHints,
     ) -> BoxFuture<'a, Result<Selection, SourceError>> {
         Box::pin(async move {
-            let series = self.samples(matchers, range).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
+            let series = self.samples(matchers, range).await.map_err(|error| match error.class {
+                Class::Limited => SourceError::Limited(error.message),
+                _ => SourceError::Unavailable(error.message),
+            })?;
             let max = self.config.limits.max_fetched_series_per_query;
             if max > 0 && series.len() as u64 > max {
-                return Err(SourceError::Limited(format!(
-                    "tenant {}: the query selects {} series, limit max_fetched_series_per_query is {max}",
-                    self.tenant,
-                    series.len()
-                )));
+                return Err(SourceError::Limited(too_many_series(&self.tenant, series.len() as u64, max).message));
             }
             Ok(Selection { series, warnings: Vec::new() })
         })

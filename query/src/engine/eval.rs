@@ -117,7 +117,7 @@ impl<'a> Evaluator<'a> {
             profile.held(self.at.get(), held);
         }
         if held > self.budget.samples_max {
-            return Err(too_many_samples());
+            return Err(too_many_samples(self.budget.samples_max));
         }
         Ok(())
     }
@@ -158,7 +158,7 @@ impl<'a> Evaluator<'a> {
     fn check_steps(&self, steps: Steps) -> Result<(), Error> {
         self.tick(1)?;
         if steps.count as u64 > self.budget.samples_max {
-            return Err(too_many_samples());
+            return Err(too_many_samples(self.budget.samples_max));
         }
         Ok(())
     }
@@ -358,8 +358,11 @@ impl<'a> Evaluator<'a> {
     }
 }
 
-fn too_many_samples() -> Error {
-    Error::OverBudget("query processing would load too many samples into memory in query execution".to_owned())
+fn too_many_samples(max: u64) -> Error {
+    Error::OverBudget(format!(
+        "query processing would load too many samples into memory in query execution: the limit is {max} samples at once \
+         (max_samples_per_query): take a shorter range, a longer step or fewer series"
+    ))
 }
 
 /// Labels that say what a metric is, and go when a function makes something else of it.

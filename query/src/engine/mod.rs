@@ -195,7 +195,8 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
     let series = selections.iter().map(|s| s.series.len() as u64).sum::<u64>();
     if request.budget.series_max != 0 && series > request.budget.series_max {
         return Err(Error::OverBudget(format!(
-            "the query selects {series} series, which is more than the limit of {}",
+            "the query selects {series} series, which is more than the limit of {} (max_fetched_series_per_query): narrow \
+             its selectors",
             request.budget.series_max
         )));
     }

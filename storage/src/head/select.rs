@@ -75,6 +75,13 @@ impl Head {
         self.index.select(matchers).len()
     }
 
+    /// How many series all matchers pass that have samples about the range; no labels are made.
+    #[must_use]
+    pub fn count_in(&self, matchers: &[Matcher], range: TimeRange) -> u64 {
+        let set = self.index.select(matchers);
+        self.of_set(&set).filter(|series| series.overlaps(range)).count() as u64
+    }
+
     /// The labels of the series all matchers pass that have samples about the range, in no order.
     #[must_use]
     pub fn series_labels(&self, matchers: &[Matcher], range: TimeRange) -> Vec<Labels> {
