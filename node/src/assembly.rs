@@ -341,10 +341,11 @@ fn start_partitions(
 ) -> (LocalReplica, keeper::Config) {
     let budget = LogBudget::new(LOG_BUDGET_BYTES);
     let mut handles = Vec::with_capacity(heads.len());
-    for (i, heads) in (0_u32..).zip(heads.iter()) {
+    for (i, own) in (0_u32..).zip(heads.iter()) {
         let (handle, child) = partition::child(partition::Config {
             partition: PartitionId(i),
-            heads: heads.clone(),
+            heads: own.clone(),
+            all_heads: heads.clone(),
             log: log.clone(),
             budget: budget.clone(),
             meta: meta.clone(),

@@ -75,6 +75,7 @@ async fn who_waits_for_room_at_the_log_gives_back_what_it_holds() {
     let (handle, child) = partition::child(partition::Config {
         partition: PartitionId(0),
         heads: heads.clone(),
+        all_heads: Arc::new(vec![heads.clone()]),
         log: Arc::new(log.unwrap()),
         // Room for one append.
         budget: LogBudget::new(1),

@@ -217,3 +217,23 @@ async fn a_log_that_was_cut_at_a_checkpoint_brings_everything_back() {
     assert_eq!(json["data"]["result"][0]["value"][1], "500", "{json}");
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_series_limit_is_of_the_tenant_not_of_each_partition() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| {
+        config.shard_size = 8;
+        config.limits.max_global_series_per_user = 100;
+    })
+    .await;
+    for i in 0..300 {
+        let name = format!("series_{i}");
+        let (status, text) = node.push("acme", &[(&[("__name__", "m"), ("i", &name)], &[(NOW, 1.0)])]).await;
+        assert!(status == 204 || (status == 429 && text.contains("max_global_series_per_user")), "{status} {text}");
+    }
+    let (_, json) = node.get("acme", &format!("query?query=count(m)&time={}", NOW / 1000)).await;
+    let count: u32 = json["data"]["result"][0]["value"][1].as_str().unwrap().parse().unwrap();
+    // A partition whose share is used up by the others still takes one.
+    assert!((100..=107).contains(&count), "{count} series of 100 allowed");
+    node.stop().await;
+}

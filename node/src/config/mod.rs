@@ -101,7 +101,7 @@ impl Default for Config {
             node_name: "auto".to_owned(),
             zone: "default".to_owned(),
             partitions: 64,
-            shard_size: 0,
+            shard_size: 1,
             tenants_max: 10_000,
             retention_ms: 15 * 24 * 60 * 60 * 1000,
             shutdown_timeout: Duration::from_secs(30),

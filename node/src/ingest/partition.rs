@@ -124,8 +124,16 @@ impl LogBudget {
     /// Waits for room for the log entry of `request`, whose size is estimated from above.
     async fn reserve(&self, request: &Append) -> Option<OwnedSemaphorePermit> {
         let batch = &request.batch;
-        let whole = 2 * batch.text.len() + 24 * batch.samples.len() + 64 * batch.metadata.len() + 256;
-        let bytes = whole * (request.picks.len() + 1) / (batch.series.len() + 1);
+        // All labels as if they were new; histograms are no longer in the log than in the body.
+        let labels: usize = request
+            .picks
+            .iter()
+            .flat_map(|pick| &batch.pairs[batch.series[*pick as usize].pairs.range()])
+            .map(|pair| (pair.name.len + pair.value.len + 4) as usize)
+            .sum();
+        let body = if batch.histograms.is_empty() { 0 } else { batch.text.len() };
+        let beside = 64 * (batch.metadata.len() + batch.exemplars.len());
+        let bytes = labels + body + beside + 24 * batch.samples.len() + 256;
         let permits = u32::try_from(bytes / PERMIT_BYTES + 1).unwrap_or(u32::MAX).min(self.permits);
         // The semaphore is never closed.
         self.free.clone().acquire_many_owned(permits).await.ok()
@@ -139,6 +147,8 @@ pub struct Config {
     pub partition: PartitionId,
     /// Its heads.
     pub heads: Heads,
+    /// The heads of all partitions of this node: a tenant's series are counted over all of them.
+    pub all_heads: Arc<Vec<Heads>>,
     /// The node's log.
     pub log: Arc<NodeLog>,
     /// What may wait at the log, shared by all partitions.
@@ -300,6 +310,7 @@ impl State {
             // Nothing is sealed yet, so a series may begin anywhere in the past.
             in_order_age_max_ms: 0,
             metadata_max: if request.metadata { request.limits.max_metadata_per_user } else { 0 },
+            series_max: self.series_max(&request),
             ..AppendLimits::of(&request.limits)
         };
         let begins_at = payload.len();
@@ -327,6 +338,22 @@ impl State {
         }
         self.pending.push_back(Pending { sequence, head, request, staged, reply, _room: room });
         Ok(())
+    }
+
+    /// How many series the tenant's head here may hold: its limit, less what its heads in other partitions hold. 0: no
+    /// limit; where others have used all of it, the one series that 0 cannot express.
+    fn series_max(&self, request: &Append) -> u64 {
+        let max = request.limits.max_global_series_per_user;
+        if max == 0 {
+            return 0;
+        }
+        let here = request.partition.0 as usize;
+        let others = self.config.all_heads.iter().enumerate().filter(|(i, _)| *i != here);
+        let used: u64 = others
+            .filter_map(|(_, heads)| heads.get(&request.tenant))
+            .map(|head| head.read().series_count() as u64)
+            .sum();
+        max.saturating_sub(used).max(1)
     }
 
     /// The log says what became of the oldest pending append: apply it and answer.

@@ -241,8 +241,11 @@ impl Head {
             let kept = self.exemplars.put(series_ref, exemplar, staged.rules.exemplars_max);
             receipt.note_exemplar(kept);
         }
-        for (name, metadata) in &batch.metadata {
-            self.metadata.put(name, metadata, staged.rules.metadata_max);
+        // Nothing of it was logged when none is kept: replay must find nothing to do either.
+        if staged.rules.metadata_max > 0 {
+            for (name, metadata) in &batch.metadata {
+                self.metadata.put(name, metadata, staged.rules.metadata_max);
+            }
         }
         receipt
     }
