@@ -187,9 +187,8 @@ impl WriteMetrics {
     }
 
     /// Counts what was taken and not kept.
-    pub fn dropped(&self, exemplars: u64, starts: u64) {
+    pub fn dropped(&self, exemplars: u64) {
         self.dropped.get_or_create(&Kind { kind: "exemplar" }).inc_by(exemplars);
-        self.dropped.get_or_create(&Kind { kind: "start_timestamp" }).inc_by(starts);
     }
 
     /// Counts what was refused.

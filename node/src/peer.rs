@@ -54,8 +54,6 @@ pub struct Appended {
     pub exemplars: u64,
     /// Exemplars not stored: older than the newest of their series, or the tenant keeps none.
     pub exemplars_dropped: u64,
-    /// Start timestamps that came along and are not kept.
-    pub starts_dropped: u64,
     /// What was refused.
     pub refused: Refused,
 }

@@ -39,8 +39,11 @@ fn len<T>(list: &[T]) -> u32 {
     u32::try_from(list.len()).unwrap()
 }
 
+/// Time, value, start.
+type Stamped = (i64, Value, i64);
+
 /// A batch of series, each with its samples.
-fn batch_of(series: &[(Labels, Vec<(i64, Value)>)]) -> (WriteBatch, Vec<u32>) {
+fn batch_of(series: &[(Labels, Vec<Stamped>)]) -> (WriteBatch, Vec<u32>) {
     let mut batch = WriteBatch::default();
     for (labels, samples) in series {
         let from = (len(&batch.pairs), len(&batch.samples), len(&batch.histograms));
@@ -48,11 +51,14 @@ fn batch_of(series: &[(Labels, Vec<(i64, Value)>)]) -> (WriteBatch, Vec<u32>) {
             let pair = Pair { name: put_text(&mut batch, name), value: put_text(&mut batch, value) };
             batch.pairs.push(pair);
         }
-        for (at, value) in samples {
+        for (at, value, start) in samples {
             match value {
-                Value::Float(value) => batch.samples.push(Sample { at: *at, value: *value }),
+                Value::Float(value) => {
+                    batch.samples.push(Sample { at: *at, value: *value });
+                    batch.starts.push(*start);
+                }
                 Value::Histogram(h) => {
-                    batch.histograms.push(HistogramSample { at: *at, start_at: 0, histogram: Arc::clone(h) });
+                    batch.histograms.push(HistogramSample { at: *at, start_at: *start, histogram: Arc::clone(h) });
                 }
             }
         }
@@ -62,6 +68,9 @@ fn batch_of(series: &[(Labels, Vec<(i64, Value)>)]) -> (WriteBatch, Vec<u32>) {
             samples: Run { from: from.1, to: len(&batch.samples) },
             histograms: Run { from: from.2, to: len(&batch.histograms) },
         });
+    }
+    if batch.starts.iter().all(|start| *start == 0) {
+        batch.starts.clear();
     }
     let picks = (0..len(&batch.series)).collect();
     (batch, picks)
@@ -94,6 +103,7 @@ fn assert_same(a: &Head, b: &Head) {
 #[derive(Default)]
 struct Model {
     series: BTreeMap<Labels, BTreeMap<i64, Value>>,
+    starts: BTreeMap<Labels, BTreeMap<i64, i64>>,
     newest: Option<i64>,
     floor: Option<i64>,
 }
@@ -156,6 +166,18 @@ impl Model {
         self.floor = self.floor.max(Some(before));
         self.series.values_mut().for_each(|samples| *samples = samples.split_off(&before));
         self.series.retain(|_, samples| !samples.is_empty());
+        self.starts.values_mut().for_each(|starts| *starts = starts.split_off(&before));
+    }
+
+    /// A sample was taken: its start is known, or was.
+    fn start(&mut self, labels: &Labels, at: i64, start: i64) {
+        self.starts.entry(labels.clone()).or_default().insert(at, start);
+    }
+
+    /// The starts of some samples as columns have them.
+    fn starts_of(&self, labels: &Labels, times: &[i64]) -> Vec<i64> {
+        let starts: Vec<_> = times.iter().map(|at| self.starts[labels][at]).collect();
+        if starts.iter().all(|start| *start == 0) { Vec::new() } else { starts }
     }
 
     fn select(&self, matchers: &[Matcher]) -> impl Iterator<Item = (&Labels, &BTreeMap<i64, Value>)> {
@@ -171,6 +193,8 @@ fn check_content(head: &Head, model: &Model, matchers: &[Matcher], range: TimeRa
         let mut columns = Columns::default();
         series.chunks.read(range, &mut columns).unwrap();
         assert!(columns.times.is_sorted_by(|a, b| a < b) && columns.histogram_times.is_sorted_by(|a, b| a < b));
+        assert_eq!(columns.starts, model.starts_of(&series.labels, &columns.times), "{} {range:?}", series.labels);
+        assert_eq!(columns.histogram_starts, model.starts_of(&series.labels, &columns.histogram_times));
         let floats = columns.times.into_iter().zip(columns.values.into_iter().map(Value::Float));
         let hists = columns.histogram_times.into_iter().zip(columns.histograms.into_iter().map(Value::Histogram));
         let samples: BTreeMap<_, _> = floats.chain(hists).filter(|(at, _)| range.contains(*at)).collect();
@@ -238,21 +262,27 @@ fn value() -> impl Strategy<Value = Value> {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { series: Vec<(Labels, Vec<(i64, Value)>)>, late_ms: i64, repair: bool },
+    Write { series: Vec<(Labels, Vec<Stamped>)>, late_ms: i64, repair: bool },
     Forget(i64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let sample = ((0_i64..200).prop_map(|n| n * 20_000), value());
-    let samples =
-        (proptest::collection::vec(sample, 0..12), any::<bool>(), 0_i64..200).prop_map(|(mut s, sort, run)| {
+    let start = prop_oneof![Just(0), Just(-3), Just(7)];
+    let sample = ((0_i64..200).prop_map(|n| n * 20_000), value(), start);
+    let samples = (proptest::collection::vec(sample, 0..12), any::<bool>(), 0_i64..200, any::<bool>()).prop_map(
+        |(mut s, sort, run, starts)| {
+            if !starts {
+                s.iter_mut().for_each(|s| s.2 = 0);
+            }
             if sort {
                 s.sort_by_key(|s| s.0);
             }
             // A run longer than a chunk, so that full chunks are met too.
-            s.extend((0..run).map(|i| (3_000_000 + i * 5000, Value::Float((i % 7) as f64))));
+            let start = |i: i64| if starts { i / 50 } else { 0 };
+            s.extend((0..run).map(|i| (3_000_000 + i * 5000, Value::Float((i % 7) as f64), start(i))));
             s
-        });
+        },
+    );
     let write = (
         proptest::collection::vec((labels(), samples), 0..6),
         prop_oneof![Just(0), Just(500_000), Just(i64::MAX)],
@@ -304,11 +334,16 @@ proptest! {
                     let receipt = head.apply(&batch, &staged);
                     let (mut appended, mut duplicates, mut refused) = (0, 0, Vec::new());
                     for (pick, (labels, samples)) in series.iter().enumerate() {
-                        let floats = samples.iter().filter(|(_, v)| matches!(v, Value::Float(_)));
-                        let hists = samples.iter().filter(|(_, v)| matches!(v, Value::Histogram(_)));
+                        let floats = samples.iter().filter(|(_, v, _)| matches!(v, Value::Float(_)));
+                        let hists = samples.iter().filter(|(_, v, _)| matches!(v, Value::Histogram(_)));
                         model.series.entry(labels.clone()).or_default();
-                        for (at, value) in floats.chain(hists) {
-                            match model.append(labels, *at, value, &limits) {
+                        for (at, value, start) in floats.chain(hists) {
+                            let outcome = model.append(labels, *at, value, &limits);
+                            // The first start stays, unless repair has put a greater value in.
+                            if outcome.is_none() {
+                                model.start(labels, *at, *start);
+                            }
+                            match outcome {
                                 None => appended += 1,
                                 Some(None) => duplicates += 1,
                                 Some(Some(reason)) => refused.push((u32::try_from(pick).unwrap(), *at, reason)),
@@ -349,8 +384,8 @@ proptest! {
         let mut payload = Vec::new();
         let h = Histogram { integer: true, positive_spans: vec![BucketSpan { offset: 0, length: 2 }], positive_buckets: vec![1.0, 2.0], ..Histogram::default() };
         let series = [
-            (Labels::from_pairs([("a", "x")]), vec![(1, Value::Float(1.5)), (2, Value::Float(2.0)), (3, Value::Histogram(Arc::new(h)))]),
-            (Labels::from_pairs([("a", "y")]), vec![(5, Value::Float(1.0))]),
+            (Labels::from_pairs([("a", "x")]), vec![(1, Value::Float(1.5), 0), (2, Value::Float(2.0), 1), (3, Value::Histogram(Arc::new(h)), 2)]),
+            (Labels::from_pairs([("a", "y")]), vec![(5, Value::Float(1.0), i64::MIN)]),
         ];
         let (batch, picks) = batch_of(&series);
         let staged = head.stage(&batch, &picks, &LIMITS, &mut payload);
@@ -365,7 +400,7 @@ proptest! {
                 prop_assert_eq!(other.digests(), &other.recompute_digests().unwrap());
             }
         }
-        for kind in 1..5 {
+        for kind in 1..7 {
             let mut bytes = vec![kind];
             bytes.extend_from_slice(&noise);
             let mut other = new_head();
@@ -376,8 +411,8 @@ proptest! {
     }
 }
 
-fn one(name: &str, samples: &[(i64, f64)]) -> (Labels, Vec<(i64, Value)>) {
-    (Labels::from_pairs([("__name__", name)]), samples.iter().map(|(at, v)| (*at, Value::Float(*v))).collect())
+fn one(name: &str, samples: &[(i64, f64)]) -> (Labels, Vec<Stamped>) {
+    (Labels::from_pairs([("__name__", name)]), samples.iter().map(|(at, v)| (*at, Value::Float(*v), 0)).collect())
 }
 
 #[test]
@@ -476,7 +511,7 @@ fn exemplars_and_metadata_come_back() {
 fn a_histogram_that_contradicts_itself_is_refused() {
     let mut head = new_head();
     let bad = Histogram { positive_spans: vec![BucketSpan { offset: 0, length: 2 }], ..Histogram::default() };
-    let series = (Labels::from_pairs([("a", "b")]), vec![(1, Value::Histogram(Arc::new(bad)))]);
+    let series = (Labels::from_pairs([("a", "b")]), vec![(1, Value::Histogram(Arc::new(bad)), 9)]);
     let (batch, picks) = batch_of(&[series]);
     let mut payload = Vec::new();
     let staged = head.stage(&batch, &picks, &LIMITS, &mut payload);
@@ -503,4 +538,43 @@ fn churn_gives_everything_back() {
     assert_eq!((counted.values_by_label[0].name.as_str(), counted.values_by_label[0].count), ("__name__", 100));
     drop(head);
     assert!(symbols.is_empty());
+}
+
+/// Goal: starts are kept where they are known and nowhere else, and the bytes without them are those of before.
+#[test]
+fn starts_stay_with_their_samples_and_cost_others_nothing() {
+    let with = |samples: &[(i64, f64, i64)]| {
+        let samples = samples.iter().map(|(at, v, start)| (*at, Value::Float(*v), *start)).collect();
+        batch_of(&[(Labels::from_pairs([("__name__", "a")]), samples)])
+    };
+    let starts = |head: &Head| {
+        let mut columns = Columns::default();
+        head.everything()[0].chunks.read(TimeRange::ALL, &mut columns).unwrap();
+        columns.starts
+    };
+    let mut log = Vec::new();
+    let mut write = |head: &mut Head, samples: &[(i64, f64, i64)]| {
+        let (batch, picks) = with(samples);
+        let mut payload = Vec::new();
+        let limits = AppendLimits { out_of_order_window_ms: i64::MAX, ..LIMITS };
+        let staged = head.stage(&batch, &picks, &limits, &mut payload);
+        let receipt = head.apply(&batch, &staged);
+        log.push(payload);
+        (receipt.appended, receipt.duplicates)
+    };
+    let mut head = new_head();
+    assert_eq!(write(&mut head, &[(20, 1.0, 0), (30, 2.0, 0)]), (2, 0));
+    assert!(starts(&head).is_empty());
+    assert_eq!(image(&head)[1][0], 4, "a series without starts is written as ever");
+    let plain = head.heap_bytes();
+    assert_eq!(write(&mut head, &[(40, 3.0, 35), (50, 4.0, 35), (10, 0.5, 5)]), (3, 0));
+    assert_eq!(starts(&head), [5, 0, 0, 35, 35]);
+    assert!(head.heap_bytes() > plain);
+    assert_eq!(write(&mut head, &[(40, 3.0, 99), (20, 1.0, 99)]), (0, 2));
+    assert_eq!(starts(&head), [5, 0, 0, 35, 35], "the first start stays");
+    assert_eq!((log[0][0], log[1][0], image(&head)[1][0]), (1, 5, 6));
+    for other in [replayed(&log), replayed(&image(&head))] {
+        assert_same(&head, &other);
+        assert_eq!(starts(&other), starts(&head));
+    }
 }

@@ -520,7 +520,6 @@ fn answer(request: &Append, receipt: &Receipt) -> Appended {
         histograms: count(|series| series.histograms.len()) - receipt.histograms_refused,
         exemplars: receipt.exemplars,
         exemplars_dropped: receipt.exemplars_refused,
-        starts_dropped: receipt.starts_dropped,
         refused,
     }
 }

@@ -83,7 +83,6 @@ pub async fn distribute(
         total.histograms += one.histograms;
         total.exemplars += one.exemplars;
         total.exemplars_dropped += one.exemplars_dropped;
-        total.starts_dropped += one.starts_dropped;
         total.refused.merge(one.refused);
     }
     Ok(total)

@@ -170,7 +170,7 @@ impl Inner {
         let batch = Arc::new(admitted.batch);
         let slices = distributor::Slices { tenant, config: &config, batch: &batch, keep: &admitted.keep, memory };
         let stored = distributor::distribute(&self.meta, &self.peers, slices, self.options.deadline).await?;
-        self.metrics.dropped(stored.exemplars_dropped, stored.starts_dropped);
+        self.metrics.dropped(stored.exemplars_dropped);
         refused.merge(stored.refused);
         self.metrics.refused(&refused);
         Ok(Written {

@@ -7,7 +7,8 @@
 //! Rules for one sample, as in Prometheus where it has the rule: newer than the newest of its series: taken, unless
 //! it is older than the tenant's newest by more than the allowed age. At the time of a stored one: a duplicate when
 //! it is the same bit for bit (fine, and answered so at any age, because senders repeat themselves), refused when it
-//! differs. Older: taken within the out-of-order window, else refused.
+//! differs. Older: taken within the out-of-order window, else refused. Start timestamps decide nothing here: a sample
+//! that is there already with another start is a duplicate, and the first start stays.
 //!
 //! In repair, replicas take what a peer has at any age, and of two values at one time the greater bits win on each
 //! of them, so that they end up alike.
@@ -22,6 +23,7 @@ use engram_model::digest::{Digest, slot_of};
 use engram_model::tenant::TenantLimits;
 
 use super::series::{Found, SeriesRef};
+use super::starts::Stamp;
 use super::{Head, payload};
 use crate::chunk::ValueRef;
 use crate::chunk::histogram::{canonical, is_storable};
@@ -116,8 +118,6 @@ pub struct Receipt {
     pub exemplars: u64,
     /// Exemplars dropped: older than the newest of their series, or none are kept.
     pub exemplars_refused: u64,
-    /// Start timestamps that came along. They are not kept.
-    pub starts_dropped: u64,
     /// In a replay, samples of refs that no payload has named: 0 unless the log was cut before a checkpoint.
     pub unknown: u64,
 }
@@ -157,11 +157,12 @@ impl Head {
             exemplars: vec![],
             created: vec![],
         };
-        payload.push(payload::APPEND);
+        let with_starts = has_starts(batch, picks);
+        payload.push(if with_starts { payload::APPEND_STARTS } else { payload::APPEND });
         payload::put_rules(payload, &rules);
         let count_at = payload.len();
         payload.extend_from_slice(&[0; 4]);
-        let mut writer = payload::SampleWriter::default();
+        let mut writer = payload::SampleWriter::new(with_starts);
         for &pick in picks {
             let series = &batch.series[pick as usize];
             let known = self.find(series.hash);
@@ -222,17 +223,15 @@ impl Head {
         let mut slot = SlotSum::default();
         for &(pick, SeriesRef(series_ref)) in &staged.series {
             let series = &batch.series[pick as usize];
-            for sample in &batch.samples[series.samples.range()] {
-                let outcome = self.put(series_ref, sample.at, ValueRef::Float(sample.value), &staged.rules, &mut slot);
+            for (sample, i) in batch.samples[series.samples.range()].iter().zip(series.samples.range()) {
+                let stamp = Stamp { at: sample.at, start: batch.starts.get(i).copied().unwrap_or(0) };
+                let outcome = self.put(series_ref, stamp, ValueRef::Float(sample.value), &staged.rules, &mut slot);
                 receipt.note(pick, sample.at, outcome);
             }
             for sample in &batch.histograms[series.histograms.range()] {
-                let outcome = self.put_histogram(series_ref, sample.at, &sample.histogram, &staged.rules, &mut slot);
+                let stamp = Stamp { at: sample.at, start: sample.start_at };
+                let outcome = self.put_histogram(series_ref, stamp, &sample.histogram, &staged.rules, &mut slot);
                 receipt.note_histogram(pick, sample.at, outcome);
-                receipt.starts_dropped += u64::from(sample.start_at != 0);
-            }
-            if let Some(starts) = batch.starts.get(series.samples.range()) {
-                receipt.starts_dropped += starts.iter().filter(|start| **start != 0).count() as u64;
             }
         }
         slot.flush(&mut self.digests);
@@ -254,18 +253,18 @@ impl Head {
     pub(super) fn put_histogram(
         &mut self,
         series_ref: u32,
-        at: Millis,
+        stamp: Stamp,
         histogram: &Arc<engram_model::histogram::Histogram>,
         rules: &Rules,
         slot: &mut SlotSum,
     ) -> Outcome {
         if let Some(stored) = canonical(histogram) {
-            return self.put(series_ref, at, ValueRef::Histogram(&Arc::new(stored)), rules, slot);
+            return self.put(series_ref, stamp, ValueRef::Histogram(&Arc::new(stored)), rules, slot);
         }
         if !is_storable(histogram) {
             return Outcome::Refused(Reason::BadHistogram);
         }
-        self.put(series_ref, at, ValueRef::Histogram(histogram), rules, slot)
+        self.put(series_ref, stamp, ValueRef::Histogram(histogram), rules, slot)
     }
 
     /// Judges one sample and puts it in.
@@ -273,11 +272,12 @@ impl Head {
     pub(super) fn put(
         &mut self,
         series_ref: u32,
-        at: Millis,
+        stamp: Stamp,
         value: ValueRef<'_>,
         rules: &Rules,
         slot: &mut SlotSum,
     ) -> Outcome {
+        let at = stamp.at;
         let Some(series) = self.slots.get_mut(series_ref as usize).and_then(Option::as_deref_mut) else {
             return Outcome::Unknown;
         };
@@ -285,7 +285,7 @@ impl Head {
             return Outcome::Refused(Reason::TooOld);
         }
         if series.last().is_some_and(|last| at <= last) {
-            return self.put_late(series_ref, at, value, rules, slot);
+            return self.put_late(series_ref, stamp, value, rules, slot);
         }
         let newest = self.newest.unwrap_or(at);
         let age = newest.saturating_sub(at);
@@ -298,6 +298,7 @@ impl Head {
         series.append(at, value, self.options.window_ms);
         let digest = digest_of(series.hash(), at, value);
         slot.add(at, digest, &mut self.digests);
+        self.starts.append(series_ref, stamp);
         self.sample_count += 1;
         self.newest = Some(newest.max(at));
         Outcome::Appended
@@ -308,11 +309,12 @@ impl Head {
     fn put_late(
         &mut self,
         series_ref: u32,
-        at: Millis,
+        stamp: Stamp,
         value: ValueRef<'_>,
         rules: &Rules,
         slot: &mut SlotSum,
     ) -> Outcome {
+        let at = stamp.at;
         let window_ms = self.options.window_ms;
         let Some(series) = self.slots.get_mut(series_ref as usize).and_then(Option::as_deref_mut) else {
             return Outcome::Unknown;
@@ -336,6 +338,7 @@ impl Head {
         if series.sew(at, value, window_ms).is_err() {
             return Outcome::Refused(Reason::Damaged);
         }
+        self.starts.sew(series_ref, stamp);
         slot.add(at, digest_of(hash, at, value), &mut self.digests);
         match replaced {
             None => {
@@ -348,6 +351,13 @@ impl Head {
             }
         }
     }
+}
+
+/// Whether a sample of the picked series may have a start.
+fn has_starts(batch: &WriteBatch, picks: &[u32]) -> bool {
+    let of = |pick: &u32| &batch.histograms[batch.series[*pick as usize].histograms.range()];
+    let among_histograms = || picks.iter().any(|pick| of(pick).iter().any(|sample| sample.start_at != 0));
+    !batch.starts.is_empty() || !batch.histograms.is_empty() && among_histograms()
 }
 
 /// Exemplars of picked series, and metadata.

@@ -51,6 +51,7 @@ impl Head {
                 gone.push(series_ref);
             }
         }
+        self.starts.forget(before);
         self.digests = self.digests.split_off(&before);
         self.sample_count -= samples;
         self.remove_series(&gone);

@@ -12,8 +12,8 @@
 //! a copy of the open one, so they decode without the lock. The bytes are drawn in `docs/formats/head.md`.
 //!
 //! Map: `append` stage and apply · `payload` bytes of the log · `replay` · `series` one series and late samples ·
-//! `symbols`, `labels` texts and the index · `select` reading · `forget` · `snapshot` · `beside` exemplars and
-//! metadata · `stats` counts for people.
+//! `starts` when counters began · `symbols`, `labels` texts and the index · `select` reading · `forget` · `snapshot` ·
+//! `beside` exemplars and metadata · `stats` counts for people.
 
 mod append;
 mod beside;
@@ -24,6 +24,7 @@ mod replay;
 mod select;
 mod series;
 mod snapshot;
+mod starts;
 mod stats;
 mod symbols;
 
@@ -40,6 +41,7 @@ pub use append::{AppendLimits, Reason, Receipt, Refused, Staged};
 pub use forget::Forgotten;
 pub use select::{HeadChunks, HeadSeries};
 pub use series::SeriesRef;
+pub use starts::StartRun;
 pub use stats::{Cardinality, Counted};
 pub use symbols::Symbols;
 
@@ -47,6 +49,7 @@ use crate::codec::Broken;
 use beside::{Exemplars, MetadataSet};
 use labels::LabelIndex;
 use series::Series;
+use starts::Starts;
 
 /// Most series of one head; refs above are damage.
 pub const SERIES_MAX: u32 = 1 << 24;
@@ -91,6 +94,7 @@ pub struct Head {
     /// Samples before it are refused: they were forgotten, or belong to a sealed window.
     floor: Millis,
     unapplied: u32,
+    starts: Starts,
     exemplars: Exemplars,
     metadata: MetadataSet,
 }
@@ -115,6 +119,7 @@ impl Head {
             newest: None,
             floor: Millis::MIN,
             unapplied: 0,
+            starts: Starts::default(),
             exemplars: Exemplars::default(),
             metadata: MetadataSet::default(),
         }
@@ -240,6 +245,7 @@ impl Head {
         }
         self.free.remove_range(u32::try_from(self.slots.len()).unwrap_or(SERIES_MAX)..);
         self.exemplars.forget_series(gone);
+        self.starts.remove(gone);
     }
 }
 

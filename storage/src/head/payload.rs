@@ -13,6 +13,7 @@ use engram_model::{Labels, Millis};
 use std::sync::Arc;
 
 use super::append::Rules;
+use super::starts::StartCode;
 use super::symbols::View;
 use crate::chunk::histogram::{canonical, is_storable};
 use crate::chunk::{self, Kind, Open, ValueRef};
@@ -27,19 +28,29 @@ pub(super) const FORGET: u8 = 2;
 pub(super) const MARKS: u8 = 3;
 /// Whole series of a checkpoint.
 pub(super) const SERIES: u8 = 4;
+/// A write batch some of whose samples have starts.
+pub(super) const APPEND_STARTS: u8 = 5;
+/// Whole series of a checkpoint with their starts.
+pub(super) const SERIES_STARTS: u8 = 6;
 
 /// Most labels of a series that is read back.
 const LABELS_MAX: usize = 1 << 16;
 
 /// Writes samples; each time is the step from the one before, and so is each ref: series come in the order in which
 /// they once came, so both steps take a byte.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SampleWriter {
     at: Millis,
     series_ref: u32,
+    /// None in a payload without starts.
+    starts: Option<StartCode>,
 }
 
 impl SampleWriter {
+    pub(super) fn new(with_starts: bool) -> Self {
+        Self { at: 0, series_ref: 0, starts: with_starts.then(StartCode::default) }
+    }
+
     /// One series with its samples. `labels` when it is new.
     pub(super) fn put(&mut self, out: &mut Vec<u8>, series_ref: u32, new: bool, batch: &WriteBatch, of: &BatchSeries) {
         let step = i64::from(series_ref) - i64::from(self.series_ref);
@@ -53,15 +64,21 @@ impl SampleWriter {
             histograms.iter().filter(|sample| canonical(&sample.histogram).is_some() || is_storable(&sample.histogram));
         let count = storable.clone().count();
         put_uvarint(out, (of.samples.len() as u64) << 1 | u64::from(count > 0));
-        for sample in &batch.samples[of.samples.range()] {
+        for (sample, i) in batch.samples[of.samples.range()].iter().zip(of.samples.range()) {
             put_varint(out, sample.at.wrapping_sub(self.at));
             self.at = sample.at;
             put_float(out, sample.value);
+            if let Some(starts) = &mut self.starts {
+                starts.put(out, batch.starts.get(i).copied().unwrap_or(0));
+            }
         }
         if count > 0 {
             put_uvarint(out, count as u64);
             for sample in storable {
                 put_histogram(out, sample.at, &sample.histogram);
+                if let Some(starts) = &mut self.starts {
+                    starts.put(out, sample.start_at);
+                }
             }
         }
     }

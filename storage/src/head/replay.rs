@@ -6,10 +6,11 @@
 
 use super::append::{Receipt, SlotSum};
 use super::payload::{
-    APPEND, FORGET, LabelPairs, MARKS, SERIES, read_exemplar, read_float, read_histogram, read_labels, read_metadata,
-    read_rules,
+    APPEND, APPEND_STARTS, FORGET, LabelPairs, MARKS, SERIES, SERIES_STARTS, read_exemplar, read_float, read_histogram,
+    read_labels, read_metadata, read_rules,
 };
 use super::series::{Series, reopen, samples_of};
+use super::starts::{Stamp, StartCode, read_runs};
 use super::{Head, SERIES_MAX, add_digests};
 use crate::chunk::{Chunk, Kind, Open, ValueRef};
 use crate::codec::{Broken, Reader};
@@ -28,8 +29,9 @@ impl Head {
     /// is of no more use.
     pub fn replay(&mut self, payload: &[u8]) -> Result<Receipt, Broken> {
         let mut from = Reader::new(payload);
-        let receipt = match from.u8()? {
-            APPEND => self.replay_append(&mut from)?,
+        let kind = from.u8()?;
+        let receipt = match kind {
+            APPEND | APPEND_STARTS => self.replay_append(&mut from, kind == APPEND_STARTS)?,
             FORGET => {
                 let before = from.varint()?;
                 self.forget(before)?;
@@ -39,18 +41,20 @@ impl Head {
                 self.replay_marks(&mut from)?;
                 Receipt::default()
             }
-            SERIES => self.replay_series(&mut from)?,
+            SERIES | SERIES_STARTS => self.replay_series(&mut from, kind == SERIES_STARTS)?,
             _ => return Err(Broken { at: 0, what: "unknown kind of payload" }),
         };
         from.end()?;
         Ok(receipt)
     }
 
-    fn replay_append(&mut self, from: &mut Reader<'_>) -> Result<Receipt, Broken> {
+    fn replay_append(&mut self, from: &mut Reader<'_>, with_starts: bool) -> Result<Receipt, Broken> {
         let (mut receipt, mut slot, mut scratch) = (Receipt::default(), SlotSum::default(), Vec::new());
         let rules = read_rules(from)?;
         let count = from.u32()?;
         let (mut time, mut before) = (0_i64, 0_i64);
+        let mut starts = with_starts.then(StartCode::default);
+        let mut read_start = |from: &mut Reader<'_>| starts.as_mut().map_or(Ok(0), |starts| starts.read(from));
         for _ in 0..count {
             let tag = from.varint()?;
             before = before.wrapping_add(tag >> 1);
@@ -63,13 +67,15 @@ impl Head {
             for _ in 0..counts >> 1 {
                 time = time.wrapping_add(from.varint()?);
                 let value = ValueRef::Float(read_float(from)?);
-                let outcome = self.put(series_ref, time, value, &rules, &mut slot);
+                let stamp = Stamp { at: time, start: read_start(from)? };
+                let outcome = self.put(series_ref, stamp, value, &rules, &mut slot);
                 receipt.note(series_ref, time, outcome);
             }
             if counts & 1 == 1 {
                 for _ in 0..from.uvarint()? {
                     let (at, histogram) = read_histogram(from)?;
-                    let outcome = self.put_histogram(series_ref, at, &histogram, &rules, &mut slot);
+                    let stamp = Stamp { at, start: read_start(from)? };
+                    let outcome = self.put_histogram(series_ref, stamp, &histogram, &rules, &mut slot);
                     receipt.note_histogram(series_ref, at, outcome);
                 }
             }
@@ -95,19 +101,21 @@ impl Head {
         Ok(())
     }
 
-    fn replay_series(&mut self, from: &mut Reader<'_>) -> Result<Receipt, Broken> {
+    fn replay_series(&mut self, from: &mut Reader<'_>, with_starts: bool) -> Result<Receipt, Broken> {
         let (mut receipt, mut scratch) = (Receipt::default(), Vec::new());
         while !from.is_empty() {
             let said = from.uvarint()?;
             let series_ref = checked_ref(said, from)?;
             let labels = read_labels(from, &mut scratch)?;
             let (full, open) = read_chunks(from)?;
+            let starts = if with_starts { read_runs(from)? } else { Vec::new() };
             self.place(series_ref, &labels)?;
             let window_ms = self.options.window_ms;
             let Some(series) = self.slots[series_ref as usize].as_deref_mut() else { continue };
             let fresh = Series::new(labels.hash, std::mem::take(&mut series.pairs));
             let before = std::mem::replace(series, fresh);
             series.restore(full, open, window_ms);
+            self.starts.restore(series_ref, starts);
             receipt.appended += series.sample_count();
             self.sample_count += series.sample_count();
             add_digests(&mut self.digests, series)?;

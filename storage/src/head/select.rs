@@ -12,6 +12,7 @@ use engram_model::series::{Columns, ReadError, SampleSource, Series as Readable}
 use engram_model::{Labels, Matcher, TimeRange};
 use roaring::RoaringBitmap;
 
+use super::starts::{StartRun, fill};
 use super::symbols::{Symbol, View};
 use super::{Head, Series};
 use crate::chunk::Chunk;
@@ -35,15 +36,23 @@ pub struct HeadChunks {
     pub hash: u128,
     /// The chunks. None crosses the border of a window.
     pub chunks: Vec<Chunk>,
+    /// When the counters of the chunks' samples began: a sample has the start of the last run at or before it, and
+    /// one before all runs has none. Nearly always empty.
+    pub starts: Vec<StartRun>,
 }
 
 impl SampleSource for HeadChunks {
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
+        let (floats, histograms) = (out.times.len(), out.histogram_times.len());
         for chunk in self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last) {
             chunk.decode(out).map_err(|broken| ReadError::Corrupt {
                 series: format!("{:032x}", self.hash),
                 what: broken.to_string(),
             })?;
+        }
+        if !(self.starts.is_empty() && out.starts.is_empty() && out.histogram_starts.is_empty()) {
+            fill(&self.starts, &out.times, floats, &mut out.starts);
+            fill(&self.starts, &out.histogram_times, histograms, &mut out.histogram_starts);
         }
         Ok(())
     }
@@ -61,12 +70,19 @@ impl Head {
     #[must_use]
     pub fn select(&self, matchers: &[Matcher], range: TimeRange) -> Vec<HeadSeries> {
         let set = self.index.select(matchers);
-        let series = self.of_set(&set).filter(|series| series.overlaps(range));
-        let with_chunks = series.map(|series| (series, series.chunks(range))).filter(|(_, chunks)| !chunks.is_empty());
-        self.with_labels(with_chunks, |labels, (series, chunks)| HeadSeries {
-            labels,
-            chunks: Arc::new(HeadChunks { hash: series.hash(), chunks }),
-        })
+        let series = set.iter().filter_map(|series_ref| Some((series_ref, self.get(series_ref)?)));
+        let with_chunks = series
+            .filter(|(_, series)| series.overlaps(range))
+            .filter_map(|(series_ref, series)| Some((series, self.chunks_of(series_ref, series, range)?)));
+        self.with_labels(with_chunks, |labels, (_, chunks)| HeadSeries { labels, chunks: Arc::new(chunks) })
+    }
+
+    /// The chunks of one series that reach into the range, with the starts of their samples.
+    fn chunks_of(&self, series_ref: u32, series: &Series, range: TimeRange) -> Option<HeadChunks> {
+        let chunks = series.chunks(range);
+        let (first, last) = (chunks.first()?.first, chunks.last()?.last);
+        let starts = self.starts.within(series_ref, first, last).to_vec();
+        Some(HeadChunks { hash: series.hash(), chunks, starts })
     }
 
     /// How many series a select would give at most: for limits, before the work.

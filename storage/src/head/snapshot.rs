@@ -4,7 +4,7 @@
 //! the log position of the first; from then on replay may begin there, and what lies before may be deleted. A crash
 //! in the middle leaves a piece of a checkpoint behind the whole log, which replay takes without harm.
 
-use super::{Head, Unapplied, payload};
+use super::{Head, Unapplied, payload, starts};
 use crate::codec::{put_prefixed, put_uvarint, put_varint};
 use engram_model::TimeRange;
 
@@ -38,9 +38,10 @@ impl Head {
 
     fn snapshot_series(&self, payload: &mut Vec<u8>, out: &mut dyn FnMut(&[u8])) {
         payload.clear();
+        let with_starts = !self.starts.is_empty();
         for (series_ref, series) in self.series() {
             if payload.is_empty() {
-                payload.push(payload::SERIES);
+                payload.push(if with_starts { payload::SERIES_STARTS } else { payload::SERIES });
             }
             put_uvarint(payload, u64::from(series_ref));
             payload::put_symbols(payload, &series.pairs, &self.symbols.view());
@@ -53,6 +54,9 @@ impl Head {
             if let Some(chunk) = open {
                 payload.push(chunk.kind as u8 | 0x80);
                 put_prefixed(payload, &chunk.bytes);
+            }
+            if with_starts {
+                starts::put_runs(payload, self.starts.of(series_ref));
             }
             if payload.len() >= PAYLOAD_BYTES {
                 out(payload);

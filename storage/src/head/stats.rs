@@ -75,7 +75,11 @@ impl Head {
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         let series: usize = self.series().map(|(_, series)| series.heap_bytes()).sum();
-        series + self.slots.capacity() * 8 + self.by_hash.capacity() * 5 + self.index.heap_bytes()
+        series
+            + self.starts.heap_bytes()
+            + self.slots.capacity() * 8
+            + self.by_hash.capacity() * 5
+            + self.index.heap_bytes()
     }
 }
 
