@@ -66,6 +66,7 @@ impl Profile {
         let children: Vec<Step> = node.children().into_iter().map(|child| self.step(child, prepared)).collect();
         let cost = self.of(node);
         let select = selector(node).map(|selector| select_cost(selector, prepared));
+        let fetched = select.as_ref().map_or(0, |select| select.series);
         let total = cost.time.as_secs_f64();
         let inside: f64 = children.iter().map(|child| child.total_seconds).sum();
         let below: u64 = children.iter().map(|child| child.series_out).sum();
@@ -73,8 +74,8 @@ impl Profile {
             operator: operator(node),
             text: text_of(&prepared.text, node.span()),
             marks: marks(node, prepared),
-            series_in: below + select.as_ref().map_or(0, |select| select.series),
-            series_out: cost.series,
+            series_in: below + fetched,
+            series_out: if let Node::Range(_) = node { fetched } else { cost.series },
             samples: cost.samples,
             samples_peak: cost.peak.max(children.iter().map(|child| child.samples_peak).max().unwrap_or(0)),
             total_seconds: total,
