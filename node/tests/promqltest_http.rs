@@ -44,8 +44,6 @@ use serde_json::Value as Json;
 use storage::Storage;
 use support::{TestNode, client, field, snappy, start, varint};
 
-/// Evaluations that cannot pass yet, by file, exactly: start timestamps are taken and not kept.
-const KNOWN: [(&str, usize); 1] = [("start_timestamps.test", 23)];
 /// Most warnings, and infos, the API shows.
 const ANNOTATIONS_SHOWN: usize = 10;
 
@@ -72,13 +70,7 @@ async fn the_scripts_of_prometheus_pass_over_http() {
         let commands = script::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
         let (good, bad) = run(&node, &name, commands).await;
         passed += good;
-        let known = KNOWN.iter().find(|(file, _)| *file == name).map_or(0, |(_, count)| *count);
-        if known == bad.len() {
-            let told = if known == 0 { String::new() } else { format!(" ({known} need start timestamps kept)") };
-            tell(&format!("{name}, over HTTP: {good} passed, 0 failed{told}"));
-            continue;
-        }
-        tell(&format!("{name}, over HTTP: {good} passed, {} failed, {known} known", bad.len()));
+        tell(&format!("{name}, over HTTP: {good} passed, {} failed", bad.len()));
         failures.extend(bad.into_iter().map(|why| format!("{name} {why}")));
     }
     tell(&format!("promqltest, over HTTP: {passed} passed, {} failed", failures.len()));

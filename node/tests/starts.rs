@@ -12,7 +12,7 @@
 #[allow(dead_code, unreachable_pub, reason = "each test crate uses its part of the support")]
 mod support;
 
-use support::{TestNode, at, open, run, snappy, start};
+use support::{TestNode, at, field, open, run, snappy, start, varint};
 
 const NOW: i64 = 1_700_000_000_000;
 const V2: &str = "application/x-protobuf;proto=io.prometheus.write.v2.Request";
@@ -41,20 +41,6 @@ fn request_v2(labels: &[(&str, &str)], samples: &[(i64, f64, i64)], histogram: O
     }
     field(&mut out, 5, &one);
     out
-}
-
-fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
-    out.push(number << 3 | 2);
-    varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-fn varint(out: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        out.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    out.push(n as u8);
 }
 
 fn numbers(out: &mut Vec<u8>, fields: &[(u64, i64)]) {
