@@ -72,6 +72,22 @@ pub trait SampleSource: Send + Sync {
     /// # Errors
     /// [`ReadError`] when stored bytes do not decode.
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError>;
+
+    /// The stable hash of *all* labels of the series where it is known without work ([`Labels::hash128`]): so two
+    /// sources of one series are found without their labels, of which a select may have been asked for a few only.
+    fn series_hash(&self) -> Option<u128> {
+        None
+    }
+}
+
+/// What a reader will make use of; the rest need not be given.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Only the last sample of the range, if there is any.
+    pub last_only: bool,
+    /// Only these labels and the metric's name. All of them come all the same where any series has `__type__` or
+    /// `__unit__`: these tell apart what otherwise is one series without its name.
+    pub labels: Option<Vec<String>>,
 }
 
 /// One series: who it is and where its samples come from.

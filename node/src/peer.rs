@@ -13,7 +13,7 @@ use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::sample::{Exemplar, Metadata};
-use engram_model::series::Series;
+use engram_model::series::{Series, Wanted};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::{Labels, Matcher, Millis, TimeRange};
 use futures::future::BoxFuture;
@@ -110,6 +110,8 @@ pub struct Select {
     pub matchers: Arc<Vec<Matcher>>,
     /// Most series a select may give; 0: no limit.
     pub series_max: u64,
+    /// What of them is wanted; more may come.
+    pub wanted: Arc<Wanted>,
 }
 
 /// What is said where a selector gives more series than the tenant may fetch.
@@ -149,6 +151,8 @@ pub trait Replica: Send + Sync {
     /// The series with samples, unordered, none twice. Limited when they are more than `series_max`, before their labels
     /// are made.
     fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>>;
+    /// [`Replica::select`] of several partitions, one answer for each.
+    fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>>;
     /// Label sets of the series with samples.
     fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>>;
     /// Names of labels of the series with samples.

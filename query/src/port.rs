@@ -16,8 +16,11 @@ pub struct SelectHints {
     pub step_ms: i64,
     /// Range of the matrix selector in milliseconds, 0 for an instant selector.
     pub range_ms: i64,
-    /// Labels the query needs in the end; `None`: all.
+    /// Labels the query looks at, besides the metric's name; `None`: all. Series that lack the others stay series of
+    /// their own. Whoever has series with `__type__` or `__unit__` gives all labels.
     pub projection: Option<Vec<String>>,
+    /// Only the last sample of the range is looked at.
+    pub last_only: bool,
 }
 
 /// Why the world could not answer.
@@ -48,7 +51,7 @@ impl Classed for SourceError {
 /// What a select yields.
 #[derive(Clone, Default)]
 pub struct Selection {
-    /// The series, sorted by labels, none twice.
+    /// The series, none twice. Their order is that of sums, of equals in `topk`, and of an instant answer.
     pub series: Vec<Series>,
     /// Warnings for the user (partial data and the like).
     pub warnings: Vec<String>,

@@ -10,7 +10,7 @@ use engram_model::batch::{BatchSeries, HistogramSample, Pair, Run, Text, WriteBa
 use engram_model::digest::{Digest, slot_of};
 use engram_model::histogram::{BucketSpan, Histogram, ResetHint};
 use engram_model::sample::{Exemplar, Metadata, MetricKind, Sample, Value, stale_nan};
-use engram_model::series::{Columns, SampleSource};
+use engram_model::series::{Columns, SampleSource, Wanted};
 use engram_model::{Labels, MatchOp, Matcher, TimeRange};
 use engram_storage::head::{AppendLimits, Head, HeadOptions, Reason, Symbols};
 use proptest::prelude::*;
@@ -188,6 +188,7 @@ impl Model {
 }
 
 fn check_content(head: &Head, model: &Model, matchers: &[Matcher], range: TimeRange) {
+    check_wanted(head, matchers, range);
     let mut found = BTreeMap::new();
     for series in head.select(matchers, range) {
         let mut columns = Columns::default();
@@ -222,6 +223,50 @@ fn check_content(head: &Head, model: &Model, matchers: &[Matcher], range: TimeRa
         for ((at, value), (got_at, got)) in samples.iter().zip(got) {
             assert!(at == got_at && same(value, got), "{labels} at {at}: {value:?} is {got:?} at {got_at}");
         }
+    }
+}
+
+/// What is wanted of a series is what all of it has: the last sample, and the labels named.
+fn check_wanted(head: &Head, matchers: &[Matcher], range: TimeRange) {
+    let last_of = |columns: &Columns| {
+        let floats = columns.times.iter().zip(&columns.values).map(|(at, v)| (*at, Value::Float(*v)));
+        let hists = columns.histogram_times.iter().zip(&columns.histograms);
+        let all = floats.chain(hists.map(|(at, h)| (*at, Value::Histogram(Arc::clone(h)))));
+        all.filter(|(at, _)| range.contains(*at)).max_by_key(|(at, _)| *at)
+    };
+    for last_only in [true, false] {
+        check_some(head, matchers, range, last_only, &last_of);
+    }
+}
+
+fn check_some(
+    head: &Head,
+    matchers: &[Matcher],
+    range: TimeRange,
+    last_only: bool,
+    last_of: &dyn Fn(&Columns) -> Option<(i64, Value)>,
+) {
+    let wanted = Wanted { last_only, labels: Some(vec!["a".to_owned()]) };
+    let some: BTreeMap<_, _> = head
+        .select_wanted(matchers, range, &wanted)
+        .into_iter()
+        .map(|series| (series.source.series_hash().unwrap(), series))
+        .collect();
+    let all = head.select(matchers, range);
+    assert_eq!(all.len(), some.len());
+    for full in all {
+        let (mut want, mut have) = (Columns::default(), Columns::default());
+        full.chunks.read(range, &mut want).unwrap();
+        let series = &some[&full.chunks.hash];
+        series.source.read(range, &mut have).unwrap();
+        if !last_only {
+            assert_eq!((&want.times, want.histogram_times.len()), (&have.times, have.histogram_times.len()));
+        }
+        match (last_of(&want), last_of(&have)) {
+            (Some((t, v)), Some((at, value))) => assert!(t == at && same(&v, &value), "{v:?} is {value:?}"),
+            (want, have) => assert!(want.is_none() && have.is_none(), "{want:?} is {have:?}"),
+        }
+        assert_eq!(series.labels, full.labels.without(|name| !matches!(name, "a" | "__name__")));
     }
 }
 

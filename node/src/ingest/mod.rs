@@ -22,7 +22,7 @@ use engram_model::series::Series;
 use engram_model::{Labels, Millis};
 use engram_storage::head::{Counted, Head};
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
 use crate::error::Error;
@@ -56,24 +56,44 @@ impl LocalReplica {
         request: Select,
         work: impl FnOnce(&Head, &Select) -> T + Send + 'static,
     ) -> BoxFuture<'_, Result<T, Error>> {
+        let replica = self.clone();
+        self.on_thread(move || replica.read_now(&request, work))
+    }
+
+    /// Runs `work` on a thread that may take its time, as many at once as there are places.
+    fn on_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, Error>> {
+        let places = self.reads.clone();
         async move {
-            let heads = self
-                .heads
-                .get(request.partition.0 as usize)
-                .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
-            let Some(head) = heads.get(&request.tenant) else { return Ok(T::default()) };
             // The semaphore is never closed. The place goes back when the reading ends, not when its asker leaves.
-            let place = self.reads.clone().acquire_owned().await.ok();
+            let place = places.acquire_owned().await.ok();
             let reading = move || {
-                let answer = work(&head.read(), &request);
+                let answer = work();
                 drop(place);
                 answer
             };
             tokio::task::spawn_blocking(reading)
                 .await
-                .map_err(|e| Error::new(Class::Internal, format!("reading the head failed: {e}")))
+                .map_err(|e| Error::new(Class::Internal, format!("reading the head failed: {e}")))?
         }
         .boxed()
+    }
+
+    /// Runs `work` on the tenant's head of one partition, here.
+    fn read_now<T: Default>(&self, request: &Select, work: impl FnOnce(&Head, &Select) -> T) -> Result<T, Error> {
+        let heads = self
+            .heads
+            .get(request.partition.0 as usize)
+            .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
+        let Some(head) = heads.get(&request.tenant) else { return Ok(T::default()) };
+        Ok(work(&head.read(), request))
+    }
+
+    /// The series of one partition, here.
+    fn select_now(&self, request: &Select) -> Result<Vec<Series>, Error> {
+        self.read_now(request, |head, request| Some(select(head, request)))?.unwrap_or_else(|| Ok(Vec::new()))
     }
 
     /// What the heads hold, for the node's telemetry.
@@ -99,6 +119,18 @@ impl LocalReplica {
     }
 }
 
+/// The series of one head, unless they are too many.
+fn select(head: &Head, request: &Select) -> Result<Vec<Series>, Error> {
+    // What is too many by the index alone may lie outside of the range: only then are they looked at.
+    let max = if request.series_max == 0 { u64::MAX } else { request.series_max };
+    let too_many = head.count(&request.matchers) > max;
+    let count = if too_many { head.count_in(&request.matchers, request.range) } else { 0 };
+    if count > max {
+        return Err(too_many_series(&request.tenant, count, max));
+    }
+    Ok(head.select_wanted(&request.matchers, request.range, &request.wanted))
+}
+
 impl Replica for LocalReplica {
     fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
         async move {
@@ -112,21 +144,20 @@ impl Replica for LocalReplica {
     }
 
     fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
+        let replica = self.clone();
+        self.on_thread(move || replica.select_now(&request))
+    }
+
+    fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>> {
         async move {
-            let selected = self.read(request, |head, request| {
-                // What is too many by the index alone may lie outside of the range: only then are they looked at.
-                let max = if request.series_max == 0 { u64::MAX } else { request.series_max };
-                let too_many = head.count(&request.matchers) > max;
-                let count = if too_many { head.count_in(&request.matchers, request.range) } else { 0 };
-                if count > max {
-                    return (Some(too_many_series(&request.tenant, count, max)), Vec::new());
-                }
-                (None, head.select(&request.matchers, request.range).into_iter().map(Series::from).collect())
+            let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let share = requests.len().div_ceil(threads).max(1);
+            let shares = requests.chunks(share).map(|some| {
+                let (replica, some) = (self.clone(), some.to_vec());
+                self.on_thread(move || some.iter().map(|one| replica.select_now(one)).collect())
             });
-            match selected.await? {
-                (Some(refused), _) => Err(refused),
-                (None, series) => Ok(series),
-            }
+            let answers: Vec<Vec<Vec<Series>>> = try_join_all(shares).await?;
+            Ok(answers.into_iter().flatten().collect())
         }
         .boxed()
     }

@@ -33,6 +33,9 @@ use crate::peer::Peers;
 /// A query that held more samples at once, or failed, may have left much freed memory behind.
 const HEAVY_SAMPLES: u64 = 1_000_000;
 
+/// Most threads of one query: past it, joining their groups costs what they save.
+const THREADS_MAX: usize = 16;
+
 /// Bounds of the read path.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
@@ -80,6 +83,7 @@ struct Inner {
     meta: Meta,
     peers: Peers,
     queue: queue::Queue,
+    cores: usize,
     metrics: ReadMetrics,
 }
 
@@ -97,7 +101,8 @@ impl Reader {
     #[must_use]
     pub fn new(options: ReadOptions, meta: Meta, peers: Peers, metrics: ReadMetrics) -> Self {
         let queue = queue::Queue::new(options.concurrent_max, options.queue_max);
-        Self(Arc::new(Inner { options, meta, peers, queue, metrics }))
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self(Arc::new(Inner { options, meta, peers, queue, cores, metrics }))
     }
 
     /// What the tenant may write in a query: all, or what Prometheus 3.14 takes without feature flags.
@@ -176,6 +181,7 @@ impl Reader {
                 delayed_name_removal: experimental,
                 use_start_timestamps: experimental,
                 explain: query.explain,
+                parallelism: self.threads_each(),
                 ..Budget::default()
             },
         };
@@ -197,6 +203,11 @@ impl Reader {
             Ok(outcome) => Ok(outcome?),
             Err(failed) => Err(Error::new(Class::Internal, format!("the query failed inside the engine: {failed}"))),
         }
+    }
+
+    /// Threads for one more query: the cores, shared by the queries that run.
+    fn threads_each(&self) -> usize {
+        (self.0.cores / self.load().0.max(1)).clamp(1, THREADS_MAX)
     }
 
     /// Label sets of the series any of `selectors` selects, sorted; at most `limit` (0: all), with a warning when cut.

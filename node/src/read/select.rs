@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use engram_model::digest::Digest;
 use engram_model::error::Class;
-use engram_model::merge::merge_series;
-use engram_model::place::{PartitionId, tenant_partitions};
-use engram_model::series::Series;
+use engram_model::merge::join_series;
+use engram_model::place::{NodeId, PartitionId, tenant_partitions};
+use engram_model::series::{Series, Wanted};
 use engram_model::tenant::TenantId;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::port::{Queryable, SelectHints, Selection, SourceError};
@@ -19,6 +19,10 @@ use futures::future::{BoxFuture, try_join_all};
 use crate::error::Error;
 use crate::meta::{Meta, RingView, TenantView};
 use crate::peer::{Counts, Peers, Replica, Select, too_many_series};
+
+/// Most series that are sorted: then a sum's last bits, the order of an answer and which of two equals is a `topk` do
+/// not depend on where series lie. Of more, sorting would take longer than all else.
+const SORTED_MAX: usize = 256;
 
 /// What one query sees of the cluster, from its first look to its answer.
 #[derive(Clone)]
@@ -47,6 +51,14 @@ impl View {
         tenant_partitions(&self.tenant, self.ring.partition_count(), self.config.shard_size_largest)
     }
 
+    /// The nearest replica of a partition.
+    fn nearest(&self, partition: PartitionId) -> Result<NodeId, Error> {
+        let nodes = self.ring.replicas(partition).map(|set| set.replicas.as_slice()).unwrap_or_default();
+        self.peers.nearest(nodes).first().copied().ok_or_else(|| {
+            Error::unavailable(format!("partition {} has no replicas: the node is still starting", partition.0))
+        })
+    }
+
     /// Asks the nearest replica of every partition and hands each answer to the caller, in order of partition.
     async fn ask<T>(
         &self,
@@ -55,31 +67,52 @@ impl View {
         ask: impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>>,
     ) -> Result<Vec<T>, Error> {
         let matchers = Arc::new(matchers.to_vec());
+        let wanted = Arc::new(Wanted::default());
         try_join_all(self.partitions().into_iter().map(|partition| {
-            let request =
-                Select { tenant: self.tenant.clone(), partition, range, matchers: matchers.clone(), series_max: 0 };
+            let (matchers, wanted) = (matchers.clone(), wanted.clone());
+            let request = Select { tenant: self.tenant.clone(), partition, range, matchers, wanted, series_max: 0 };
             let ask = &ask;
             async move {
-                let nodes = self.ring.replicas(partition).map(|set| set.replicas.as_slice()).unwrap_or_default();
-                let node = self.peers.nearest(nodes).first().copied().ok_or_else(|| {
-                    Error::unavailable(format!("partition {} has no replicas: the node is still starting", partition.0))
-                })?;
-                let replica = self.peers.replica(node)?;
+                let replica = self.peers.replica(self.nearest(partition)?)?;
                 ask(replica.as_ref(), request).await
             }
         }))
         .await
     }
 
-    /// Series with samples in `range`, sorted by labels, none twice.
+    /// Series with samples in `range`, none twice, with what is wanted of them; few come sorted, with all labels.
     ///
     /// # Errors
     /// Unavailable when a partition cannot be read, Limited when one has more series than the tenant may fetch.
-    pub async fn samples(&self, matchers: &[Matcher], range: TimeRange) -> Result<Vec<Series>, Error> {
+    pub async fn samples(&self, matchers: &[Matcher], range: TimeRange, wanted: Wanted) -> Result<Vec<Series>, Error> {
+        let some_labels = wanted.labels.is_some();
+        let last_only = wanted.last_only;
+        let mut series = self.gather(matchers, range, wanted).await?;
+        if series.len() > SORTED_MAX {
+            return Ok(series);
+        }
+        if some_labels && series.len() > 1 {
+            series = self.gather(matchers, range, Wanted { last_only, labels: None }).await?;
+        }
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(series)
+    }
+
+    /// Asks each node once for all its partitions.
+    async fn gather(&self, matchers: &[Matcher], range: TimeRange, wanted: Wanted) -> Result<Vec<Series>, Error> {
+        let (matchers, wanted) = (Arc::new(matchers.to_vec()), Arc::new(wanted));
         let series_max = self.config.limits.max_fetched_series_per_query;
-        let parts =
-            self.ask(matchers, range, |replica, request| replica.select(Select { series_max, ..request })).await?;
-        Ok(merge_series(parts.into_iter().flatten().collect()))
+        let mut by_node: BTreeMap<NodeId, Vec<Select>> = BTreeMap::new();
+        for partition in self.partitions() {
+            let (matchers, wanted) = (matchers.clone(), wanted.clone());
+            let request = Select { tenant: self.tenant.clone(), partition, range, matchers, wanted, series_max };
+            by_node.entry(self.nearest(partition)?).or_default().push(request);
+        }
+        let asked = by_node.into_iter().map(|(node, requests)| async move {
+            let replica = self.peers.replica(node)?;
+            replica.select_all(requests).await
+        });
+        Ok(join_series(try_join_all(asked).await?.into_iter().flatten().collect()))
     }
 
     /// Label sets of the series any of `selectors` selects; sorted.
@@ -182,10 +215,11 @@ impl Queryable for View {
         &'a self,
         range: TimeRange,
         matchers: &'a [Matcher],
-        _hints: &'a SelectHints,
+        hints: &'a SelectHints,
     ) -> BoxFuture<'a, Result<Selection, SourceError>> {
         Box::pin(async move {
-            let series = self.samples(matchers, range).await.map_err(|error| match error.class {
+            let wanted = Wanted { last_only: hints.last_only, labels: hints.projection.clone() };
+            let series = self.samples(matchers, range, wanted).await.map_err(|error| match error.class {
                 Class::Limited => SourceError::Limited(error.message),
                 _ => SourceError::Unavailable(error.message),
             })?;

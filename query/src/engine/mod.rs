@@ -13,6 +13,7 @@
 //! histograms.rs operators on histograms       answer.rs     rows → answer
 //! shards.rs    aggregations on several threads   shared.rs  what is written twice
 //! profile.rs   what each node did
+//! wanted.rs    what of the series is looked at
 //! ```
 
 use std::sync::Arc;
@@ -46,6 +47,7 @@ mod row;
 mod select;
 mod shards;
 mod shared;
+mod wanted;
 
 /// What to evaluate, and over which times.
 #[derive(Clone, Debug)]
@@ -178,6 +180,7 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
     if request.budget.optimise {
         plan::optimise(&mut plan);
     }
+    wanted::fill_hints(&mut plan, &request.budget);
     if request.step_ms != 0 && matches!(plan.yields, ValueType::Matrix | ValueType::String) {
         return Err(Error::BadRequest(format!(
             "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",

@@ -230,7 +230,8 @@ impl Builder {
         let offset_ms = ast.offset_ms;
         let at = self.at(ast.at);
         let range = self.needed(at, offset_ms, range_ms, ast.extension, above);
-        let hints = SelectHints { func: above.func.to_owned(), step_ms: above.step_ms, range_ms, projection: None };
+        let hints =
+            SelectHints { func: above.func.to_owned(), step_ms: above.step_ms, range_ms, ..SelectHints::default() };
         let select = self.select(Select { matchers: ast.matchers.clone(), range, hints, is_empty: false });
         Selector {
             select,
@@ -312,7 +313,7 @@ impl Builder {
             matchers.into_iter().partition(|m| &*m.name == engram_model::labels::METRIC_NAME);
         rest.extend(info_names(&names));
         let range = self.needed(at, offset_ms, 0, Extension::None, above);
-        let hints = SelectHints { func: "info".to_owned(), step_ms: above.step_ms, range_ms: 0, projection: None };
+        let hints = SelectHints { func: "info".to_owned(), step_ms: above.step_ms, ..SelectHints::default() };
         let select = self.select(Select { matchers: rest.clone(), range, hints, is_empty: false });
         Selector {
             select,

@@ -16,10 +16,10 @@ pub(crate) mod xor;
 
 use std::sync::Arc;
 
-use engram_model::Millis;
 use engram_model::histogram::Histogram;
 use engram_model::sample::Value;
 use engram_model::series::Columns;
+use engram_model::{Millis, TimeRange};
 
 use crate::codec::Broken;
 use histogram::HistogramOpen;
@@ -227,6 +227,17 @@ impl Open {
                 count: open.count(),
                 kind: if open.is_integer() { Kind::Histogram } else { Kind::FloatHistogram },
             }),
+        }
+    }
+
+    /// Kind, first and last time and the bytes so far, where it may hold samples of the range.
+    pub(crate) fn in_range(&self, range: TimeRange) -> Option<(Kind, (Millis, Millis), &[u8])> {
+        let bounds = self.bounds().filter(|(first, last)| *first < range.end && range.start <= *last)?;
+        match self {
+            Self::None => None,
+            Self::Float(open) => Some((Kind::Xor, bounds, open.bytes())),
+            Self::Histogram(open) if open.is_integer() => Some((Kind::Histogram, bounds, open.bytes())),
+            Self::Histogram(open) => Some((Kind::FloatHistogram, bounds, open.bytes())),
         }
     }
 

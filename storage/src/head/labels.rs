@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
+use engram_model::matcher::has_prefix;
 use engram_model::{MatchOp, Matcher};
 use roaring::RoaringBitmap;
 
@@ -257,8 +258,8 @@ impl Values {
 
     fn starting_with<'a>(&'a self, prefix: &'a str, view: &'a View<'_>) -> impl Iterator<Item = Symbol> + 'a {
         let (sorted, tail) = self.list.split_at(self.sorted);
-        let from = sorted.partition_point(|value| view.text(*value) < prefix);
-        let near = sorted[from..].iter().take_while(move |value| view.text(**value).starts_with(prefix));
-        near.chain(tail.iter().filter(move |value| view.text(**value).starts_with(prefix))).copied()
+        let from = if prefix.is_empty() { 0 } else { sorted.partition_point(|value| view.text(*value) < prefix) };
+        let near = sorted[from..].iter().take_while(move |value| has_prefix(view.text(**value), prefix));
+        near.chain(tail.iter().filter(move |value| has_prefix(view.text(**value), prefix))).copied()
     }
 }

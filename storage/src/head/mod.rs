@@ -12,7 +12,7 @@
 //! a copy of the open one, so they decode without the lock. The bytes are drawn in `docs/formats/head.md`.
 //!
 //! Map: `append` stage and apply · `payload` bytes of the log · `replay` · `series` one series and late samples ·
-//! `starts` when counters began · `symbols`, `labels` texts and the index · `select` reading · `forget` · `snapshot` ·
+//! `starts` when counters began · `symbols`, `labels` texts and the index · `select`, `picked` reading · `forget` · `snapshot` ·
 //! `beside` exemplars and metadata · `stats` counts for people.
 
 mod append;
@@ -20,6 +20,7 @@ mod beside;
 mod forget;
 mod labels;
 mod payload;
+mod picked;
 mod replay;
 mod select;
 mod series;

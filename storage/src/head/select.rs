@@ -7,15 +7,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use engram_model::labels::METRIC_NAME;
 use engram_model::sample::{Exemplar, Metadata};
-use engram_model::series::{Columns, ReadError, SampleSource, Series as Readable};
-use engram_model::{Labels, Matcher, TimeRange};
+use engram_model::series::{Columns, ReadError, SampleSource, Series as Readable, Wanted};
+use engram_model::{Labels, Matcher, Millis, TimeRange};
 use roaring::RoaringBitmap;
 
+use super::picked::Picked;
 use super::starts::{StartRun, fill};
 use super::symbols::{Symbol, View};
 use super::{Head, Series};
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, ValueRef};
 
 /// Series after whose labels a reader lets writers of texts through: some tens of microseconds.
 const GIVE_WAY_EVERY: usize = 128;
@@ -41,7 +43,33 @@ pub struct HeadChunks {
     pub starts: Vec<StartRun>,
 }
 
+/// The last sample of a series, where no other is wanted.
+#[derive(Clone, Copy, Debug)]
+struct LastSample {
+    hash: u128,
+    at: Millis,
+    value: f64,
+}
+
+impl SampleSource for LastSample {
+    fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
+        if range.contains(self.at) {
+            out.times.push(self.at);
+            out.values.push(self.value);
+        }
+        Ok(())
+    }
+
+    fn series_hash(&self) -> Option<u128> {
+        Some(self.hash)
+    }
+}
+
 impl SampleSource for HeadChunks {
+    fn series_hash(&self) -> Option<u128> {
+        Some(self.hash)
+    }
+
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
         let (floats, histograms) = (out.times.len(), out.histogram_times.len());
         for chunk in self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last) {
@@ -83,6 +111,40 @@ impl Head {
         let (first, last) = (chunks.first()?.first, chunks.last()?.last);
         let starts = self.starts.within(series_ref, first, last).to_vec();
         Some(HeadChunks { hash: series.hash(), chunks, starts })
+    }
+
+    /// As [`Head::select`], but gives no more than is wanted, ready to be read.
+    #[must_use]
+    pub fn select_wanted(&self, matchers: &[Matcher], range: TimeRange, wanted: &Wanted) -> Vec<Readable> {
+        let set = self.index.select(matchers);
+        let mut view = self.symbols.view();
+        let keep = wanted.labels.as_ref().and_then(|names| self.kept(names, &view));
+        let labels_of = |series: &Series, view: &View<'_>| match &keep {
+            None => labels_of(series, view),
+            Some(keep) => some_labels_of(series, keep, view),
+        };
+        let (mut out, mut picked, mut shares) = (Vec::new(), Picked::default(), Vec::new());
+        for series_ref in &set {
+            let Some(series) = self.get(series_ref) else { continue };
+            if (out.len() + shares.len()).is_multiple_of(GIVE_WAY_EVERY) {
+                view.give_way();
+            }
+            let has_starts = !self.starts.within(series_ref, Millis::MIN, Millis::MAX).is_empty();
+            if has_starts && series.overlaps(range) {
+                let Some(chunks) = self.chunks_of(series_ref, series, range) else { continue };
+                out.push(Readable { labels: labels_of(series, &view), source: Arc::new(chunks) });
+            } else if wanted.last_only
+                && let Some(last) = last_sample(series, range)
+            {
+                out.push(Readable { labels: labels_of(series, &view), source: Arc::new(last) });
+            } else if series.overlaps(range)
+                && let Some(share) = picked.take(series, range)
+            {
+                shares.push((labels_of(series, &view), share));
+            }
+        }
+        out.extend(picked.share_out(shares));
+        out
     }
 
     /// How many series a select would give at most: for limits, before the work.
@@ -161,6 +223,15 @@ impl Head {
         self.metadata.iter()
     }
 
+    /// The symbols of the names and of the metric's name; `None`: see [`Wanted::labels`].
+    fn kept(&self, names: &[String], view: &View<'_>) -> Option<Vec<Symbol>> {
+        let is_used = |name: &str| view.find(name).is_some_and(|name| self.index.values(name).next().is_some());
+        if is_used("__type__") || is_used("__unit__") {
+            return None;
+        }
+        Some(names.iter().map(String::as_str).chain([METRIC_NAME]).filter_map(|name| view.find(name)).collect())
+    }
+
     pub(super) fn of_set<'a>(&'a self, set: &'a RoaringBitmap) -> impl Iterator<Item = &'a Series> {
         set.iter().filter_map(|series_ref| self.get(series_ref))
     }
@@ -191,6 +262,21 @@ impl Head {
         texts.sort_unstable();
         texts
     }
+}
+
+/// The last sample of the range, where it is the newest of the series and a float: it lies open, and nothing needs to
+/// be decoded.
+fn last_sample(series: &Series, range: TimeRange) -> Option<LastSample> {
+    let at = series.open.bounds()?.1;
+    match series.open.newest()? {
+        ValueRef::Float(value) if range.contains(at) => Some(LastSample { hash: series.hash(), at, value }),
+        _ => None,
+    }
+}
+
+fn some_labels_of(series: &Series, keep: &[Symbol], view: &View<'_>) -> Labels {
+    let kept = series.pairs.iter().filter(|(name, _)| keep.contains(name));
+    Labels::from_sorted(kept.map(|(name, value)| (view.text(*name), view.text(*value))))
 }
 
 pub(super) fn labels_of(series: &Series, view: &View<'_>) -> Labels {

@@ -114,11 +114,16 @@ impl Series {
         self.full.push(chunk);
     }
 
-    /// All chunks that may hold samples of the range; the open one is copied.
-    pub(crate) fn chunks(&self, range: TimeRange) -> Vec<Chunk> {
+    /// The full chunks that may hold samples of the range.
+    pub(super) fn full_in(&self, range: TimeRange) -> &[Chunk] {
         let from = self.full.partition_point(|chunk| chunk.last < range.start);
         let to = self.full.partition_point(|chunk| chunk.first < range.end);
-        let mut out = self.full.get(from..to).unwrap_or_default().to_vec();
+        self.full.get(from..to).unwrap_or_default()
+    }
+
+    /// All chunks that may hold samples of the range; the open one is copied.
+    pub(crate) fn chunks(&self, range: TimeRange) -> Vec<Chunk> {
+        let mut out = self.full_in(range).to_vec();
         if self.open.bounds().is_some_and(|(first, last)| first < range.end && range.start <= last) {
             out.extend(self.open.view());
         }
