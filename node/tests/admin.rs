@@ -180,7 +180,7 @@ async fn a_query_of_too_many_series_is_refused_and_says_which_limit() {
     let at = NOW / 1000;
     let (status, answer) = node.get("acme", &format!("query?query=up&time={at}")).await;
     let text = answer["error"].as_str().unwrap();
-    assert!(status == 429 && text.contains("max_fetched_series_per_query is 3: narrow"), "{status} {text}");
+    assert!(status == 422 && text.contains("max_fetched_series_per_query is 3: narrow"), "{status} {text}");
     // What has no samples in the range of the query is not counted.
     let (status, answer) = node.get("acme", &format!("query?query=up&time={}", at + 3600)).await;
     assert_eq!((status, answer["data"]["result"].as_array().unwrap().len()), (200, 0), "{answer}");
