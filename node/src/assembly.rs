@@ -147,6 +147,7 @@ impl Node {
             ),
             reader: Reader::new(read_options(&config), meta.clone(), peers, ReadMetrics::new(&metrics)),
         };
+        collect_queries(&metrics, &paths.reader);
         let app = app(&config, paths, Status { meta, metrics, health: health.clone() }, http_metrics, &clock);
         front.open(http::router(Arc::new(app)));
         health.set("node/log", Condition::Running);
@@ -389,6 +390,23 @@ fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, 
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+fn collect_queries(metrics: &Metrics, reader: &Reader) {
+    let reader = reader.clone();
+    metrics.collect(move || {
+        let (running, waiting) = reader.load();
+        vec![
+            Reading::gauge("query_running", "Queries that are evaluated now", running as f64),
+            Reading::gauge("query_waiting", "Queries that wait for their turn", waiting as f64),
+            Reading::gauge(
+                "query_samples_held",
+                "Samples running queries hold in memory",
+                reader.samples_held() as f64,
+            ),
+        ]
+    });
+}
+
+#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
 fn log_readings(log: &LogMetrics) -> Vec<Reading> {
     let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
     vec![
@@ -421,6 +439,7 @@ fn read_options(config: &Config) -> ReadOptions {
         timeout: config.query.timeout,
         lookback_ms: i64::try_from(config.query.lookback.as_millis()).unwrap_or(i64::MAX),
         samples_max: config.query.samples_max,
+        node_samples_max: config.query.node_samples_max,
         experimental: config.promql_experimental,
     }
 }

@@ -73,6 +73,7 @@ impl From<engram_query::error::Error> for Error {
             Query::Parse(_) | Query::BadRequest(_) => Stage::Request,
             Query::Execution(_)
             | Query::OverBudget(_)
+            | Query::Busy { .. }
             | Query::Timeout { .. }
             | Query::Cancelled { .. }
             | Query::Source(_) => Stage::Execution,

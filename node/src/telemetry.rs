@@ -1,5 +1,7 @@
 //! Logs: rare, structured, one line for one event a person may act on.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -16,6 +18,7 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), String> {
         .map_err(|e| format!("log-level {level:?}: {e}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_span_events(FmtSpan::NONE)
         .with_target(false);

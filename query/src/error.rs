@@ -19,6 +19,15 @@ pub enum Error {
     /// More than the budget allows; names the limit.
     #[error("{0}")]
     OverBudget(String),
+    /// All queries of the node together hold as many samples as they may.
+    #[error(
+        "the queries of this node together hold too many samples in memory: the limit is {max} (query.node-samples-max): \
+         retry when others have ended"
+    )]
+    Busy {
+        /// The limit.
+        max: u64,
+    },
     /// Time ran out.
     #[error("query timed out in {stage}")]
     Timeout {
@@ -40,6 +49,7 @@ impl Classed for Error {
     fn class(&self) -> Class {
         match self {
             Self::Parse(_) | Self::BadRequest(_) | Self::Execution(_) | Self::OverBudget(_) => Class::Invalid,
+            Self::Busy { .. } => Class::Unavailable,
             Self::Timeout { .. } => Class::Timeout,
             Self::Cancelled { .. } => Class::Cancelled,
             Self::Source(source) => source.class(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use engram_model::sample::Value as SampleValue;
 use engram_model::series::{Columns, Series};
 use engram_model::{Class, Classed, Labels, Matcher, Millis, TimeRange};
-use engram_query::engine::{Budget, Cancel, Outcome, Request, evaluate, prepare};
+use engram_query::engine::{Budget, Cancel, Outcome, Request, SamplePool, evaluate, prepare};
 use engram_query::error::Error;
 use engram_query::parse::{Switches, parse};
 use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
@@ -107,6 +107,18 @@ fn what_has_to_be_collected_is_counted() {
     assert_eq!(error.to_string(), "vector cannot contain metrics with the same labelset");
     let outcome = run("topk(1, a)", HOUR, Budget::default(), &twins).unwrap();
     assert!(outcome.stats.samples_peak >= 500 * 51, "{:?}", outcome.stats);
+}
+
+#[test]
+fn queries_share_what_the_node_may_hold_and_give_it_back() {
+    let data = counters(1_000);
+    let pool = std::sync::Arc::new(SamplePool::new(20_000));
+    let shared = Budget { pool: Some(pool.clone()), ..Budget::default() };
+    let error = run("topk(1, c_total)", HOUR, shared.clone(), &data).unwrap_err();
+    assert!(matches!(error, Error::Busy { max: 20_000 }), "{error}");
+    assert_eq!(pool.held(), 0);
+    run("sum(rate(c_total[5m]))", HOUR, shared, &data).unwrap();
+    assert_eq!(pool.held(), 0);
 }
 
 #[test]

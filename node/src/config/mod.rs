@@ -72,6 +72,7 @@ pub struct QueryConfig {
     pub concurrent_max: usize,
     pub queue_max: usize,
     pub samples_max: u64,
+    pub node_samples_max: u64,
 }
 
 /// Options of writes.
@@ -114,6 +115,7 @@ impl Default for Config {
                 concurrent_max: 20,
                 queue_max: 200,
                 samples_max: 50_000_000,
+                node_samples_max: 200_000_000,
             },
             write: WriteConfig {
                 body_bytes_max: 100 << 20,

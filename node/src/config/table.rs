@@ -163,6 +163,12 @@ pub static KEYS: &[Key] = &[
         "Most samples one query may hold in memory, whatever the tenant's limit; 16 bytes each."
     ),
     key!(
+        "query.node-samples-max",
+        Count,
+        query.node_samples_max,
+        "Most samples all queries of this node hold in memory together, 16 bytes each; above it a query ends with 503."
+    ),
+    key!(
         "write.body-bytes-max",
         Size,
         write.body_bytes_max,

@@ -18,7 +18,7 @@ use engram_model::sample::{Exemplar, Metadata};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Stopwatch;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
-use engram_query::engine::{self, Budget, Cancel, Outcome};
+use engram_query::engine::{self, Budget, Cancel, Outcome, SamplePool};
 use engram_query::parse::{self, Switches};
 use engram_query::port::SharedQueryable;
 
@@ -49,6 +49,8 @@ pub struct ReadOptions {
     pub lookback_ms: i64,
     /// Most samples of one query in memory, whatever the tenant's limit says.
     pub samples_max: u64,
+    /// Most samples all queries of this node hold in memory together.
+    pub node_samples_max: u64,
     /// Whether the experimental part of PromQL may be used by tenants that have not chosen.
     pub experimental: bool,
 }
@@ -84,6 +86,7 @@ struct Inner {
     peers: Peers,
     queue: queue::Queue,
     cores: usize,
+    pool: Arc<SamplePool>,
     metrics: ReadMetrics,
 }
 
@@ -102,7 +105,8 @@ impl Reader {
     pub fn new(options: ReadOptions, meta: Meta, peers: Peers, metrics: ReadMetrics) -> Self {
         let queue = queue::Queue::new(options.concurrent_max, options.queue_max);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self(Arc::new(Inner { options, meta, peers, queue, cores, metrics }))
+        let pool = Arc::new(SamplePool::new(options.node_samples_max));
+        Self(Arc::new(Inner { options, meta, peers, queue, cores, pool, metrics }))
     }
 
     /// What the tenant may write in a query: all, or what Prometheus 3.14 takes without feature flags.
@@ -118,6 +122,12 @@ impl Reader {
     /// The tenant's own choice, or else the server's.
     fn experimental(&self, limits: &TenantLimits) -> bool {
         limits.promql_experimental.unwrap_or(self.0.options.experimental)
+    }
+
+    /// Samples that running queries hold in memory.
+    #[must_use]
+    pub fn samples_held(&self) -> u64 {
+        self.0.pool.held()
     }
 
     /// How many queries run and how many wait.
@@ -182,6 +192,7 @@ impl Reader {
                 use_start_timestamps: experimental,
                 explain: query.explain,
                 parallelism: self.threads_each(),
+                pool: Some(self.0.pool.clone()),
                 ..Budget::default()
             },
         };

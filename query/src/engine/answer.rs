@@ -16,7 +16,7 @@ use super::{Cancel, Outcome, Prepared};
 /// Runs a prepared query.
 pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error> {
     let started = prepared.watch.elapsed();
-    let counters = Counters::default();
+    let counters = Counters::new(prepared.budget.pool.clone());
     let profile = prepared.budget.explain.then(Profile::default);
     let evaluator = Evaluator::new(Parts {
         plan: &prepared.plan,

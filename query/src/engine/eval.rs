@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engram_model::labels::METRIC_NAME;
@@ -22,7 +23,7 @@ use crate::port::Selection;
 use super::profile::Profile;
 use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
 use super::shared::Kept;
-use super::{Budget, Cancel};
+use super::{Budget, Cancel, SamplePool};
 
 /// Takes one row; it may take the row's memory and leave any other row in its place.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(&mut Row) -> Result<(), Error>;
@@ -31,14 +32,31 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(&mut Row) -> Result<(), Error>;
 const CHECK_EVERY: u64 = 8192;
 
 /// What all threads of a query count together.
-#[derive(Default)]
 pub(super) struct Counters {
+    /// What all queries hold together.
+    pool: Option<Arc<SamplePool>>,
     /// Samples held now.
     held: AtomicU64,
     /// Most samples held at once.
     pub(super) peak: AtomicU64,
     /// Samples looked at.
     pub(super) looked_at: AtomicU64,
+}
+
+impl Counters {
+    /// Nothing counted yet.
+    pub(super) fn new(pool: Option<Arc<SamplePool>>) -> Self {
+        Self { pool, held: AtomicU64::new(0), peak: AtomicU64::new(0), looked_at: AtomicU64::new(0) }
+    }
+}
+
+/// However a query ends, what it held is free again.
+impl Drop for Counters {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.give(self.held.load(Ordering::Relaxed));
+        }
+    }
 }
 
 /// What running a plan needs, the same for all threads.
@@ -116,16 +134,20 @@ impl<'a> Evaluator<'a> {
         if let Some(profile) = self.profile {
             profile.held(self.at.get(), held);
         }
+        let room = self.counters.pool.as_ref().map_or(Ok(()), |pool| pool.take(samples));
         if held > self.budget.samples_max {
             return Err(too_many_samples(self.budget.samples_max));
         }
-        Ok(())
+        room
     }
 
     /// Counts samples that are held no longer.
     pub(super) fn release(&self, samples: u64) {
         let less = |held: u64| Some(held.saturating_sub(samples));
-        self.counters.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
+        let before = self.counters.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        if let (Some(pool), Ok(before)) = (&self.counters.pool, before) {
+            pool.give(samples.min(before));
+        }
     }
 
     /// Counts samples looked at.

@@ -17,7 +17,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use engram_model::Millis;
@@ -66,6 +66,42 @@ pub struct Request {
     pub budget: Budget,
 }
 
+/// Samples that all queries of a process hold together, and how many that may be.
+///
+/// Why beside each query's own bound: twenty queries that each keep theirs could still fill the machine.
+#[derive(Debug)]
+pub struct SamplePool {
+    held: AtomicU64,
+    max: u64,
+}
+
+impl SamplePool {
+    /// Room for `max` samples.
+    #[must_use]
+    pub fn new(max: u64) -> Self {
+        Self { held: AtomicU64::new(0), max }
+    }
+
+    /// How many are held now.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Takes room; what was taken stays taken until it is given back, also when there was none.
+    fn take(&self, samples: u64) -> Result<(), Error> {
+        let held = self.held.fetch_add(samples, Ordering::Relaxed) + samples;
+        if held > self.max {
+            return Err(Error::Busy { max: self.max });
+        }
+        Ok(())
+    }
+
+    fn give(&self, samples: u64) {
+        self.held.fetch_sub(samples, Ordering::Relaxed);
+    }
+}
+
 /// Bounds and switches of one query.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -73,6 +109,8 @@ pub struct Budget {
     pub lookback_ms: i64,
     /// Most samples in memory at once.
     pub samples_max: u64,
+    /// What all queries of the process may hold together; none: each has only its own bound.
+    pub pool: Option<Arc<SamplePool>>,
     /// Most series one query may touch; 0: no limit.
     pub series_max: u64,
     /// Wall time after which it is stopped.
@@ -98,6 +136,7 @@ impl Default for Budget {
         Self {
             lookback_ms: 5 * 60 * 1000,
             samples_max: 50_000_000,
+            pool: None,
             series_max: 0,
             timeout: Duration::from_secs(120),
             subquery_step_ms: 60 * 1000,
