@@ -23,13 +23,14 @@ const CRATES: [(&str, &[&str]); 6] = [
 
 /// What each room of the node may use: other rooms, then crates besides `model`. `lib.rs` assembles and may use all.
 const ROOMS: [(&str, &[&str], &[&str]); 8] = [
-    ("http", &["write", "read", "meta"], &["query"]),
+    ("http", &["write", "read", "blocks", "meta"], &["query"]),
     ("grpc", &["read", "ingest"], &["storage"]),
     ("write", &["peer", "meta", "actor"], &[]),
     ("read", &["peer", "meta", "actor"], &["query", "storage"]),
     // `peer` is also the port a partition answers through, so that a local replica is asked like a remote one.
     ("ingest", &["blocks", "peer", "meta", "actor"], &["storage"]),
-    ("blocks", &["meta", "actor"], &["storage"]),
+    // A snapshot asks all replicas of a tenant, as a query does.
+    ("blocks", &["read", "peer", "meta", "actor"], &["storage"]),
     ("peer", &[], &[]),
     ("meta", &[], &["raft"]),
 ];

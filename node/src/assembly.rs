@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
+use crate::blocks::Snapshots;
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
 use crate::http::{self, App, HttpMetrics};
@@ -95,6 +96,7 @@ pub struct Node {
 struct Paths {
     reader: Reader,
     writer: Writer,
+    snapshots: Snapshots,
 }
 
 impl Node {
@@ -137,7 +139,10 @@ impl Node {
         collect_metrics(&metrics, &local, &log, &group);
 
         let peers = Peers::local_only(meta.node_id(), Arc::new(local));
+        let snapshots =
+            Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), meta.clone(), peers.clone(), clock.clone())?;
         let paths = Paths {
+            snapshots,
             writer: Writer::new(
                 write_options(&config),
                 meta.clone(),
@@ -470,6 +475,7 @@ fn app(config: &Config, paths: Paths, status: Status, metrics: HttpMetrics, cloc
         read: Arc::new(paths.reader),
         push: Arc::new(paths.writer),
         tenants: Arc::new(status.meta.clone()),
+        snapshots: Arc::new(paths.snapshots),
         node: Arc::new(status),
         metrics,
         clock: clock.clone(),

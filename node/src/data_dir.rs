@@ -84,6 +84,12 @@ impl DataDir {
         self.root.join("log")
     }
 
+    /// Where snapshots are put.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
     /// Where the metadata group lies.
     #[must_use]
     pub fn meta(&self) -> PathBuf {

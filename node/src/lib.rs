@@ -1,7 +1,7 @@
 //! The running member of an Engram cluster: this crate puts all rooms together.
 //!
 //! Map: [`config`] and [`cli`] what a person may say · [`actor`] the actor kit · [`meta`] the agreed metadata ·
-//! [`http`] the API · [`write`] and [`read`] the two paths · [`peer`] the way to a replica · [`ingest`] the partitions of
+//! [`http`] the API · [`write`] and [`read`] the two paths · [`blocks`] snapshots · [`peer`] the way to a replica · [`ingest`] the partitions of
 //! this node · [`metrics`] and [`telemetry`] what is seen from outside · [`data_dir`] the directory and its lock ·
 //! [`memory`] what is freed goes back · [`error`] from failure to code.
 //!
@@ -10,6 +10,7 @@
 //! log, metadata: each may still use what comes after it.
 
 pub mod actor;
+pub mod blocks;
 pub mod cli;
 pub mod config;
 pub mod data_dir;

@@ -144,6 +144,15 @@ pub struct Counts {
     pub series_by_pair: Vec<(String, u64)>,
 }
 
+/// All that a replica has of a tenant in one partition, as of one moment.
+#[derive(Clone, Default)]
+pub struct PartitionView {
+    /// The series, unordered, none twice. What is written later does not change their samples.
+    pub series: Vec<Series>,
+    /// The digest of each slot at that moment.
+    pub digests: Vec<(Millis, Digest)>,
+}
+
 /// One copy of the partitions a node holds.
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
@@ -166,6 +175,8 @@ pub trait Replica: Send + Sync {
     /// What makes the tenant's part of the partition large; lists of at most `max` entries. Range and matchers are not
     /// looked at.
     fn counts(&self, request: Select, max: usize) -> BoxFuture<'_, Result<Counts, Error>>;
+    /// Everything of the tenant in the partition under one look. Range and matchers are not looked at.
+    fn everything(&self, request: Select) -> BoxFuture<'_, Result<PartitionView, Error>>;
     /// Digests by slot.
     fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>>;
 }

@@ -6,6 +6,8 @@ use super::show;
 
 /// Longest an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(150);
+/// Longest a snapshot may take: it writes all a tenant has.
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(6 * 3600);
 
 /// Which node, whose data, how to print.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub enum Shape {
     Tenants,
     /// One tenant.
     Tenant,
+    /// A snapshot.
+    Snapshot,
 }
 
 /// One question.
@@ -76,6 +80,12 @@ impl Ask {
             form.push(("explain".to_owned(), "1".to_owned()));
         }
         Self { shape: Shape::Explain, ..ask }
+    }
+
+    /// For a snapshot.
+    #[must_use]
+    pub fn snapshot(target: &Target) -> Self {
+        Self::of(target, "/api/v1/admin/tsdb/snapshot", Verb::Form(Vec::new()), Shape::Snapshot)
     }
 
     /// For a query; `params` are those of the API that were given.
@@ -151,7 +161,7 @@ async fn exchange(ask: &Ask) -> Result<(bool, String), String> {
     // A second installation fails and changes nothing: another part of the program was first.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
-        .timeout(ANSWER_WITHIN)
+        .timeout(if ask.shape == Shape::Snapshot { SNAPSHOT_WITHIN } else { ANSWER_WITHIN })
         .build()
         .map_err(|error| format!("cannot make a client: {error}"))?;
     let of_type = |request: reqwest::RequestBuilder, kind: &str| request.header(http::header::CONTENT_TYPE, kind);

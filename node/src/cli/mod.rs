@@ -1,7 +1,7 @@
 //! The command line: what a person types.
 //!
 //! `engram` alone runs a node. Flags of options come from the table in `config/table.rs`, so that help, file and
-//! environment never differ. The small clients (`query`, `cluster status`, `tenant`) speak HTTP like anybody else: what they can
+//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`) speak HTTP like anybody else: what they can
 //! do, a script can.
 
 pub mod client;
@@ -142,6 +142,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             tenants::Wanted::Ask(ask) => Action::Ask(ask),
             tenants::Wanted::Change(change) => Action::Change(change),
         }),
+        Some(("snapshot", snapshot)) => Ok(Action::Ask(client::Ask::snapshot(&asked(snapshot, env)))),
         Some((_, query)) => {
             let ask = if query.get_flag("explain") { client::Ask::explain } else { client::Ask::query };
             Ok(Action::Ask(ask(
@@ -235,6 +236,10 @@ pub fn command() -> Command {
                 )),
         )
         .subcommand(tenants::command())
+        .subcommand(with_target(
+            Command::new("snapshot")
+                .about("Write all a tenant has as blocks of Prometheus, below the node's data directory"),
+        ))
         .subcommand(query_command());
     with_options(top)
 }

@@ -39,6 +39,7 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
         Shape::Cluster => tables::cluster(data),
         Shape::Tenants => tables::tenants(data),
         Shape::Tenant => tables::tenant(data),
+        Shape::Snapshot => tables::snapshot(data),
     };
     if known.is_some() {
         return known;

@@ -96,6 +96,12 @@ pub(crate) fn tenants(data: &Value) -> Option<String> {
     Some(table(&rows))
 }
 
+/// `admin/tsdb/snapshot`.
+pub(crate) fn snapshot(data: &Value) -> Option<String> {
+    let lines = ["name", "path", "blocks", "samples"].map(|key| Some(row([key, &brief(data.get(key)?)])));
+    Some(table(&lines.into_iter().collect::<Option<Vec<_>>>()?))
+}
+
 /// `admin/tenants/<tenant>`.
 pub(crate) fn tenant(data: &Value) -> Option<String> {
     let limits = data.get("limits")?.as_object()?;

@@ -135,3 +135,13 @@ fn failures_are_shown_in_the_nodes_words() {
     assert_eq!(show::failure(r#"{"status":"error","errorType":"bad_data","error":"no"}"#), "bad_data: no");
     assert_eq!(show::failure("502 Bad\n\nGateway"), "502 Bad Gateway");
 }
+
+#[test]
+fn a_snapshot_is_asked_for_with_its_tenant() {
+    let ask = asked_for("engram snapshot --tenant acme --url http://node:1/");
+    assert_eq!((ask.url.as_str(), ask.tenant.as_deref()), ("http://node:1/api/v1/admin/tsdb/snapshot", Some("acme")));
+    assert_eq!(ask.verb, client::Verb::Form(Vec::new()));
+    let body = r#"{"data":{"name":"n-1","path":"/s/n-1/acme","blocks":2,"samples":9}}"#;
+    let want = "name     n-1\npath     /s/n-1/acme\nblocks   2\nsamples  9\n";
+    assert_eq!(show::answer(body, ask.shape).unwrap(), want);
+}

@@ -4,7 +4,7 @@
 //! connection (server.rs: deadlines, limits, ordered stop)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
-//!       → push.rs | query.rs | series.rs | tenants.rs | admin.rs → port.rs: the rooms behind
+//!       → push.rs | query.rs | series.rs | tenants.rs | snapshot.rs | admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -24,6 +24,7 @@ mod params;
 mod push;
 mod query;
 mod series;
+mod snapshot;
 mod tenants;
 mod time;
 
@@ -59,6 +60,8 @@ pub struct App {
     pub push: Arc<dyn port::Push>,
     /// The tenants, for operators.
     pub tenants: Arc<dyn port::Tenants>,
+    /// Snapshots of what tenants have.
+    pub snapshots: Arc<dyn port::Snapshots>,
     /// The node as a whole.
     pub node: Arc<dyn port::Node>,
     /// What is counted.
@@ -155,6 +158,7 @@ fn api() -> Router<Arc<App>> {
         .route("/status/flags", get(admin::flags))
         .route("/status/config", get(admin::config))
         .route("/status/tsdb", get(tenants::tsdb))
+        .route("/admin/tsdb/snapshot", post(snapshot::take).put(snapshot::take))
 }
 
 /// A panic of a handler is our bug: the client learns that much, the log learns the rest.

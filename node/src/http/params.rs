@@ -71,7 +71,7 @@ impl FromRequest<Arc<App>> for Params {
     async fn from_request(request: Request<Body>, app: &Arc<App>) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
         let mut all = Self::default();
-        if parts.method == Method::POST {
+        if matches!(parts.method, Method::POST | Method::PUT) {
             let is_small = HttpBody::size_hint(&body).upper().is_some_and(|bytes| bytes <= FORM_BYTES_SMALL);
             let _place = if is_small { None } else { Some(LARGE_FORMS.try_acquire().map_err(|_| full())?) };
             let form = body::read(body, FORM_BYTES_MAX, app.body_within).await?;

@@ -17,6 +17,7 @@ use engram_query::parse::Switches;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
+use crate::blocks;
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::meta::tenants::TenantChange;
@@ -165,6 +166,18 @@ impl Tenants for Meta {
 
     fn delete<'a>(&'a self, tenant: &'a TenantId, version: u64) -> BoxFuture<'a, Result<Value, Error>> {
         Box::pin(self.delete_tenant(tenant, version, CHANGE_WITHIN))
+    }
+}
+
+/// Snapshots, see [`blocks::Snapshots`].
+pub trait Snapshots: Send + Sync {
+    /// Writes all the tenant has; the name is `moment` with some chance behind it. Dropping the future gives it up.
+    fn take<'a>(&'a self, tenant: &'a TenantId, moment: &'a str) -> BoxFuture<'a, Result<blocks::Taken, Error>>;
+}
+
+impl Snapshots for blocks::Snapshots {
+    fn take<'a>(&'a self, tenant: &'a TenantId, moment: &'a str) -> BoxFuture<'a, Result<blocks::Taken, Error>> {
+        Box::pin(Self::take(self, tenant, moment))
     }
 }
 

@@ -107,6 +107,14 @@ pub fn format_rfc3339(at: Millis) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z")
 }
 
+/// A time as the names of Prometheus' snapshots have it: `20261122T170000Z`.
+#[must_use]
+pub(crate) fn format_basic(at: Millis) -> String {
+    let ((year, month, day), seconds) = (civil_from_days(at.div_euclid(DAY_MS)), at.rem_euclid(DAY_MS) / 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+}
+
 fn days_of(year: i64, month: i64) -> i64 {
     match month {
         2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,

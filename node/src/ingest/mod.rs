@@ -19,7 +19,7 @@ use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::sample::Metadata;
 use engram_model::series::Series;
-use engram_model::{Labels, Millis};
+use engram_model::{Labels, Millis, TimeRange};
 use engram_storage::head::{Counted, Head};
 use futures::FutureExt;
 use futures::future::{BoxFuture, try_join_all};
@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::Error;
 use crate::metrics::Reading;
-use crate::peer::{Append, Appended, Counts, Exemplars, Replica, Select, too_many_series};
+use crate::peer::{Append, Appended, Counts, Exemplars, PartitionView, Replica, Select, too_many_series};
 use heads::Heads;
 
 /// All partitions of this node: their heads and their actors, by number.
@@ -199,6 +199,13 @@ impl Replica for LocalReplica {
                 series_by_metric: list(found.series_by_metric),
                 series_by_pair: list(found.series_by_pair),
             }
+        })
+    }
+
+    fn everything(&self, request: Select) -> BoxFuture<'_, Result<PartitionView, Error>> {
+        self.read(request, |head, _| PartitionView {
+            series: head.select(&[], TimeRange::ALL).into_iter().map(Series::from).collect(),
+            digests: head.digests().iter().map(|(slot, digest)| (*slot, *digest)).collect(),
         })
     }
 

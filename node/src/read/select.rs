@@ -18,7 +18,7 @@ use futures::future::{BoxFuture, try_join_all};
 
 use crate::error::Error;
 use crate::meta::{Meta, RingView, TenantView};
-use crate::peer::{Counts, Peers, Replica, Select, too_many_series};
+use crate::peer::{Counts, PartitionView, Peers, Replica, Select, too_many_series};
 
 /// Most series that are sorted: then a sum's last bits, the order of an answer and which of two equals is a `topk` do
 /// not depend on where series lie. Of more, sorting would take longer than all else.
@@ -176,6 +176,14 @@ impl View {
     /// Unavailable when a partition cannot be read.
     pub async fn counts(&self, max: usize) -> Result<Vec<Counts>, Error> {
         self.ask(&[], TimeRange::ALL, |replica, request| replica.counts(request, max)).await
+    }
+
+    /// Everything of the tenant, each partition under one look of its own.
+    ///
+    /// # Errors
+    /// Unavailable when a partition cannot be read.
+    pub async fn everything(&self) -> Result<Vec<PartitionView>, Error> {
+        self.ask(&[], TimeRange::ALL, |replica, request| replica.everything(request)).await
     }
 
     /// The digest of each slot that holds samples, over all partitions: what was stored, in three numbers a slot.

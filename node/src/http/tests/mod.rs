@@ -31,9 +31,10 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use super::port::{Exemplars, Listed, Node, Part, Push, Read, Tenants, Wanted};
+use super::port::{Exemplars, Listed, Node, Part, Push, Read, Snapshots, Tenants, Wanted};
 use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
+use crate::blocks::Taken;
 use crate::error::{Error, Stage};
 use crate::meta::tenants::TenantChange;
 use crate::metrics::Metrics;
@@ -166,6 +167,14 @@ impl Tenants for Fake {
     }
 }
 
+impl Snapshots for Fake {
+    fn take<'a>(&'a self, tenant: &'a TenantId, moment: &'a str) -> BoxFuture<'a, Result<Taken, Error>> {
+        self.ask(format!("snapshot {tenant}"));
+        let taken = Taken { name: format!("{moment}-1"), path: "/s/a".into(), blocks: 2, samples: 9 };
+        Box::pin(async move { Ok(taken) })
+    }
+}
+
 impl Push for Fake {
     fn body_bytes_max(&self) -> usize {
         100
@@ -211,6 +220,7 @@ fn app_of(fake: &Arc<Fake>) -> (Arc<App>, Metrics) {
         read: fake.clone(),
         push: fake.clone(),
         tenants: fake.clone(),
+        snapshots: fake.clone(),
         node: fake.clone(),
         metrics: HttpMetrics::new(&metrics),
         clock: Clock::test(1_000_500),

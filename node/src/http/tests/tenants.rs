@@ -79,3 +79,28 @@ async fn counts_have_the_shape_of_prometheus() {
             "minTime":1,"maxTime":2}}"#,
     );
 }
+
+#[tokio::test]
+async fn a_snapshot_is_named_as_in_prometheus() {
+    let fake = Arc::new(Fake::default());
+    let ask = |method: &str, path: &str| Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+    for (method, prefix, query) in [
+        ("POST", "/api/v1", ""),
+        ("PUT", "/prometheus/api/v1", "?skip_head=false"),
+        ("POST", "/api/prom/api/v1", "?skip_head="),
+    ] {
+        let (status, _, answer) = send(&fake, ask(method, &format!("{prefix}/admin/tsdb/snapshot{query}"))).await;
+        assert_eq!(status.as_u16(), 200, "{answer}");
+        same(
+            &answer,
+            r#"{"status":"success","data":{"name":"19700101T001640Z-1","path":"/s/a","blocks":2,"samples":9}}"#,
+        );
+    }
+    assert_eq!(*fake.asked.lock(), ["snapshot anonymous"; 3]);
+    for (method, query, code) in [("POST", "?skip_head=true", 400), ("PUT", "?skip_head=maybe", 400), ("GET", "", 405)]
+    {
+        let (status, _, answer) = send(&fake, ask(method, &format!("/api/v1/admin/tsdb/snapshot{query}"))).await;
+        assert_eq!(status.as_u16(), code, "{answer}");
+    }
+    assert_eq!(fake.asked.lock().len(), 3, "what is refused takes no snapshot");
+}

@@ -1,0 +1,12 @@
+//! Blocks: what a tenant has, as immutable directories that any tool of Prometheus reads.
+//!
+//! Why: the heads and the log are our own formats and belong to a running node; a block needs neither. It can be
+//! copied, kept, checked and read without Engram.
+//!
+//! Map: [`snapshot`] all of a tenant at one moment → verified blocks below the data directory.
+//!
+//! Samples come through the port of replicas, as queries have them: this room knows no head and no log.
+
+pub mod snapshot;
+
+pub use snapshot::{Snapshots, Taken};
