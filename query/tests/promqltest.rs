@@ -3,7 +3,14 @@
 //!
 //! What is known to fail is counted per file, and the count must be met exactly: it can get neither worse nor better
 //! unseen.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
+
+/// Prints past the test harness, which keeps what passing tests print: a count nobody sees proves nothing.
+macro_rules! tell {
+    ($($what:tt)*) => {
+        std::io::Write::write_all(&mut std::io::stdout(), format!("{}\n", format_args!($($what)*)).as_bytes()).unwrap()
+    };
+}
 
 #[path = "promqltest/compare.rs"]
 mod compare;
@@ -44,26 +51,32 @@ fn scripts(folder: &Path) -> Vec<PathBuf> {
 fn run_all(folder: &Path, names: Names, known: &[(&str, usize)]) -> Vec<String> {
     let verbose = std::env::var("VERBOSE").is_ok();
     let mut wrong = Vec::new();
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed, mut needing) = (0, 0, 0);
+    let names_text = if matches!(names, Names::Delayed) { "names go at the end" } else { "names go at once" };
     for file in scripts(folder) {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         let commands = script::parse(&std::fs::read_to_string(&file).unwrap());
         let report = runner::run(commands.unwrap_or_else(|e| panic!("{name}: {e}")), names);
-        println!("{name}, {names:?} names: {} passed, {} failed", report.passed, report.failures.len());
         let allowed = known.iter().find(|(have, _)| *have == name).map_or(0, |(_, count)| *count);
-        if allowed > 0 {
-            println!("  known failures: {allowed}");
-        }
+        let told = if allowed == 0 { String::new() } else { format!(" ({allowed} need delayed names)") };
+        tell!(
+            "{name}, {names_text}: {} passed, {} failed{told}",
+            report.passed,
+            report.failures.len().abs_diff(allowed)
+        );
         if allowed != report.failures.len() || verbose {
-            report.failures.iter().for_each(|failure| println!("  {failure}"));
+            report.failures.iter().for_each(|failure| tell!("  {failure}"));
         }
         if allowed != report.failures.len() {
             wrong.push(format!("{name}: {} failures, {allowed} known", report.failures.len()));
         }
         passed += report.passed;
-        failed += report.failures.len();
+        failed += report.failures.len().abs_diff(allowed);
+        needing += allowed;
     }
-    println!("{}, {names:?} names: {passed} passed, {failed} failed", folder.display());
+    let told = if needing == 0 { String::new() } else { format!(" ({needing} need delayed names)") };
+    let folder = folder.file_name().unwrap_or_default().display();
+    tell!("{folder}, {names_text}: {passed} passed, {failed} failed{told}");
     wrong
 }
 
@@ -72,7 +85,7 @@ fn the_scripts_of_prometheus_pass() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance/promqltest");
     let folder = std::env::var("PROMQLTEST_DIR").map_or(folder, PathBuf::from);
     if scripts(&folder).is_empty() {
-        println!("SKIPPED: {} holds no scripts; only our own were run", folder.display());
+        tell!("SKIPPED: {} holds no scripts; only our own were run", folder.display());
         return;
     }
     let wrong = run_all(&folder, Names::Delayed, &KNOWN_FAILURES);
@@ -109,7 +122,7 @@ fn no_expression_breaks_the_engine() {
         texts.push(case["q"].as_str().unwrap().to_owned());
     }
     if texts.is_empty() {
-        println!("SKIPPED: {} is not there; only our own expressions were run", file.display());
+        tell!("SKIPPED: {} is not there; only our own expressions were run", file.display());
     }
     let functions = engram_query::functions::FUNCTIONS.iter().map(|f| f.name);
     for name in functions {
@@ -120,6 +133,6 @@ fn no_expression_breaks_the_engine() {
     }
     let data = runner::data_of(script::parse(ANYTHING).unwrap());
     let answered = texts.iter().filter(|text| runner::survives(text, &data)).count();
-    println!("{answered} of {} expressions were answered", texts.len());
+    tell!("{answered} of {} expressions were answered", texts.len());
     assert!(answered > 50);
 }
