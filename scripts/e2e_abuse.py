@@ -624,7 +624,7 @@ def queries(node):
     expect("9000 matches", node.ask("GET", "/api/v1/series?" + many[:60_000]), (200, 400, 414), seconds=20)
     expect("series without a match", node.ask("GET", "/api/v1/series"), 400)
     leave(node, base)
-    node.is_well("queries", rss_mib=1536)
+    node.is_well("queries", rss_mib=600)
 
 
 def grow(text, times):
@@ -862,7 +862,7 @@ def main():
             if node.process.poll() is not None:
                 check(f"{name}: the node lives", False, f"exit {node.process.poll()}: {node.log_text()[-1500:]}")
                 node.start()
-            node.is_well(name, rss_mib=1536)
+            node.is_well(name, rss_mib=600)
             print(f"part {name}: {time.time() - began:.1f} s, {len(FAILED) - before} failed, "
                   f"{node.rss() / MIB:.0f} MiB", flush=True)
         check("the node stops with 0", node.stop() == 0)
