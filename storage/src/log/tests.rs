@@ -153,8 +153,10 @@ fn a_full_disk_makes_the_log_wait_and_not_fail() {
 fn a_log_that_waits_for_room_can_be_closed() {
     let disk = FaultDisk::new();
     let (log, _) = open(&disk, small()).unwrap();
-    append_all(&log, &[vec![1; 9_000]]);
+    // Full before the first append: after it the thread prepares the next segment when it has nothing else to do, and
+    // with one prepared the second append would not have to wait.
     disk.fill(true);
+    append_all(&log, &[vec![1; 9_000]]);
     let (answer_tx, answers) = mpsc::channel();
     log.append(vec![2; 9_000], Box::new(move |done| answer_tx.send(done).unwrap())).unwrap();
     while !log.waits_for_room() {
