@@ -5,7 +5,7 @@
 //!
 //! Map: [`labels`] who a series is · [`matcher`] a test on it, [`pattern`] its expressions · [`histogram`] and [`sample`] its values ·
 //! [`series`] how rooms hand samples to each other · [`merge`] several places as one · [`batch`] what a write request becomes ·
-//! [`block`] names of blocks · [`digest`] the conservation law · [`tenant`] owners and limits · [`place`] where data lies ·
+//! [`block`] blocks, seals and deletions · [`digest`] the conservation law · [`tenant`] owners and limits · [`place`] where data lies ·
 //! [`time`] clocks and ranges · [`error`] who must act on a failure.
 
 pub mod batch;

@@ -1,0 +1,34 @@
+//! Sealed windows.
+
+use serde::{Deserialize, Serialize};
+
+use super::BlockId;
+use crate::digest::Digest;
+use crate::place::NodeId;
+use crate::time::TimeRange;
+
+/// A window that was ended for one tenant in one partition. A window may be sealed several times: samples that come
+/// late wait for the next seal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// Its number: seals of one tenant in one partition are counted from 1, without gaps, in the order replicas apply
+    /// them.
+    pub number: u64,
+    /// The window.
+    pub window: TimeRange,
+    /// What became of it; none until its block is committed.
+    pub cut: Option<Cut>,
+    /// Replicas that have forgotten what they had set aside.
+    pub forgotten_by: Vec<NodeId>,
+}
+
+/// The committed outcome of a seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The block; none when no replica held anything.
+    pub block: Option<BlockId>,
+    /// Digest of what was cut.
+    pub digest: Digest,
+    /// Index of the metadata at which it was committed: a reader whose view is older must look again.
+    pub index: u64,
+}
