@@ -7,13 +7,14 @@
 //!
 //! Map: [`command`] what may change · [`state`] what is agreed and the pure function that applies a command ·
 //! `store` log, state and snapshots on disk · [`rpc`] between the group's nodes · [`group`] the one handle the node
-//! holds · `codec` bytes · [`map`] how views are shared. Bytes on disk: `docs/formats/raft.md`.
+//! holds · `codec` bytes · [`map`] how views are shared · [`placement`] who should hold what. Bytes on disk: `docs/formats/raft.md`.
 
 mod codec;
 pub mod command;
 mod error;
 pub mod group;
 pub mod map;
+pub mod placement;
 pub mod rpc;
 pub mod state;
 mod store;

@@ -1,0 +1,212 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use engram_model::place::{NodeId, PartitionId, Zone};
+use proptest::prelude::*;
+
+use super::{Member, Ring, Standing, Why, plan};
+
+fn ring(zones: &[(u32, Standing)], sets: Vec<Vec<u64>>, replication_factor: usize) -> Ring {
+    let member = |(zone, standing): &(u32, Standing)| Member { zone: Zone(format!("z{zone}")), standing: *standing };
+    Ring {
+        members: (1..).map(NodeId).zip(zones.iter().map(member)).collect(),
+        sets: (0..).map(PartitionId).zip(sets.into_iter().map(|set| set.into_iter().map(NodeId).collect())).collect(),
+        replication_factor,
+    }
+}
+
+fn takes(zones: &[u32]) -> Vec<(u32, Standing)> {
+    zones.iter().map(|zone| (*zone, Standing::Takes)).collect()
+}
+
+fn loads(ring: &Ring) -> BTreeMap<NodeId, usize> {
+    let mut loads: BTreeMap<NodeId, usize> =
+        ring.members.iter().filter(|(_, m)| m.standing == Standing::Takes).map(|(id, _)| (*id, 0)).collect();
+    for id in ring.sets.values().flatten() {
+        if let Some(load) = loads.get_mut(id) {
+            *load += 1;
+        }
+    }
+    loads
+}
+
+fn moves(changes: &[super::Change]) -> usize {
+    changes.iter().map(|change| change.comes().count()).sum()
+}
+
+/// Wants 1 and 2 of the module's text.
+fn check(ring: &Ring) -> Result<(), TestCaseError> {
+    let stays = |id: &NodeId| ring.members.get(id).is_some_and(|m| m.standing != Standing::Leaves);
+    let takers: Vec<_> = ring.members.iter().filter(|(_, m)| m.standing == Standing::Takes).collect();
+    for (partition, set) in &ring.sets {
+        let distinct: BTreeSet<_> = set.iter().collect();
+        prop_assert_eq!(distinct.len(), set.len(), "a node twice in {:?}", partition);
+        let kept = set.iter().filter(|id| ring.members.get(id).is_some_and(|m| m.standing == Standing::Keeps)).count();
+        let possible = ring.replication_factor.min(takers.len() + kept);
+        if possible == 0 {
+            continue; // nobody can take it: what there is stays
+        }
+        prop_assert!(set.len() <= ring.replication_factor, "{:?} has {:?}", partition, set);
+        prop_assert!(set.iter().all(stays), "{:?} is on a node that leaves: {:?}", partition, set);
+        prop_assert!(
+            set.len() >= possible.min(takers.len()).max(1),
+            "{:?} has {:?}, {} are possible",
+            partition,
+            set,
+            possible
+        );
+        let crowd = |zone: &Zone| set.iter().filter(|id| ring.members[id].zone == *zone).count();
+        for id in set.iter().filter(|id| ring.members[id].standing == Standing::Takes) {
+            let here = crowd(&ring.members[id].zone);
+            for (_, other) in takers.iter().filter(|(other, _)| !set.contains(other)) {
+                prop_assert!(crowd(&other.zone) + 2 > here, "{:?} could be spread better: {:?}", partition, set);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![6 => Just(Standing::Takes), 1 => Just(Standing::Keeps), 2 => Just(Standing::Leaves)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_state_converges_in_one_plan(
+        members in proptest::collection::vec((0_u32..4, standing()), 1..9),
+        sets in proptest::collection::vec(proptest::collection::btree_set(1_u64..11, 1..5), 1..24),
+        replication_factor in 1_usize..5,
+    ) {
+        let sets = sets.into_iter().map(|set| set.into_iter().collect()).collect();
+        let before = ring(&members, sets, replication_factor);
+        let changes = plan(&before);
+        let after = before.clone().after(&changes);
+        check(&after)?;
+        prop_assert_eq!(plan(&after), vec![], "a second plan changes nothing");
+        prop_assert_eq!(plan(&before), changes, "the same ring, the same plan");
+        prop_assert!(after.sets.values().all(|set| !set.is_empty()));
+    }
+
+    #[test]
+    fn equal_zones_have_equal_loads(zones in 3_u32..6, nodes in 1_u32..5, partitions in 1_usize..80) {
+        let members: Vec<u32> = (0..zones).flat_map(|zone| vec![zone; nodes as usize]).collect();
+        let before = ring(&takes(&members), vec![vec![1]; partitions], 3);
+        let after = before.clone().after(&plan(&before));
+        let loads = loads(&after);
+        prop_assert!(loads.values().max().unwrap() - loads.values().min().unwrap() <= 1, "{:?}", loads);
+    }
+
+    #[test]
+    fn a_node_that_comes_gets_its_share_and_no_other_moves(zones in 3_u32..5, nodes in 1_u32..4, partitions in 1_usize..80) {
+        let members: Vec<u32> = (0..zones).flat_map(|zone| vec![zone; nodes as usize]).collect();
+        let before = ring(&takes(&members), vec![vec![1]; partitions], 3);
+        let mut grown = before.clone().after(&plan(&before));
+        let new = NodeId(1000);
+        grown.members.insert(new, Member { zone: Zone("z0".to_owned()), standing: Standing::Takes });
+        let changes = plan(&grown);
+        let gets = changes.iter().filter(|change| change.to.contains(&new)).count();
+        prop_assert!(gets > 0 || partitions * 3 <= members.len() || loads(&grown).values().max().unwrap() < &2);
+        // Chains may be longer than one move where only its own zone can give; never longer than two.
+        prop_assert!(moves(&changes) <= 2 * gets.max(1), "{} moves for {} replicas", moves(&changes), gets);
+        prop_assert!(changes.iter().all(|change| change.why == Why::Balance));
+    }
+
+    #[test]
+    fn a_node_that_goes_moves_only_what_it_held(zones in 3_u32..5, nodes in 2_u32..4, partitions in 1_usize..80) {
+        let members: Vec<u32> = (0..zones).flat_map(|zone| vec![zone; nodes as usize]).collect();
+        let before = ring(&takes(&members), vec![vec![1]; partitions], 3);
+        let mut full = before.clone().after(&plan(&before));
+        let held = loads(&full)[&NodeId(1)];
+        full.members.get_mut(&NodeId(1)).unwrap().standing = Standing::Leaves;
+        let changes = plan(&full);
+        // What it held goes elsewhere; evening out the others may take some more.
+        prop_assert!(moves(&changes) >= held && moves(&changes) <= 2 * held + members.len(), "{} moves, {} held", moves(&changes), held);
+        let stays: Vec<_> = changes.iter().filter(|change| change.why == Why::Leaving).collect();
+        prop_assert_eq!(stays.len(), held);
+    }
+}
+
+/// The least sum of squares any placement has, by trying all of them.
+fn best_by_force(members: &[u32], partitions: usize, replication_factor: usize) -> usize {
+    let zones: BTreeSet<u32> = members.iter().copied().collect();
+    let spread = |set: &[usize]| {
+        let crowd = |zone: u32| set.iter().filter(|at| members[**at] == zone).count();
+        set.iter().all(|at| {
+            let free = |zone: u32| (0..members.len()).any(|other| members[other] == zone && !set.contains(&other));
+            zones.iter().all(|zone| !free(*zone) || crowd(*zone) + 2 > crowd(members[*at]))
+        })
+    };
+    let mut sets = vec![vec![]];
+    for _ in 0..replication_factor.min(members.len()) {
+        let longer = |set: &Vec<usize>| {
+            let from = set.last().map_or(0, |last| last + 1);
+            (from..members.len()).map(|at| [&set[..], &[at]].concat()).collect::<Vec<_>>()
+        };
+        sets = sets.iter().flat_map(longer).collect();
+    }
+    sets.retain(|set| spread(set));
+    let mut reached: BTreeSet<Vec<usize>> = BTreeSet::from([vec![0; members.len()]]);
+    for _ in 0..partitions {
+        let more = |loads: &Vec<usize>| {
+            let add = |set: &Vec<usize>| {
+                let mut loads = loads.clone();
+                set.iter().for_each(|at| loads[*at] += 1);
+                loads
+            };
+            sets.iter().map(add).collect::<Vec<_>>()
+        };
+        reached = reached.iter().flat_map(more).collect();
+    }
+    reached.iter().map(|loads| loads.iter().map(|load| load * load).sum()).min().unwrap()
+}
+
+#[test]
+fn loads_are_as_even_as_any_placement_can_make_them() {
+    let shapes: [&[u32]; 7] =
+        [&[0, 1, 2], &[0, 0, 1, 2], &[0, 0, 1, 1, 2], &[0, 1, 2, 3], &[0, 0, 1], &[0, 0, 0, 1, 2], &[0, 1, 1, 2, 3]];
+    for members in shapes {
+        for partitions in 1..5 {
+            let before = ring(&takes(members), vec![vec![1]; partitions], 3);
+            let after = before.clone().after(&plan(&before));
+            let squares: usize = loads(&after).values().map(|load| load * load).sum();
+            assert_eq!(squares, best_by_force(members, partitions, 3), "{members:?}, {partitions} partitions");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_comes_before_what_is_uneven() {
+    let mut members = takes(&[0, 1, 2, 0, 1, 2]);
+    members[1].1 = Standing::Leaves;
+    let sets = vec![vec![1, 3], vec![1, 2, 3], vec![1, 3, 5], vec![1, 3, 5]];
+    let changes = plan(&ring(&members, sets, 3));
+    let order: Vec<_> = changes.iter().map(|change| (change.partition.0, change.why)).collect();
+    assert_eq!(order[..2], [(0, Why::Missing), (1, Why::Leaving)], "{changes:?}");
+    assert!(order[2..].iter().all(|(_, why)| *why == Why::Balance), "{changes:?}");
+}
+
+#[test]
+fn a_suspect_keeps_what_it_has_and_gets_nothing() {
+    let mut members = takes(&[0, 1, 2, 2]);
+    members[2].1 = Standing::Keeps;
+    let before = ring(&members, vec![vec![1, 2, 3], vec![1, 2]], 3);
+    let changes = plan(&before);
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].to, [NodeId(1), NodeId(2), NodeId(4)]);
+}
+
+#[test]
+fn the_last_replica_stays_where_it_is_when_nobody_can_take_it() {
+    let members = [(0, Standing::Leaves), (1, Standing::Keeps)];
+    assert_eq!(plan(&ring(&members, vec![vec![1]], 3)), vec![]);
+}
+
+#[test]
+fn a_large_cluster_is_planned() {
+    let members: Vec<u32> = (0..300).map(|node| node % 3).collect();
+    let before = ring(&takes(&members), vec![vec![1]; 4096], 3);
+    let after = before.clone().after(&plan(&before));
+    let loads = loads(&after);
+    assert!(loads.values().max().unwrap() - loads.values().min().unwrap() <= 1);
+}
