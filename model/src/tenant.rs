@@ -143,6 +143,9 @@ pub struct TenantLimits {
     pub max_samples_per_query: u64,
     /// Whether this tenant may use the experimental part of PromQL; none: as the server says.
     pub promql_experimental: Option<bool>,
+    /// How far behind the clock the newest sample of a block may lie before the block is deleted, in milliseconds; 0:
+    /// blocks are kept for ever; none: as the server says.
+    pub compactor_blocks_retention_period_ms: Option<i64>,
 }
 
 impl Default for TenantLimits {
@@ -165,6 +168,7 @@ impl Default for TenantLimits {
             max_fetched_series_per_query: 0,
             max_samples_per_query: 50_000_000,
             promql_experimental: None,
+            compactor_blocks_retention_period_ms: None,
         }
     }
 }

@@ -10,9 +10,11 @@
 
 use std::fmt;
 
-use engram_model::Millis;
+use engram_model::block::{BlockId, BlockMeta};
+use engram_model::digest::Digest;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::tenant::{TenantId, TenantLimits};
+use engram_model::{Millis, TimeRange};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
@@ -95,6 +97,164 @@ pub enum Command {
         /// The version the caller has read.
         expected: u64,
     },
+    /// Ends a window of a tenant in a partition: every replica sets aside what it holds of it.
+    Seal {
+        /// Whose.
+        tenant: TenantId,
+        /// Where.
+        partition: PartitionId,
+        /// The number the caller has read as the next one: whoever is late is refused, so a repetition seals nothing.
+        number: u64,
+        /// The window.
+        window: TimeRange,
+    },
+    /// Commits what a seal's cut gave. Repeating it with the same block changes nothing.
+    CommitCut {
+        /// Whose.
+        tenant: TenantId,
+        /// Where.
+        partition: PartitionId,
+        /// The seal.
+        number: u64,
+        /// The block; none when nothing was set aside, or all of it is deleted.
+        block: Option<Box<BlockMeta>>,
+        /// Digest of everything that was set aside, before deletions.
+        digest: Digest,
+        /// The lease under which it was made.
+        fence: Option<Fence>,
+    },
+    /// A replica has forgotten what it had set aside for a seal that is cut. The seal goes when all replicas have.
+    Forgot {
+        /// Whose.
+        tenant: TenantId,
+        /// Where.
+        partition: PartitionId,
+        /// The seal.
+        number: u64,
+        /// The replica.
+        node: NodeId,
+    },
+    /// Adds blocks that replace nothing: imported ones, and late ones of a cut. All or none; those that are there
+    /// already with the same content are passed over.
+    AddBlocks {
+        /// Whose.
+        tenant: TenantId,
+        /// The blocks.
+        blocks: Vec<BlockMeta>,
+        /// The lease under which it was done.
+        fence: Option<Fence>,
+    },
+    /// Puts blocks in the place of others, which are marked by it. All or none, and only if the digests say that no
+    /// sample is lost: results + duplicates + deleted = sources.
+    ReplaceBlocks {
+        /// Whose.
+        tenant: TenantId,
+        /// The blocks to replace, sorted.
+        sources: Vec<BlockId>,
+        /// The blocks instead of them; none when every sample was deleted.
+        results: Vec<BlockMeta>,
+        /// Digest of samples that several sources held: what was held more than once.
+        duplicates: Digest,
+        /// Digest of samples that were deleted by orders or retention.
+        deleted: Digest,
+        /// The lease under which it was made.
+        fence: Option<Fence>,
+    },
+    /// Puts blocks of the same digest in the place of a quarantined one, which is marked by it.
+    RepairBlock {
+        /// Whose.
+        tenant: TenantId,
+        /// The quarantined block.
+        damaged: BlockId,
+        /// The blocks instead of it.
+        results: Vec<BlockMeta>,
+        /// The lease under which it was made.
+        fence: Option<Fence>,
+    },
+    /// Marks blocks for deletion: they are not read any more, their objects stay for a grace. Those marked already
+    /// keep their mark.
+    MarkBlocks {
+        /// Whose.
+        tenant: TenantId,
+        /// Which, sorted.
+        blocks: Vec<BlockId>,
+        /// The reason, for people.
+        why: String,
+        /// The lease under which it was decided.
+        fence: Option<Fence>,
+    },
+    /// Forgets marked blocks; their objects are gone. Those that are not there are passed over.
+    DropBlocks {
+        /// Whose.
+        tenant: TenantId,
+        /// Which, sorted.
+        blocks: Vec<BlockId>,
+        /// The lease under which it was done.
+        fence: Option<Fence>,
+    },
+    /// Says that a block is damaged, or that it is whole again.
+    QuarantineBlock {
+        /// Whose.
+        tenant: TenantId,
+        /// Which.
+        block: BlockId,
+        /// What was found; none: it is whole again.
+        why: Option<String>,
+    },
+    /// Deletes series: what the selectors select within the range is hidden from now on. The caller has parsed the
+    /// selectors; here only their size is checked.
+    AddDeletion {
+        /// Whose.
+        tenant: TenantId,
+        /// One of them must select a series.
+        selectors: Vec<String>,
+        /// Samples of this time.
+        range: TimeRange,
+    },
+    /// Forgets a deletion that every block and head has carried out.
+    RemoveDeletion {
+        /// Whose.
+        tenant: TenantId,
+        /// Its index.
+        index: u64,
+        /// The lease under which it was decided.
+        fence: Option<Fence>,
+    },
+    /// Takes a lease that nobody holds, or that has expired by log time; renews it for the holder that has it.
+    AcquireLease {
+        /// What is leased.
+        key: String,
+        /// Who wants it.
+        holder: Holder,
+        /// How long from log time on, in milliseconds.
+        ttl_ms: i64,
+        /// Other leases the caller has seen expired long ago, to be cleared away.
+        expired: Vec<String>,
+    },
+    /// Gives a lease back.
+    ReleaseLease {
+        /// The lease as it was got.
+        fence: Fence,
+    },
+}
+
+/// A lease as its holder got it: a command that carries it is refused once somebody else has the lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// What is leased.
+    pub key: String,
+    /// The number it was given: the log index of the entry that gave it, so it only grows.
+    pub number: u64,
+}
+
+/// Who holds a lease: one life of a process. A node that was started anew takes its own leases over at once, with
+/// another number, because only one process can own its data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The node.
+    pub node: NodeId,
+    /// A random number of this life of it.
+    pub life: u64,
 }
 
 impl Command {
@@ -110,6 +270,19 @@ impl Command {
             Self::CreateTenant { .. } => "create_tenant",
             Self::UpdateTenant { .. } => "update_tenant",
             Self::DeleteTenant { .. } => "delete_tenant",
+            Self::Seal { .. } => "seal",
+            Self::CommitCut { .. } => "commit_cut",
+            Self::Forgot { .. } => "forgot",
+            Self::AddBlocks { .. } => "add_blocks",
+            Self::ReplaceBlocks { .. } => "replace_blocks",
+            Self::RepairBlock { .. } => "repair_block",
+            Self::MarkBlocks { .. } => "mark_blocks",
+            Self::DropBlocks { .. } => "drop_blocks",
+            Self::QuarantineBlock { .. } => "quarantine_block",
+            Self::AddDeletion { .. } => "add_deletion",
+            Self::RemoveDeletion { .. } => "remove_deletion",
+            Self::AcquireLease { .. } => "acquire_lease",
+            Self::ReleaseLease { .. } => "release_lease",
         }
     }
 }
@@ -163,6 +336,23 @@ pub enum Outcome {
         version: u64,
         /// Whether this entry made it.
         created: bool,
+    },
+    /// The window is sealed.
+    Seal {
+        /// The seal's number.
+        number: u64,
+    },
+    /// A deletion is ordered.
+    Deletion {
+        /// Its index.
+        index: u64,
+    },
+    /// The lease is held.
+    Lease {
+        /// The number for [`Fence`].
+        fence: u64,
+        /// Log time at which it expires.
+        expires_at: Millis,
     },
     /// Nothing changed, for this reason.
     Refused(Refusal),

@@ -1,8 +1,10 @@
 //! What can go wrong between a proposal and its outcome, and who must act.
 
+use engram_model::block::BlockId;
+use engram_model::digest::Digest;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::tenant::TenantId;
-use engram_model::{Class, Classed};
+use engram_model::{Class, Classed, Millis};
 use serde::{Deserialize, Serialize};
 
 use crate::state::NodeState;
@@ -100,7 +102,7 @@ pub enum Refusal {
         /// The version it has.
         found: u64,
     },
-    /// A bound of the whole cluster is reached.
+    /// A bound is reached.
     #[error("the cluster already has {max} {what}")]
     TooMany {
         /// Of what.
@@ -108,15 +110,162 @@ pub enum Refusal {
         /// The bound.
         max: u64,
     },
+    /// Somebody else sealed first.
+    #[error("the next seal of {tenant} in partition {} is {found}, not {expected}", .partition.0)]
+    SealNumber {
+        /// The tenant.
+        tenant: TenantId,
+        /// The partition.
+        partition: PartitionId,
+        /// The number the caller had read.
+        expected: u64,
+        /// The number it is.
+        found: u64,
+    },
+    /// No seal of this number is open.
+    #[error("seal {number} of {tenant} in partition {} is not open", .partition.0)]
+    UnknownSeal {
+        /// The tenant.
+        tenant: TenantId,
+        /// The partition.
+        partition: PartitionId,
+        /// The number.
+        number: u64,
+    },
+    /// The seal has another cut already.
+    #[error("seal {number} of {tenant} in partition {} is cut already{}", .partition.0, .block.map(|id| format!(", as block {id}")).unwrap_or_default())]
+    CutAlready {
+        /// The tenant.
+        tenant: TenantId,
+        /// The partition.
+        partition: PartitionId,
+        /// The number.
+        number: u64,
+        /// Its block.
+        block: Option<BlockId>,
+    },
+    /// A replica cannot forget what is in no block yet.
+    #[error("seal {number} of {tenant} in partition {} is not cut yet", .partition.0)]
+    NotCut {
+        /// The tenant.
+        tenant: TenantId,
+        /// The partition.
+        partition: PartitionId,
+        /// The number.
+        number: u64,
+    },
+    /// No block has this name.
+    #[error("tenant {tenant} has no block {block}")]
+    UnknownBlock {
+        /// The tenant.
+        tenant: TenantId,
+        /// The name.
+        block: BlockId,
+    },
+    /// Another block has this name.
+    #[error("there is another block {block} already")]
+    BlockExists {
+        /// The name.
+        block: BlockId,
+    },
+    /// What is said of a block cannot be.
+    #[error("block {block}: {why}")]
+    BadBlock {
+        /// Its name.
+        block: BlockId,
+        /// What is wrong.
+        why: String,
+    },
+    /// The block is marked for deletion.
+    #[error("block {block} is marked for deletion since index {index}")]
+    BlockMarked {
+        /// Its name.
+        block: BlockId,
+        /// Of the metadata.
+        index: u64,
+    },
+    /// Only marked blocks can be dropped.
+    #[error("block {block} is not marked for deletion")]
+    BlockInUse {
+        /// Its name.
+        block: BlockId,
+    },
+    /// The block is known to be damaged.
+    #[error("block {block} is quarantined: {why}")]
+    BlockQuarantined {
+        /// Its name.
+        block: BlockId,
+        /// What was found.
+        why: String,
+    },
+    /// Only a quarantined block can be repaired.
+    #[error("block {block} is not quarantined")]
+    NotQuarantined {
+        /// Its name.
+        block: BlockId,
+    },
+    /// A replacement would lose or invent samples.
+    #[error("digests do not add up: the sources hold {} samples ({:016x}{:016x}), results, duplicates and deleted {} ({:016x}{:016x})", .sources.count, .sources.high, .sources.low, .accounted.count, .accounted.high, .accounted.low)]
+    Digest {
+        /// Of what is to be replaced.
+        sources: Digest,
+        /// Of what comes instead, duplicates and deleted samples.
+        accounted: Digest,
+    },
+    /// No deletion has this index.
+    #[error("tenant {tenant} has no deletion {index}")]
+    UnknownDeletion {
+        /// The tenant.
+        tenant: TenantId,
+        /// The index.
+        index: u64,
+    },
+    /// Somebody else holds the lease.
+    #[error("lease {key} is held by node {} until {expires_at}", .node.0)]
+    LeaseHeld {
+        /// What is leased.
+        key: String,
+        /// The holder.
+        node: NodeId,
+        /// Log time until then.
+        expires_at: Millis,
+    },
+    /// The lease under which the command was made is somebody else's, or nobody's, by now.
+    #[error("lease {key} has fence {}, not {expected}", .found.map_or_else(|| "none".to_owned(), |f| f.to_string()))]
+    Fenced {
+        /// What is leased.
+        key: String,
+        /// The number the caller has.
+        expected: u64,
+        /// The number it has; none: nobody holds it.
+        found: Option<u64>,
+    },
 }
 
 impl Classed for Refusal {
     fn class(&self) -> Class {
         match self {
             Self::NotBootstrapped | Self::Epoch { .. } => Class::Unavailable,
-            Self::UnknownNode { .. } | Self::UnknownPartition { .. } | Self::UnknownTenant { .. } => Class::NotFound,
+            Self::UnknownNode { .. }
+            | Self::UnknownPartition { .. }
+            | Self::UnknownTenant { .. }
+            | Self::UnknownSeal { .. }
+            | Self::UnknownBlock { .. }
+            | Self::UnknownDeletion { .. } => Class::NotFound,
             Self::TooMany { .. } => Class::Limited,
-            Self::Version { .. } => Class::Conflict,
+            Self::Version { .. }
+            | Self::SealNumber { .. }
+            | Self::CutAlready { .. }
+            | Self::NotCut { .. }
+            | Self::BlockExists { .. }
+            | Self::BlockMarked { .. }
+            | Self::BlockInUse { .. }
+            | Self::BlockQuarantined { .. }
+            | Self::NotQuarantined { .. }
+            | Self::LeaseHeld { .. }
+            | Self::Fenced { .. } => Class::Conflict,
+            // A block whose digest does not add up was made wrongly, or its sources have rotted.
+            Self::Digest { .. } => Class::Internal,
             _ => Class::Invalid,
         }
     }

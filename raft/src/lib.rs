@@ -19,7 +19,7 @@ pub mod rpc;
 pub mod state;
 mod store;
 
-pub use command::{Command, Outcome, Proposal};
+pub use command::{Command, Fence, Holder, Outcome, Proposal};
 pub use error::{Error, Hint, Refusal};
 pub use group::{Group, GroupOptions};
 pub use state::View;

@@ -59,6 +59,14 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         Some(&chunk[at].1)
     }
 
+    /// The key as the map holds it.
+    #[must_use]
+    pub fn key(&self, key: &K) -> Option<&K> {
+        let chunk = &self.chunks[self.chunk_of(key)?];
+        let at = chunk.binary_search_by(|(k, _)| k.cmp(key)).ok()?;
+        Some(&chunk[at].0)
+    }
+
     /// Puts a value, over the one that was there.
     pub fn insert(&mut self, key: K, value: Arc<V>) {
         let Some(at) = self.chunk_of(&key) else {
@@ -77,6 +85,49 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
                     self.chunks.insert(at + 1, Arc::new(upper));
                 }
             }
+        }
+    }
+
+    /// Takes a row out.
+    pub fn remove(&mut self, key: &K) -> Option<Arc<V>> {
+        let at = self.chunk_of(key)?;
+        let found = self.chunks[at].binary_search_by(|(k, _)| k.cmp(key)).ok()?;
+        let chunk = Arc::make_mut(&mut self.chunks[at]);
+        let (_, value) = chunk.remove(found);
+        self.rows -= 1;
+        self.close_up(at);
+        Some(value)
+    }
+
+    /// Joins a chunk that became small to its neighbour, so that deletions leave no long row of tiny chunks.
+    fn close_up(&mut self, at: usize) {
+        let rows = self.chunks[at].len();
+        if rows == 0 {
+            self.chunks.remove(at);
+            return;
+        }
+        if at > 0 && rows + self.chunks[at - 1].len() <= CHUNK_ROWS_MAX / 2 {
+            let chunk = self.chunks.remove(at);
+            Arc::make_mut(&mut self.chunks[at - 1]).extend_from_slice(&chunk);
+        } else if at + 1 < self.chunks.len() && rows + self.chunks[at + 1].len() <= CHUNK_ROWS_MAX / 2 {
+            let next = self.chunks.remove(at + 1);
+            Arc::make_mut(&mut self.chunks[at]).extend_from_slice(&next);
+        }
+    }
+
+    /// Changes the value at a key where it lies; it is made first if it is not there. A value that other copies share
+    /// is cloned once.
+    pub fn edit(&mut self, key: &K, change: impl FnOnce(&mut V))
+    where
+        V: Clone + Default,
+    {
+        if self.get(key).is_none() {
+            self.insert(key.clone(), Arc::default());
+        }
+        let Some(at) = self.chunk_of(key) else { return };
+        let chunk = Arc::make_mut(&mut self.chunks[at]);
+        if let Ok(found) = chunk.binary_search_by(|(k, _)| k.cmp(key)) {
+            change(Arc::make_mut(&mut chunk[found].1));
         }
     }
 
@@ -103,16 +154,26 @@ mod tests {
     proptest! {
         /// Against `BTreeMap`, with a copy kept at half time that must not change.
         #[test]
-        fn it_is_a_map_whose_copies_stand_still(rows in prop::collection::vec((0u32..600, any::<u32>()), 0..1200)) {
+        fn it_is_a_map_whose_copies_stand_still(rows in prop::collection::vec((0u32..600, any::<u32>(), 0..4), 0..1200)) {
             let (mut map, mut model) = (SharedMap::default(), BTreeMap::new());
             let half = rows.len() / 2;
             let mut kept = None;
-            for (i, (key, value)) in rows.into_iter().enumerate() {
+            for (i, (key, value, kind)) in rows.into_iter().enumerate() {
                 if i == half {
                     kept = Some((map.clone(), model.clone()));
                 }
-                map.insert(key, Arc::new(value));
-                model.insert(key, value);
+                match kind {
+                    0 => prop_assert_eq!(map.remove(&key).map(|v| *v), model.remove(&key)),
+                    1 => {
+                        map.edit(&key, |v: &mut u32| *v = v.wrapping_add(value));
+                        let old = model.entry(key).or_default();
+                        *old = old.wrapping_add(value);
+                    }
+                    _ => {
+                        map.insert(key, Arc::new(value));
+                        model.insert(key, value);
+                    }
+                }
             }
             for (map, model) in [Some((map, model)), kept].into_iter().flatten() {
                 prop_assert_eq!(map.len(), model.len());
@@ -122,6 +183,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn deletions_leave_no_tiny_chunks() {
+        let mut map = SharedMap::default();
+        (0..10_000_u32).for_each(|key| map.insert(key, Arc::new(key)));
+        for key in (0..10_000).filter(|key| key % 100 != 0) {
+            assert!(map.remove(&key).is_some());
+        }
+        assert_eq!(map.len(), 100);
+        assert!(map.chunks.len() <= 5, "{} chunks", map.chunks.len());
+        for key in (0..10_000).step_by(100) {
+            assert!(map.remove(&key).is_some());
+        }
+        assert!(map.is_empty() && map.chunks.is_empty());
     }
 
     #[test]

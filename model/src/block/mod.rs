@@ -9,14 +9,17 @@
 //! ([`Cut`]) → a replica forgets what it set aside when the committed digest is its own → compaction replaces blocks
 //! by larger ones ([`BlockMeta::sources`]).
 //!
-//! Map: [`id`] names · [`meta`] what is agreed of a block · [`seal`] sealed windows · [`deletion`] deleted series.
+//! Map: [`id`] names · [`meta`] what is agreed of a block · [`row`] its life in the metadata · [`seal`] sealed windows ·
+//! [`deletion`] deleted series.
 
 pub mod deletion;
 pub mod id;
 pub mod meta;
+pub mod row;
 pub mod seal;
 
 pub use deletion::Deletion;
 pub use id::{BlockId, NotBlockId};
 pub use meta::{BlockFile, BlockMeta, Origin, Shard};
-pub use seal::{Cut, Seal};
+pub use row::{BlockRow, Mark};
+pub use seal::{Cut, Seal, Seals};

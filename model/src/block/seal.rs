@@ -32,3 +32,26 @@ pub struct Cut {
     /// Index of the metadata at which it was committed: a reader whose view is older must look again.
     pub index: u64,
 }
+
+/// The seals of one tenant in one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seals {
+    /// The number the next seal gets.
+    pub next: u64,
+    /// Seals that some replica has not forgotten yet, in order of their numbers.
+    pub open: Vec<Seal>,
+}
+
+impl Default for Seals {
+    fn default() -> Self {
+        Self { next: 1, open: Vec::new() }
+    }
+}
+
+impl Seals {
+    /// An open seal.
+    #[must_use]
+    pub fn get(&self, number: u64) -> Option<&Seal> {
+        self.open.binary_search_by_key(&number, |seal| seal.number).ok().map(|at| &self.open[at])
+    }
+}

@@ -2,7 +2,9 @@
 //!
 //! Reads are local: the last applied view, an `Arc` behind a watch. Changes are proposed to the group. One request
 //! takes one [`RingView`] and one [`TenantView`] and uses them to its end. What operators do with tenants: [`tenants`].
+//! Blocks, seals, deletions and leases: [`blocks`].
 
+pub mod blocks;
 pub mod tenants;
 
 use std::sync::Arc;
@@ -35,6 +37,8 @@ pub struct Meta {
     group: Arc<Group>,
     views: watch::Receiver<Arc<View>>,
     defaults: Arc<TenantDefaults>,
+    /// Tells the leases of this life of the process from those of earlier ones.
+    life: u64,
 }
 
 /// The ring at one applied index.
@@ -73,7 +77,7 @@ impl Meta {
     #[must_use]
     pub fn new(group: Arc<Group>, defaults: TenantDefaults) -> Self {
         let views = group.watch();
-        Self { group, views, defaults: Arc::new(defaults) }
+        Self { group, views, defaults: Arc::new(defaults), life: uuid::Uuid::new_v4().as_u64_pair().0 }
     }
 
     fn view(&self) -> Arc<View> {

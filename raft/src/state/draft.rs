@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engram_model::Millis;
+use engram_model::block::{BlockId, BlockRow, Deletion, Seals};
 use engram_model::place::{NodeId, PartitionId};
 use engram_model::tenant::TenantId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::leases::LeaseRow;
 use super::ring::{Cluster, NodeRow, PartitionRow};
 use super::tenants::TenantRow;
 use crate::codec;
@@ -28,11 +30,28 @@ pub(crate) enum Table {
     Partitions = 3,
     /// Tenants by name.
     Tenants = 4,
+    /// Blocks by tenant and name.
+    Blocks = 5,
+    /// Seals by tenant and partition.
+    Seals = 6,
+    /// Deletions by tenant and index.
+    Deletions = 7,
+    /// Leases by key.
+    Leases = 8,
 }
 
 impl Table {
     /// Every table, in the order of snapshots.
-    pub(crate) const ALL: [Self; 4] = [Self::Meta, Self::Nodes, Self::Partitions, Self::Tenants];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Meta,
+        Self::Nodes,
+        Self::Partitions,
+        Self::Tenants,
+        Self::Blocks,
+        Self::Seals,
+        Self::Deletions,
+        Self::Leases,
+    ];
 
     /// The column family's name.
     pub(crate) fn name(self) -> &'static str {
@@ -41,6 +60,10 @@ impl Table {
             Self::Nodes => "nodes",
             Self::Partitions => "partitions",
             Self::Tenants => "tenants",
+            Self::Blocks => "blocks",
+            Self::Seals => "seals",
+            Self::Deletions => "deletions",
+            Self::Leases => "leases",
         }
     }
 
@@ -78,7 +101,13 @@ pub(crate) trait Row: Serialize + DeserializeOwned {
     fn change(key: &Self::Key, row: Arc<Self>) -> Option<Change>;
 }
 
-/// A row that was written, for views.
+/// A row that may be deleted.
+pub(crate) trait Leaves: Row {
+    /// How views learn that it is gone.
+    fn gone(key: &Self::Key) -> Change;
+}
+
+/// A row that was written or deleted, for views.
 #[derive(Debug)]
 pub(crate) enum Change {
     /// The cluster's row.
@@ -89,17 +118,29 @@ pub(crate) enum Change {
     Partition(PartitionId, Arc<PartitionRow>),
     /// A tenant's row.
     Tenant(TenantId, Arc<TenantRow>),
+    /// A block's row; none: it is gone.
+    Block(TenantId, BlockId, Option<Arc<BlockRow>>),
+    /// The seals of a tenant in a partition.
+    Seals(TenantId, PartitionId, Arc<Seals>),
+    /// A deletion of series; none: it is gone.
+    Deletion(TenantId, u64, Option<Arc<Deletion>>),
+    /// A lease; none: nobody holds it.
+    Lease(String, Option<Arc<LeaseRow>>),
+    /// Log time.
+    Time(Millis),
 }
 
 /// A batch being made.
 pub(crate) struct Draft<'a> {
     base: &'a dyn Base,
-    writes: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+    writes: Writes,
     changes: Vec<Change>,
 }
 
-/// Rows to write, in order, and the changes views must learn of.
-pub(crate) type Written = (BTreeMap<(Table, Vec<u8>), Vec<u8>>, Vec<Change>);
+/// Rows to write, in order; none: to delete.
+pub(crate) type Writes = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+/// Rows to write and the changes views must learn of.
+pub(crate) type Written = (Writes, Vec<Change>);
 
 impl<'a> Draft<'a> {
     /// An empty batch over `base`.
@@ -110,8 +151,8 @@ impl<'a> Draft<'a> {
     /// A row, as the batch so far leaves it.
     pub(crate) fn row<R: Row>(&self, key: &R::Key) -> Result<Option<R>, Error> {
         let at = (R::TABLE, R::key(key));
-        if let Some(bytes) = self.writes.get(&at) {
-            return codec::decode(R::TABLE.name(), bytes).map(Some);
+        if let Some(written) = self.writes.get(&at) {
+            return written.as_ref().map(|bytes| codec::decode(R::TABLE.name(), bytes)).transpose();
         }
         let Some(bytes) = self.base.get(at.0, &at.1)? else { return Ok(None) };
         codec::decode(R::TABLE.name(), &bytes).map(Some)
@@ -120,9 +161,15 @@ impl<'a> Draft<'a> {
     /// Writes a row.
     pub(crate) fn put<R: Row>(&mut self, key: &R::Key, row: R) -> Result<(), Error> {
         let bytes = codec::encode(R::TABLE.name(), &row)?;
-        self.writes.insert((R::TABLE, R::key(key)), bytes);
+        self.writes.insert((R::TABLE, R::key(key)), Some(bytes));
         self.changes.extend(R::change(key, Arc::new(row)));
         Ok(())
+    }
+
+    /// Deletes a row, whether it is there or not.
+    pub(crate) fn delete<R: Leaves>(&mut self, key: &R::Key) {
+        self.writes.insert((R::TABLE, R::key(key)), None);
+        self.changes.push(R::gone(key));
     }
 
     /// Moves log time forward to `at`, never back, and says where it is.
@@ -142,8 +189,8 @@ impl<'a> Draft<'a> {
 
 /// Log time: the greatest of all applied commands.
 #[derive(Debug, Serialize, serde::Deserialize)]
-struct LogTime {
-    at: Millis,
+pub(crate) struct LogTime {
+    pub(crate) at: Millis,
 }
 
 impl Row for LogTime {
@@ -154,7 +201,7 @@ impl Row for LogTime {
         b"time".to_vec()
     }
 
-    fn change(_: &(), _: Arc<Self>) -> Option<Change> {
-        None
+    fn change(_: &(), row: Arc<Self>) -> Option<Change> {
+        Some(Change::Time(row.at))
     }
 }

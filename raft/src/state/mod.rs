@@ -3,27 +3,40 @@
 //! Why pure: every node applies the same log and must come to the same bytes, or "agreed" means nothing. So nothing
 //! here reads a clock, a random number, a file or a map without order; it reads rows through [`Draft`], and what it
 //! writes is one batch that the store commits together with the applied index. The rows live in RocksDB column
-//! families, one [`Table`] each, because the design size does not fit one struct; later kinds of rows (blocks, seals,
-//! leases) are further tables and further variants of [`Command`], no row written today changes.
+//! families, one [`Table`] each, because the design size does not fit one struct; later kinds of rows are further tables
+//! and further variants of [`Command`], no row written today changes.
 //!
-//! Map: [`draft`] a batch being made · [`ring`] cluster, nodes, partitions · [`tenants`] limits and shards ·
-//! [`view`] what the rest of the node sees. A refused command writes nothing but log time.
+//! Map: [`draft`] a batch being made · [`ring`] cluster, nodes, partitions · [`tenants`] limits and shards · [`seals`]
+//! sealed windows and their cuts · [`blocks`] blocks and what may become of them, [`check`] what may be said of one ·
+//! [`deletions`] deleted series · [`leases`] who may do what, with fencing numbers · [`view`] what the rest of the node
+//! sees. A refused command writes nothing but log time.
 
+mod blocks;
+mod check;
+mod deletions;
 mod draft;
+mod leases;
 mod ring;
+mod seals;
 mod tenants;
 mod view;
 
+pub use blocks::{BLOCKS_MAX, BLOCKS_PER_COMMAND_MAX};
+pub use check::{FILES_MAX, SOURCES_MAX};
+pub use deletions::{DELETIONS_MAX, SELECTOR_BYTES_MAX, SELECTORS_MAX};
+pub use leases::{LEASE_TTL_MS_MAX, LEASES_MAX, LeaseRow};
 pub use ring::{Cluster, NODES_MAX, NodeRow, NodeSpec, NodeState, PARTITIONS_MAX, PartitionRow, REPLICAS_MAX};
+pub use seals::OPEN_SEALS_MAX;
 pub use tenants::{SHARD_SIZES_MAX, ShardSize, TENANTS_MAX, TenantRow};
-pub use view::View;
+pub use view::{TenantBlocks, TenantDeletions, TenantSeals, View};
 
 pub(crate) use draft::{Base, Draft, Each, Table};
 
 use engram_model::Millis;
+use engram_model::tenant::TenantId;
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Command, Envelope, Outcome};
+use crate::command::{Command, Envelope, Fence, Outcome};
 use crate::error::{Error, Refusal};
 
 /// Who changed something, and when.
@@ -39,6 +52,16 @@ pub struct Stamp {
 
 /// Longest free text of a command (author, zone, address, version, token) in bytes.
 pub const TEXT_BYTES_MAX: usize = 255;
+
+/// The key of a tenant's rows: its name, a zero byte (no name holds one), then what tells its rows apart.
+fn tenant_key(tenant: &TenantId, rest: &[u8]) -> Vec<u8> {
+    let name = tenant.as_str().as_bytes();
+    let mut key = Vec::with_capacity(name.len() + 1 + rest.len());
+    key.extend_from_slice(name);
+    key.push(0);
+    key.extend_from_slice(rest);
+    key
+}
 
 /// Checks a free text's length.
 fn bounded(what: &str, text: &str) -> Result<(), Refusal> {
@@ -66,6 +89,9 @@ pub(crate) fn apply(draft: &mut Draft<'_>, envelope: &Envelope, index: u64) -> R
 
 fn step(draft: &mut Draft<'_>, command: &Command, stamp: Stamp) -> Result<Outcome, Stop> {
     bounded("author", &stamp.by)?;
+    if let Some(fence) = fence_of(command) {
+        leases::check(draft, fence)?;
+    }
     match command {
         Command::Bootstrap { cluster_id, partition_count, founder, node } => {
             ring::bootstrap(draft, cluster_id, *partition_count, (*founder, node), stamp)
@@ -83,6 +109,55 @@ fn step(draft: &mut Draft<'_>, command: &Command, stamp: Stamp) -> Result<Outcom
             tenants::update(draft, (tenant, *expected), limits.as_ref(), *shard_size, stamp)
         }
         Command::DeleteTenant { tenant, expected } => tenants::delete(draft, tenant, *expected, stamp),
+        other => storage_step(draft, other, stamp),
+    }
+}
+
+/// Blocks and all that leads to them.
+fn storage_step(draft: &mut Draft<'_>, command: &Command, stamp: Stamp) -> Result<Outcome, Stop> {
+    match command {
+        Command::Seal { tenant, partition, number, window } => {
+            seals::seal(draft, &(tenant.clone(), *partition), *number, *window)
+        }
+        Command::CommitCut { tenant, partition, number, block, digest, fence: _ } => {
+            seals::commit_cut(draft, &(tenant.clone(), *partition), *number, (block.as_deref(), *digest), stamp.index)
+        }
+        Command::Forgot { tenant, partition, number, node } => {
+            seals::forgot(draft, &(tenant.clone(), *partition), *number, *node)
+        }
+        Command::AddBlocks { tenant, blocks, fence: _ } => blocks::add(draft, tenant, blocks, stamp.index),
+        Command::ReplaceBlocks { tenant, sources, results, duplicates, deleted, fence: _ } => {
+            blocks::replace(draft, tenant, (sources, results), (*duplicates, *deleted), stamp)
+        }
+        Command::RepairBlock { tenant, damaged, results, fence: _ } => {
+            blocks::repair(draft, tenant, *damaged, results, stamp)
+        }
+        Command::MarkBlocks { tenant, blocks, why, fence: _ } => blocks::mark(draft, tenant, blocks, why, stamp),
+        Command::DropBlocks { tenant, blocks, fence: _ } => blocks::drop_marked(draft, tenant, blocks),
+        Command::QuarantineBlock { tenant, block, why } => {
+            blocks::quarantine(draft, &(tenant.clone(), *block), why.as_deref())
+        }
+        Command::AddDeletion { tenant, selectors, range } => deletions::add(draft, tenant, selectors, *range, stamp),
+        Command::RemoveDeletion { tenant, index, fence: _ } => deletions::remove(draft, &(tenant.clone(), *index)),
+        Command::AcquireLease { key, holder, ttl_ms, expired } => {
+            leases::acquire(draft, key, *holder, *ttl_ms, expired, &stamp)
+        }
+        Command::ReleaseLease { fence } => leases::release(draft, fence),
+        other => unreachable!("{} is a step of its own", other.name()),
+    }
+}
+
+/// The lease a command stands or falls with.
+fn fence_of(command: &Command) -> Option<&Fence> {
+    match command {
+        Command::CommitCut { fence, .. }
+        | Command::AddBlocks { fence, .. }
+        | Command::ReplaceBlocks { fence, .. }
+        | Command::RepairBlock { fence, .. }
+        | Command::MarkBlocks { fence, .. }
+        | Command::DropBlocks { fence, .. }
+        | Command::RemoveDeletion { fence, .. } => fence.as_ref(),
+        _ => None,
     }
 }
 
@@ -104,5 +179,7 @@ impl From<Error> for Stop {
     }
 }
 
+#[cfg(test)]
+mod storage_tests;
 #[cfg(test)]
 pub(crate) mod tests;

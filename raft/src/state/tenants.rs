@@ -86,6 +86,19 @@ fn check_shard(size: u32) -> Result<(), Refusal> {
     Err(Refusal::Bounds { what: "shard size".to_owned(), want, got: u64::from(size) })
 }
 
+/// Refuses a tenant that was never made.
+pub(super) fn known(draft: &Draft<'_>, tenant: &TenantId) -> Result<TenantRow, Stop> {
+    Ok(draft.row::<TenantRow>(tenant)?.ok_or_else(|| Refusal::UnknownTenant { tenant: tenant.clone() })?)
+}
+
+/// Refuses a tenant that takes nothing new.
+pub(super) fn living(draft: &Draft<'_>, tenant: &TenantId) -> Result<(), Stop> {
+    match known(draft, tenant)?.deleted {
+        Some(_) => Err(Refusal::TenantDeleted { tenant: tenant.clone() }.into()),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn create(
     draft: &mut Draft<'_>,
     tenant: &TenantId,
@@ -120,9 +133,7 @@ pub(super) fn create(
 
 /// The tenant's row if it lives and is at the version the caller has read.
 fn at_version(draft: &Draft<'_>, tenant: &TenantId, expected: u64) -> Result<TenantRow, Stop> {
-    let Some(row) = draft.row::<TenantRow>(tenant)? else {
-        return Err(Refusal::UnknownTenant { tenant: tenant.clone() }.into());
-    };
+    let row = known(draft, tenant)?;
     if row.version != expected {
         return Err(Refusal::Version { tenant: tenant.clone(), expected, found: row.version }.into());
     }

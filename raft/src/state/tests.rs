@@ -11,7 +11,16 @@ use super::*;
 
 /// Rows in a map: the naive store.
 #[derive(Default, Clone, PartialEq, Debug)]
-struct Rows(BTreeMap<(Table, Vec<u8>), Vec<u8>>);
+pub(super) struct Rows(BTreeMap<(Table, Vec<u8>), Vec<u8>>);
+
+impl Rows {
+    /// Without log time, which a refused command moves too.
+    pub(super) fn timeless(&self) -> Self {
+        let mut rows = self.clone();
+        rows.0.remove(&(Table::Meta, b"time".to_vec()));
+        rows
+    }
+}
 
 impl Base for Rows {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
@@ -25,20 +34,20 @@ impl Base for Rows {
 
 /// A store and its view, fed one batch at a time.
 #[derive(Default)]
-struct Fed {
-    rows: Rows,
-    view: View,
-    next: u64,
+pub(super) struct Fed {
+    pub(super) rows: Rows,
+    pub(super) view: View,
+    pub(super) next: u64,
 }
 
 impl Fed {
-    fn bootstrapped() -> Self {
+    pub(super) fn bootstrapped() -> Self {
         let mut fed = Self { next: 2, ..Self::default() };
         assert_eq!(fed.one(bootstrap("c", 4)), Outcome::Done);
         fed
     }
 
-    fn batch(&mut self, commands: &[(i64, Command)]) -> Vec<Outcome> {
+    pub(super) fn batch(&mut self, commands: &[(i64, Command)]) -> Vec<Outcome> {
         let mut draft = Draft::new(&self.rows);
         let mut outcomes = Vec::new();
         for (at, command) in commands {
@@ -47,12 +56,17 @@ impl Fed {
             self.next += 1;
         }
         let (writes, changes) = draft.finish();
-        self.rows.0.extend(writes);
+        for (at, row) in writes {
+            match row {
+                Some(row) => drop(self.rows.0.insert(at, row)),
+                None => drop(self.rows.0.remove(&at)),
+            }
+        }
         self.view = self.view.after(Some(self.next - 1), changes);
         outcomes
     }
 
-    fn one(&mut self, command: Command) -> Outcome {
+    pub(super) fn one(&mut self, command: Command) -> Outcome {
         self.batch(&[(1_000, command)]).remove(0)
     }
 }
@@ -191,7 +205,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(i64, Command)>> {
         ),
         (tenant, 1_u64..5).prop_map(|(tenant, expected)| Command::DeleteTenant { tenant, expected }),
     ];
-    prop::collection::vec((0_i64..10_000, command), 0..60)
+    let command = prop_oneof![command, super::storage_tests::raw_commands()];
+    prop::collection::vec((0_i64..10_000, command), 0..100)
 }
 
 proptest! {
@@ -225,6 +240,7 @@ proptest! {
         for bytes in [bytes, with_format] {
             drop(crate::codec::decode::<Envelope>("command", &bytes));
             drop(crate::codec::decode::<TenantRow>("tenants", &bytes));
+            drop(crate::codec::decode::<engram_model::block::BlockRow>("blocks", &bytes));
         }
     }
 }

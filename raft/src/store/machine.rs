@@ -124,7 +124,11 @@ fn apply_entries(
     let (writes, changes) = draft.finish();
     let mut batch = WriteBatch::default();
     for ((table, key), value) in writes {
-        batch.put_cf(db.family(table.name())?, key, value);
+        let family = db.family(table.name())?;
+        match value {
+            Some(value) => batch.put_cf(family, key, value),
+            None => batch.delete_cf(family, key),
+        }
     }
     applied.write(db, &mut batch)?;
     db.write(batch, false)?;
