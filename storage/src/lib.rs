@@ -6,7 +6,7 @@
 //! Map: [`codec`] bounded reading and writing of bytes · [`error`] what can go wrong · [`disk`] the port to the file
 //! system and its faulty twin · [`log`] the node's one durable log · [`chunk`] compressed samples · [`head`] the newest
 //! samples in memory · [`index`] from matchers to series, in memory and in a block · [`block`] immutable directories of
-//! old samples · [`ranges`] reading byte ranges from anywhere, in two steps.
+//! old samples · [`compact`] many of them into few · [`ranges`] reading byte ranges from anywhere, in two steps.
 //!
 //! Doors of blocks: [`block::BlockWriter`] makes one, [`block::BlockDir`] opens one on a disk, [`block::Open`],
 //! [`block::Select`] and [`block::Load`] read one from wherever its bytes are, [`block::verify`] recomputes all of it.
@@ -14,6 +14,7 @@
 pub mod block;
 pub mod chunk;
 pub mod codec;
+pub mod compact;
 pub mod disk;
 pub mod error;
 pub mod head;

@@ -111,7 +111,7 @@ pub(super) fn check_header(bytes: &[u8]) -> Result<(), Broken> {
 }
 
 /// Reads the chunk at the front of `bytes`, which may end before it does. Its times are what the index says.
-pub(super) fn cut_chunk(bytes: &[u8], meta: &ChunkMeta) -> Result<Cut<Chunk>, Broken> {
+pub(crate) fn cut_chunk(bytes: &[u8], meta: &ChunkMeta) -> Result<Cut<Chunk>, Broken> {
     let mut r = Reader::new(bytes);
     let len = match r.uvarint() {
         Ok(len) if len <= DATA_BYTES_MAX => len,

@@ -14,14 +14,16 @@
 //! its final name is whole. `docs/formats/block.md` draws the bytes.
 //!
 //! Map: [`meta`] `meta.json` · `chunks` segment files · `tombstones` · [`writer`] series → directory · [`dir`] a block
-//! on a disk · [`reader`] matchers → ranges wanted → series · [`verify`](mod@verify) everything recomputed.
+//! on a disk · [`reader`] matchers → ranges wanted → series · [`verify`](mod@verify) everything recomputed · `walk` all series
+//! of a block in order.
 
-mod chunks;
+pub(crate) mod chunks;
 pub mod dir;
 pub mod meta;
 pub mod reader;
 mod tombstones;
 pub mod verify;
+pub(crate) mod walk;
 pub mod writer;
 
 pub use chunks::SEGMENT_BYTES_MAX;

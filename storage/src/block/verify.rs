@@ -8,21 +8,21 @@
 //! Memory: the texts of all symbols, twelve bytes per label pair, and a few megabytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 
 use bytes::Bytes;
+use engram_model::Millis;
 use engram_model::digest::{Digest, slot_of};
 use engram_model::series::Columns;
-use engram_model::{Labels, Millis};
 
 use super::chunks::{HEADER_BYTES, check_header, cut_chunk};
 use super::meta::Meta;
+use super::walk::{Entries, Texts, Walk};
 use crate::Error;
 use crate::chunk::{Chunk, Kind};
 use crate::codec::{Reader, crc32c, crc32c_append};
 use crate::index::reader::{Index, OpenIndex};
 use crate::index::{ChunkMeta, Cut, Entry, SERIES_ALIGN, read_postings};
-use crate::ranges::{Fetched, File, Place, STEP_BYTES, Source, drive};
+use crate::ranges::{Fetched, File, Place, Source, drive};
 
 /// What was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,45 +96,6 @@ pub fn verify(source: &dyn Source, meta: &Meta) -> Result<Report, Error> {
     Ok(check.report)
 }
 
-/// The texts of all symbols, one behind the other.
-struct Texts {
-    all: String,
-    ends: Vec<usize>,
-}
-
-impl Texts {
-    fn read(index: &Index, place: &Place, source: &dyn Source) -> Result<Self, Error> {
-        let mut texts = Self { all: String::new(), ends: Vec::new() };
-        let mut number = 0;
-        while number < index.symbol_count {
-            let (i, group) = index.symbol_group(place, number)?;
-            let mut have = Fetched::new();
-            have.insert(group.want(), source.read(group.want())?);
-            index.read_symbols(place, i, &have, |_, text| {
-                texts.all.push_str(text);
-                texts.ends.push(texts.all.len());
-                number += 1;
-            })?;
-        }
-        Ok(texts)
-    }
-
-    fn get(&self, number: u32) -> Option<&str> {
-        let number = number as usize;
-        let from = number.checked_sub(1).map_or(0, |before| self.ends[before.min(self.ends.len() - 1)]);
-        self.all.get(from..*self.ends.get(number)?)
-    }
-
-    fn find(&self, text: &str) -> Option<u32> {
-        let (mut from, mut until) = (0, u32::try_from(self.ends.len()).ok()?);
-        while from < until {
-            let middle = from + (until - from) / 2;
-            if self.get(middle)? < text { from = middle + 1 } else { until = middle }
-        }
-        (self.get(from)? == text).then_some(from)
-    }
-}
-
 /// A posting list, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct List {
@@ -146,35 +107,6 @@ impl List {
     fn push(&mut self, series: u32) {
         self.count += 1;
         self.sum = crc32c_append(self.sum, &series.to_be_bytes());
-    }
-}
-
-/// Reads a part of a file front to back, in pieces.
-struct Walk<'a> {
-    source: &'a dyn Source,
-    file: File,
-    range: Range<u64>,
-    held: Bytes,
-}
-
-impl<'a> Walk<'a> {
-    fn new(source: &'a dyn Source, file: File, range: Range<u64>) -> Self {
-        Self { source, file, range, held: Bytes::new() }
-    }
-
-    /// The next bytes: `len` of them at least, unless the part ends before.
-    fn front(&mut self, len: u64) -> Result<&[u8], Error> {
-        let left = self.range.end.saturating_sub(self.range.start);
-        if (self.held.len() as u64) < len.min(left) {
-            let want = self.source.sizes().clip(self.file, self.range.start, len.max(STEP_BYTES).min(left));
-            self.held = self.source.read(want)?;
-        }
-        Ok(&self.held)
-    }
-
-    fn skip(&mut self, len: u64) {
-        self.range.start += len;
-        self.held = self.held.slice(usize::try_from(len).unwrap_or(usize::MAX).min(self.held.len())..);
     }
 }
 
@@ -197,57 +129,22 @@ impl<'a> Check<'a> {
 
     /// Walks the series and, beside them, their chunks.
     fn series(&mut self, texts: &Texts) -> Result<(), Error> {
-        let toc = self.index.toc;
-        let until = toc.end_of(toc.series);
-        let mut walk = Walk::new(self.source, File::Index, toc.series..until);
+        let mut entries = Entries::new(self.index, self.source);
         let mut segments = Segments { walk: None, number: 0 };
-        let mut last: Vec<(u32, u32)> = Vec::new();
-        loop {
-            let at = walk.range.start;
-            let padding = (SERIES_ALIGN - at % SERIES_ALIGN) % SERIES_ALIGN;
-            let pad = padding.min(until - at);
-            let zeros = walk.front(pad)?;
-            if zeros.iter().take(usize::try_from(pad).unwrap_or(0)).any(|byte| *byte != 0) {
-                return Err(self.fail(File::Index, at, "something stands between series"));
-            }
-            walk.skip(pad);
-            let at = walk.range.start;
-            if at == until {
-                break;
-            }
-            let mut cut = Entry::cut(walk.front(16)?);
-            if let Ok(Cut::Short(len)) = cut {
-                cut = Entry::cut(walk.front(len)?);
-                if let Ok(Cut::Short(len)) = cut {
-                    cut = Entry::cut(walk.front(len)?);
-                }
-            }
-            let Cut::Whole(entry, len) = cut.map_err(|broken| self.fail(File::Index, at, broken.what))? else {
-                return Err(self.fail(File::Index, at, "a series entry ends early"));
-            };
-            walk.skip(len);
-            if last >= entry.pairs || entry.pairs.is_empty() {
-                return Err(self.fail(File::Index, at, "series are not in order"));
-            }
+        while let Some((at, entry)) = entries.next(self.place)? {
             self.one_series(at, &entry, texts, &mut segments)?;
-            last = entry.pairs;
         }
         segments.end(self)
     }
 
     fn one_series(&mut self, at: u64, entry: &Entry, texts: &Texts, segments: &mut Segments<'a>) -> Result<(), Error> {
+        let labels = texts.labels(&entry.pairs).map_err(|what| self.fail(File::Index, at, what))?;
         let fail = |what| self.place.corrupt(File::Index, at, what);
-        let pairs: Option<Vec<_>> =
-            entry.pairs.iter().map(|(name, value)| Some((texts.get(*name)?, texts.get(*value)?))).collect();
-        let pairs = pairs.ok_or_else(|| fail("a series names no symbol"))?;
-        if !pairs.is_sorted_by(|a, b| a.0 < b.0) || pairs.iter().any(|(_, value)| value.is_empty()) {
-            return Err(fail("labels of a series are not in order, or empty"));
-        }
         let series = u32::try_from(at / SERIES_ALIGN).map_err(|_| fail("the index is longer than 64 GiB"))?;
         self.all.push(series);
         entry.pairs.iter().for_each(|pair| self.lists.entry(*pair).or_default().push(series));
         self.report.series += 1;
-        let hash = Labels::from_sorted(pairs.into_iter()).hash128();
+        let hash = labels.hash128();
         entry.chunks.iter().try_for_each(|chunk| segments.chunk(self, hash, chunk))
     }
 

@@ -89,6 +89,12 @@ pub struct BlockWriter {
 }
 
 impl BlockWriter {
+    /// What the directory of a block is called until it is whole.
+    #[must_use]
+    pub fn unfinished_name(id: BlockId) -> String {
+        format!("{id}{UNFINISHED}")
+    }
+
     /// Begins a block in the directory `parent`, which exists.
     ///
     /// # Errors
@@ -97,7 +103,7 @@ impl BlockWriter {
         if spec.window_ms <= 0 || spec.range.is_empty() {
             return Err(misuse(format!("block {} has an empty range or window", spec.id)));
         }
-        let unfinished = parent.join(format!("{}{UNFINISHED}", spec.id));
+        let unfinished = parent.join(Self::unfinished_name(spec.id));
         remove(&*disk, &unfinished)?;
         disk.create_dir(&unfinished.join("chunks"))?;
         let chunks = ChunksWriter::new(&unfinished, spec.segment_bytes_max);

@@ -18,6 +18,7 @@ use engram_model::sample::STALE_NAN_BITS;
 
 use super::bits::{BitReader, Free, Xor};
 use super::layout::{LAYOUT_PARTS_MAX, Layout, buckets_of};
+use super::{Chunk, Kind};
 use crate::codec::{Broken, Reader};
 
 /// Largest count stored as an integer: above it a float no longer names each whole number.
@@ -246,6 +247,18 @@ pub(crate) fn hint_of(bytes: &[u8]) -> ResetHint {
         Some(FLAG_NO_RESET) => ResetHint::NoReset,
         _ => ResetHint::Unknown,
     }
+}
+
+/// The chunk, saying nothing of a reset before its first histogram; gauges and floats say nothing anyway.
+pub(crate) fn without_hint(chunk: &Chunk) -> Chunk {
+    let is_counter = chunk.kind != Kind::Xor && hint_of(&chunk.bytes) != ResetHint::Gauge;
+    let mut chunk = chunk.clone();
+    if is_counter && chunk.bytes.get(2).is_some_and(|flags| flags & FLAG_GAUGE != 0) {
+        let mut bytes = chunk.bytes.to_vec();
+        bytes[2] &= !FLAG_GAUGE;
+        chunk.bytes = bytes.into();
+    }
+    chunk
 }
 
 /// Appends all histograms of a chunk to the two columns; on failure the columns are as before.
