@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use engram_raft::{Group, GroupOptions};
 use engram_storage::disk::real::RealDisk;
 use engram_storage::head::{HeadOptions, Symbols};
 use engram_storage::log::{self, LogMetrics, NodeLog};
+use engram_storage::object::Store;
+use engram_storage::object::metrics::{Op, OpMetrics, StoreMetrics};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -130,6 +132,8 @@ impl Node {
             tenants_max: config.tenants_max,
         };
         let meta = Meta::new(group.clone(), defaults);
+        let store = Store::open(&config.object_store, &dir.blocks())?;
+        collect_store(&metrics, &store);
         let (heads, log) = recover(&config, &dir, &meta, &health).await?;
         let log_failure = end_on_failure(&log, &stop);
 
@@ -394,6 +398,29 @@ fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, 
     });
 }
 
+fn collect_store(metrics: &Metrics, store: &Store) {
+    let store = store.metrics().clone();
+    metrics.collect(move || store_readings(&store));
+}
+
+#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+fn store_readings(store: &StoreMetrics) -> Vec<Reading> {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let each = |name, help, value: fn(&OpMetrics) -> (&AtomicU64, f64)| {
+        Op::ALL.map(|op| {
+            let (counter, unit) = value(store.of(op));
+            Reading::counter(name, help, get(counter) / unit).of(op.word())
+        })
+    };
+    [
+        each("object_store_requests", "Requests to the object store that ended, by kind", |op| (&op.requests, 1.0)),
+        each("object_store_errors", "Those of them that failed", |op| (&op.errors, 1.0)),
+        each("object_store_seconds", "Time they took, waiting for their turn included", |op| (&op.nanos, 1e9)),
+        each("object_store_bytes", "Bytes they carried", |op| (&op.bytes, 1.0)),
+    ]
+    .concat()
+}
+
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
 fn collect_queries(metrics: &Metrics, reader: &Reader) {
     let reader = reader.clone();
@@ -413,7 +440,7 @@ fn collect_queries(metrics: &Metrics, reader: &Reader) {
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
 fn log_readings(log: &LogMetrics) -> Vec<Reading> {
-    let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
     vec![
         Reading::counter("log_groups", "Groups written and synced", get(&log.groups)),
         Reading::counter("log_records", "Records written", get(&log.records)),

@@ -90,6 +90,12 @@ impl DataDir {
         self.root.join("snapshots")
     }
 
+    /// Where blocks lie when no other place was chosen for them.
+    #[must_use]
+    pub fn blocks(&self) -> PathBuf {
+        self.root.join("blocks")
+    }
+
     /// Where the metadata group lies.
     #[must_use]
     pub fn meta(&self) -> PathBuf {

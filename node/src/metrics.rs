@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -54,6 +55,8 @@ pub struct Reading {
     pub help: &'static str,
     /// Whether it only grows.
     pub counter: bool,
+    /// Which of several with the same name, as the label `kind`; these stand next to each other.
+    pub kind: Option<&'static str>,
     /// Its value.
     pub value: f64,
 }
@@ -62,13 +65,19 @@ impl Reading {
     /// A value that goes both ways.
     #[must_use]
     pub fn gauge(name: &'static str, help: &'static str, value: f64) -> Self {
-        Self { name, help, counter: false, value }
+        Self { name, help, counter: false, kind: None, value }
     }
 
     /// A value that only grows.
     #[must_use]
     pub fn counter(name: &'static str, help: &'static str, value: f64) -> Self {
-        Self { name, help, counter: true, value }
+        Self { name, help, counter: true, kind: None, value }
+    }
+
+    /// The same, of one kind.
+    #[must_use]
+    pub fn of(self, kind: &'static str) -> Self {
+        Self { kind: Some(kind), ..self }
     }
 }
 
@@ -119,14 +128,22 @@ impl std::fmt::Debug for Asked {
 
 impl Collector for Asked {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        for reading in (self.readings)() {
-            let name = format!("{}{}", self.prefix, reading.name);
-            if reading.counter {
-                let metric = ConstCounter::new(reading.value);
-                metric.encode(encoder.encode_descriptor(&name, reading.help, None, metric.metric_type())?)?;
-            } else {
-                let metric = ConstGauge::new(reading.value);
-                metric.encode(encoder.encode_descriptor(&name, reading.help, None, metric.metric_type())?)?;
+        for same in (self.readings)().chunk_by(|a, b| a.name == b.name) {
+            let Some(first) = same.first() else { continue };
+            let name = format!("{}{}", self.prefix, first.name);
+            let kind = if first.counter { MetricType::Counter } else { MetricType::Gauge };
+            let mut family = encoder.encode_descriptor(&name, first.help, None, kind)?;
+            let encode = |reading: &Reading, encoder: MetricEncoder<'_>| match first.counter {
+                true => ConstCounter::new(reading.value).encode(encoder),
+                false => ConstGauge::new(reading.value).encode(encoder),
+            };
+            if first.kind.is_none() {
+                encode(first, family)?;
+                continue;
+            }
+            for reading in same {
+                let kind = reading.kind.unwrap_or_default();
+                encode(reading, family.encode_family(&Kind { kind })?)?;
             }
         }
         Ok(())
@@ -300,12 +317,16 @@ mod tests {
         let write = WriteMetrics::new(&metrics);
         write.received(3, 0);
         write.observe(Duration::from_millis(2), Ok(&Written::default()));
-        metrics.collect(|| vec![Reading::gauge("ingest_series", "Series in the head", 7.0)]);
+        metrics.collect(|| {
+            let bytes = |kind, n| Reading::counter("object_store_bytes", "Bytes", n).of(kind);
+            vec![Reading::gauge("ingest_series", "Series in the head", 7.0), bytes("get", 1.0), bytes("put", 2.0)]
+        });
         let text = metrics.encode();
         for line in [
             "engram_write_samples_received_total{kind=\"float\"} 3",
             "engram_write_requests_total{result=\"ok\"} 1",
             "engram_ingest_series 7.0",
+            "engram_object_store_bytes_total{kind=\"put\"} 2.0",
             "engram_write_request_duration_seconds_count 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -17,8 +17,6 @@ pub fn run(loaded: Loaded) -> ExitCode {
         eprintln!("engram: {why}");
         return ExitCode::from(2);
     }
-    // Another provider that is installed already serves as well.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("engram").build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -66,6 +66,18 @@ pub enum Error {
         /// What was handed over.
         what: String,
     },
+    /// The object store did not do what was asked.
+    #[error("object store: {act} {key}: {why}")]
+    Remote {
+        /// What was asked: `get`, `put` ….
+        act: &'static str,
+        /// Of which object.
+        key: String,
+        /// What kind of failure it is.
+        kind: RemoteKind,
+        /// What the store said.
+        why: Arc<str>,
+    },
     /// Asked after the close.
     #[error("{what} is closed")]
     Closed {
@@ -74,7 +86,30 @@ pub enum Error {
     },
 }
 
+/// Why an object store did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteKind {
+    /// There is no such object.
+    NotFound,
+    /// Who we are, or may do, is not accepted.
+    Denied,
+    /// No answer in time.
+    Timeout,
+    /// All else; later may work.
+    Other,
+}
+
 impl Error {
+    /// Whether what was asked for is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Remote { kind, .. } => *kind == RemoteKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// An I/O failure of `act` on `path`.
     #[must_use]
     pub fn io(act: &'static str, path: &Path, source: io::Error) -> Self {
@@ -104,6 +139,9 @@ impl Error {
 impl Classed for Error {
     fn class(&self) -> Class {
         match self {
+            // What metadata names and nobody has is lost: that is no passing trouble.
+            Self::Remote { kind: RemoteKind::NotFound, .. } => Class::Internal,
+            Self::Remote { .. } => Class::Unavailable,
             Self::Io { .. } | Self::Corrupt { .. } | Self::Misuse { .. } => Class::Internal,
             Self::Full { .. } | Self::Failed { .. } | Self::Closed { .. } => Class::Unavailable,
             Self::TooLarge { .. } => Class::Invalid,

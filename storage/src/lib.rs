@@ -6,7 +6,8 @@
 //! Map: [`codec`] bounded reading and writing of bytes · [`error`] what can go wrong · [`disk`] the port to the file
 //! system and its faulty twin · [`log`] the node's one durable log · [`chunk`] compressed samples · [`head`] the newest
 //! samples in memory · [`index`] from matchers to series, in memory and in a block · [`block`] immutable directories of
-//! old samples · [`compact`] many of them into few · [`ranges`] reading byte ranges from anywhere, in two steps.
+//! old samples · [`compact`] many of them into few · [`ranges`] reading byte ranges from anywhere, in two steps ·
+//! [`object`] where blocks live: a directory or a bucket.
 //!
 //! Doors of blocks: [`block::BlockWriter`] makes one, [`block::BlockDir`] opens one on a disk, [`block::Open`],
 //! [`block::Select`] and [`block::Load`] read one from wherever its bytes are, [`block::verify`] recomputes all of it.
@@ -20,6 +21,7 @@ pub mod error;
 pub mod head;
 pub mod index;
 pub mod log;
+pub mod object;
 pub mod ranges;
 
 pub use error::Error;

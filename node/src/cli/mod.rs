@@ -306,7 +306,9 @@ fn with_options(mut command: Command) -> Command {
     );
     let defaults = Config::default();
     for key in KEYS {
-        let help = format!("{} [env: {}] [default: {}]", key.help, key.env(), (key.get)(&defaults));
+        let default = Some((key.get)(&defaults)).filter(|text| !text.is_empty());
+        let default = default.map_or_else(String::new, |text| format!(" [default: {text}]"));
+        let help = format!("{} [env: {}]{default}", key.help, key.env());
         let mut arg = Arg::new(key.name)
             .long(key.flag())
             .value_name(key.short)

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use engram_storage::object::options::{Encryption, Place, Secret};
+
 use super::units;
 use super::{LogFormat, Name};
 
@@ -231,6 +233,111 @@ impl Codec for Word {
 
     fn show(value: &Name) -> String {
         value.clone()
+    }
+}
+
+/// A word without spaces, or nothing.
+pub struct Text;
+
+impl Codec for Text {
+    type Value = String;
+    const EXPECTS: &'static str = "a text without spaces, or nothing";
+    const SHORT: &'static str = "TEXT";
+
+    fn read(text: &str) -> Result<String, String> {
+        if text.contains(|c: char| c.is_whitespace() || c.is_control()) { Err(String::new()) } else { Ok(text.into()) }
+    }
+
+    fn show(value: &String) -> String {
+        value.clone()
+    }
+}
+
+/// What nobody is shown again.
+pub struct Hidden;
+
+/// Written in place of a secret that is there.
+pub(super) const HIDDEN: &str = "(hidden)";
+
+impl Codec for Hidden {
+    type Value = Secret;
+    const EXPECTS: &'static str = "a secret without spaces, or nothing; the environment is a better place than a flag";
+    const SHORT: &'static str = "SECRET";
+
+    fn read(text: &str) -> Result<Secret, String> {
+        if text == HIDDEN {
+            return Err("that is what is shown in place of a secret".to_owned());
+        }
+        Text::read(text).map(Secret)
+    }
+
+    fn show(value: &Secret) -> String {
+        if value.0.is_empty() { String::new() } else { HIDDEN.to_owned() }
+    }
+}
+
+/// Where blocks are kept.
+pub struct StoreUrl;
+
+impl Codec for StoreUrl {
+    type Value = String;
+    const EXPECTS: &'static str =
+        "a directory, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or nothing";
+    const SHORT: &'static str = "URL";
+
+    fn read(text: &str) -> Result<String, String> {
+        if !text.is_empty() {
+            Place::parse(text)?;
+        }
+        Ok(text.to_owned())
+    }
+
+    fn show(value: &String) -> String {
+        value.clone()
+    }
+}
+
+/// What an object store does with bytes at rest.
+pub struct Sse;
+
+impl Sse {
+    const ALL: [(&'static str, Encryption); 5] = [
+        ("bucket", Encryption::Bucket),
+        ("store", Encryption::Store),
+        ("kms", Encryption::Kms),
+        ("kms-twice", Encryption::KmsTwice),
+        ("customer", Encryption::Customer),
+    ];
+}
+
+impl Codec for Sse {
+    type Value = Encryption;
+    const EXPECTS: &'static str = "bucket, store, kms, kms-twice or customer";
+    const SHORT: &'static str = "HOW";
+
+    fn read(text: &str) -> Result<Encryption, String> {
+        Self::ALL.iter().find(|(word, _)| *word == text).map(|(_, how)| *how).ok_or_else(String::new)
+    }
+
+    fn show(value: &Encryption) -> String {
+        Self::ALL.iter().find(|(_, how)| how == value).map_or("", |(word, _)| word).to_owned()
+    }
+}
+
+/// How often something is tried again.
+pub struct Tries;
+
+impl Codec for Tries {
+    type Value = usize;
+    const EXPECTS: &'static str = "a whole number from 0 to 100";
+    const SHORT: &'static str = "NUMBER";
+
+    fn read(text: &str) -> Result<usize, String> {
+        text.parse().ok().filter(|n| (0..=100).contains(n)).ok_or_else(String::new)
+    }
+
+    fn show(value: &usize) -> String {
+        value.to_string()
     }
 }
 

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engram_model::tenant::TenantLimits;
+use engram_storage::object;
 
 use file::Value;
 use table::{KEYS, Key, section_title};
@@ -60,6 +61,7 @@ pub struct Config {
     pub query: QueryConfig,
     pub write: WriteConfig,
     pub log: LogConfig,
+    pub object_store: object::options::Options,
     pub limits: TenantLimits,
 }
 
@@ -124,6 +126,7 @@ impl Default for Config {
                 timeout: Duration::from_secs(10),
             },
             log: LogConfig { segment_bytes_max: 64 << 20, checkpoint_bytes_min: 1 << 30 },
+            object_store: object::options::Options::default(),
             limits: TenantLimits::default(),
         }
     }
@@ -241,7 +244,7 @@ pub fn load(given: &Given, env: &[(String, String)]) -> Result<Loaded, Error> {
         (known.set)(&mut config, text).map_err(|why| Error::BadValue {
             origin: origin.clone(),
             key: known.name,
-            value: text.to_owned(),
+            value: if known.secret { codec::HIDDEN } else { text }.to_owned(),
             why,
             expects: known.expects,
         })?;
@@ -335,11 +338,13 @@ fn check_together(config: &Config) -> Result<(), Error> {
             config.http_listen
         )));
     }
+    let store = config.object_store.check(config.data_dir.clone());
+    store.map_err(|why| Error::Together(format!("object-store: {why}")))?;
     Ok(())
 }
 
 impl Config {
-    /// As a file would say it; with `comments`, each key with its meaning.
+    /// As a file would say it, but for secrets; with `comments`, each key with its meaning.
     #[must_use]
     pub fn to_yaml(&self, comments: bool) -> String {
         let mut text = String::new();

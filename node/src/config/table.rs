@@ -6,7 +6,8 @@
 
 use super::Config;
 use super::codec::{
-    Address, Codec, Count, Count32, Filter, Folder, Form, Millis, Partitions, Size, Some1, Switch, Time, Word,
+    Address, Codec, Count, Count32, Filter, Folder, Form, Hidden, Millis, Partitions, Size, Some1, Sse, StoreUrl,
+    Switch, Text, Time, Tries, Word,
 };
 
 /// One option.
@@ -21,6 +22,8 @@ pub struct Key {
     pub help: &'static str,
     /// Whether the flag may stand alone, for "true".
     pub switch: bool,
+    /// Whether its value is shown to nobody.
+    pub secret: bool,
     /// Sets it from text.
     pub set: fn(&mut Config, &str) -> Result<(), String>,
     /// Its value as text.
@@ -55,6 +58,7 @@ pub fn section_title(section: &str) -> &'static str {
         "query" => "Queries",
         "write" => "Writes",
         "log" => "The log of samples",
+        "object-store" => "Where blocks are kept",
         "limits" => "Limits of a tenant that has none of its own",
         _ => "Other",
     }
@@ -68,6 +72,7 @@ macro_rules! key {
             short: <$codec as Codec>::SHORT,
             help: $help,
             switch: matches!(<$codec as Codec>::SHORT.as_bytes(), b"BOOL"),
+            secret: matches!(<$codec as Codec>::SHORT.as_bytes(), b"SECRET"),
             set: |config, text| {
                 config.$($field).+ = <$codec as Codec>::read(text)?;
                 Ok(())
@@ -203,6 +208,115 @@ pub static KEYS: &[Key] = &[
         Size,
         log.checkpoint_bytes_min,
         "A log smaller than this is left alone; a larger one is rewritten in short when it has grown enough. Recovery reads all of it."
+    ),
+    key!(
+        "object-store.url",
+        StoreUrl,
+        object_store.url,
+        "Where blocks are kept for years; nothing: in the directory blocks of the data directory. Changed when the data moves."
+    ),
+    key!(
+        "object-store.endpoint",
+        Text,
+        object_store.endpoint,
+        "http:// or https:// address of the store when it is not the provider's own: MinIO, Ceph, a test. Without a bucket in it."
+    ),
+    key!(
+        "object-store.region",
+        Text,
+        object_store.region,
+        "Region of the bucket (S3); nothing: AWS_REGION, else us-east-1."
+    ),
+    key!(
+        "object-store.path-style",
+        Switch,
+        object_store.path_style,
+        "Whether the bucket is named in the path of a request (S3); false: in the name of the host."
+    ),
+    key!(
+        "object-store.access-key",
+        Text,
+        object_store.access_key,
+        "Name of the key (S3), of the account (Azure); nothing: AWS_ACCESS_KEY_ID, a role of the machine or the pod; AZURE_STORAGE_ACCOUNT_NAME."
+    ),
+    key!(
+        "object-store.secret-key",
+        Hidden,
+        object_store.secret_key,
+        "The key itself (S3, Azure); nothing: as for the access key."
+    ),
+    key!(
+        "object-store.service-account",
+        Text,
+        object_store.service_account,
+        "File with a service account's key (GCS); nothing: GOOGLE_APPLICATION_CREDENTIALS, else the machine's own account."
+    ),
+    key!(
+        "object-store.anonymous",
+        Switch,
+        object_store.anonymous,
+        "Send requests without a signature: for public buckets."
+    ),
+    key!(
+        "object-store.sse",
+        Sse,
+        object_store.encryption,
+        "What the store does with bytes at rest (S3): as the bucket says, with a key of its own, of the key service once or twice, or of ours."
+    ),
+    key!(
+        "object-store.sse-kms-key",
+        Text,
+        object_store.sse_kms_key,
+        "Name of the key service's key, for sse kms and kms-twice."
+    ),
+    key!(
+        "object-store.sse-customer-key",
+        Hidden,
+        object_store.sse_customer_key,
+        "Our key, 32 bytes in base64, for sse customer. Who loses it loses the blocks."
+    ),
+    key!(
+        "object-store.timeout",
+        Time,
+        object_store.timeout,
+        "Longest one request may take, its body included; it is sent again then."
+    ),
+    key!(
+        "object-store.connect-timeout",
+        Time,
+        object_store.connect_timeout,
+        "Longest until a connection to the store is there."
+    ),
+    key!(
+        "object-store.retries-max",
+        Tries,
+        object_store.retries_max,
+        "How often a request that failed by the store's fault is sent again."
+    ),
+    key!(
+        "object-store.retry-timeout",
+        Time,
+        object_store.retry_timeout,
+        "After this long a request is not sent again."
+    ),
+    key!(
+        "object-store.backoff-min",
+        Time,
+        object_store.backoff_min,
+        "First wait before a request is sent again; each further one is longer."
+    ),
+    key!("object-store.backoff-max", Time, object_store.backoff_max, "Longest wait before a request is sent again."),
+    key!(
+        "object-store.requests-max",
+        Some1,
+        object_store.requests_max,
+        "Requests in flight of this node; others wait. More when the store is far and many queries are cold."
+    ),
+    key!(
+        "object-store.part-bytes",
+        Size,
+        object_store.part_bytes,
+        "Files larger than this are uploaded in parts of this size, at least 5MiB; four parts are in memory at once."
     ),
     key!(
         "limits.ingestion-rate",

@@ -116,3 +116,30 @@ fn a_file_that_is_not_there_is_an_error() {
     let given = Given { file: Some("/nowhere/engram.yaml".into()), flags: Vec::new() };
     assert!(load(&given, &[]).unwrap_err().to_string().starts_with("/nowhere/engram.yaml: cannot read the file"));
 }
+
+#[test]
+fn secrets_are_shown_nowhere() {
+    let env = env(&[("ENGRAM_OBJECT_STORE_ACCESS_KEY", "me"), ("ENGRAM_OBJECT_STORE_SECRET_KEY", "hunter2")]);
+    let given = Given { file: None, flags: vec![("object-store.url", "s3://bucket/a".to_owned())] };
+    let config = load(&given, &env).unwrap().config;
+    assert_eq!(config.object_store.secret_key.0, "hunter2");
+    let shown = format!("{config:?}{}{:?}", config.to_yaml(true), config.to_flags());
+    assert!(!shown.contains("hunter2") && shown.contains("(hidden)"), "{shown}");
+    let bad = Given { file: None, flags: vec![("object-store.secret-key", "hunter 2".to_owned())] };
+    let told = load(&bad, &[]).unwrap_err().to_string();
+    assert!(!told.contains("hunter"), "{told}");
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_like_that_is_refused() {
+    for (key, value, told) in [
+        ("object-store.url", "ftp://x/y", "ftp:// is not known"),
+        ("object-store.endpoint", "http://x", "the store is a directory"),
+        ("object-store.sse", "store", "s3:// only"),
+        ("object-store.part-bytes", "1MiB", "less than 5MiB"),
+    ] {
+        let given = Given { file: None, flags: vec![(key, value.to_owned())] };
+        let error = load(&given, &[]).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+}

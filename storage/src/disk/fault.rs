@@ -303,6 +303,17 @@ impl Disk for FaultDisk {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        let mut state = self.0.lock();
+        state.act("link", from)?;
+        if state.names.contains_key(to) {
+            return Err(Error::io("link", to, io::Error::from(io::ErrorKind::AlreadyExists)));
+        }
+        let inode = state.find("link", from)?;
+        state.change_name(NameChange::Set(to.to_owned(), inode));
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> Result<(), Error> {
         let mut state = self.0.lock();
         state.act("remove", path)?;

@@ -44,6 +44,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// [`Error::Io`].
     fn rename(&self, from: &Path, to: &Path) -> Result<(), Error>;
 
+    /// Gives a file a second name, which must be free; both then mean the same bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when the disk has no such names or `to` lies on another disk.
+    fn link(&self, from: &Path, to: &Path) -> Result<(), Error>;
+
     /// Removes a file.
     ///
     /// # Errors

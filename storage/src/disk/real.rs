@@ -62,6 +62,10 @@ impl Disk for RealDisk {
         fs::rename(from, to).map_err(|source| Error::io("rename", from, source))
     }
 
+    fn link(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        fs::hard_link(from, to).map_err(|source| Error::io("link", from, source))
+    }
+
     fn remove(&self, path: &Path) -> Result<(), Error> {
         fs::remove_file(path).map_err(|source| Error::io("remove", path, source))
     }
