@@ -2,7 +2,8 @@
 
 A real Prometheus scrapes itself, a node exporter and Engram, and remote-writes every sample to Engram. Then scraping
 ends (so staleness markers are written too), the queue drains, and each question below is put to both at the same
-moments: same result type, same label sets, same times, same values to 1 part in 10^9.
+moments: same result type, same label sets, same times, same values to 1 part in 10^9. A second Prometheus that has
+nothing but remote read of Engram is asked as well: its answers are Engram's.
 
 Engram speaks Prometheus 3, Debian's is Prometheus 2; where the two are known to differ nothing is asked. So moments
 are chosen off every scrape (3 leaves out a sample exactly at the left end of a window), no window reaches back to
@@ -425,8 +426,29 @@ def compare_all(c, last, gone):
     c.promtool('query', 'labels', '--start', str(int(last) - 20), '--end', str(int(last)), 'SERVER', 'job')
 
 
+def compare_remote_read(c, processes, folder, engram, port, last, gone):
+    """A Prometheus with no samples of its own that reads Engram's: its answers are Engram's."""
+    path = os.path.join(folder, 'reader.yml')
+    with open(path, 'w') as file:
+        file.write(f'remote_read:\n  - url: {engram}/api/v1/read\n    read_recent: true\n')
+    reader = f'http://127.0.0.1:{port}'
+    processes.start('reader', 'prometheus', f'--config.file={path}', f'--storage.tsdb.path={folder}/reader',
+                    f'--web.listen-address=127.0.0.1:{port}')
+    processes.wait_for('reader', reader + '/-/ready')
+    fraction = quiet_fraction(c.prometheus, last)
+    moment = f'{int(last) - 3 + fraction:.3f}'
+    start, end = f'{int(last) - 12 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
+    asked = Comparison(reader, engram)
+    for text in EXPRESSIONS:
+        asked.query(text, 'query', time=moment)
+        asked.query(text, 'query_range', start=start, end=end, step='3s')
+    print(f'e2e: by remote read {asked.full} answers held something, {asked.empty} were empty')
+    c.check('remote read with an answer', None if asked.full > 2 * asked.empty else f'{asked.empty} are empty')
+    c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
+
+
 def run(args, folder):
-    e_http, e_grpc, p_port, n_port = free_ports(4)
+    e_http, e_grpc, p_port, n_port, r_port = free_ports(5)
     engram, prometheus = f'http://127.0.0.1:{e_http}', f'http://127.0.0.1:{p_port}'
     push = engram + '/api/v1/push'
     processes = Processes(folder)
@@ -453,6 +475,7 @@ def run(args, folder):
     retried = gauge(prometheus, 'prometheus_remote_storage_samples_retried_total')
     c.check('remote write', None if dropped == 0 else f'Engram refused {dropped:.0f} samples:\n{processes.tail("prometheus")}')
     compare_all(c, last, gone)
+    compare_remote_read(c, processes, folder, engram, r_port, last, gone)
     try:
         c.check('metadata', same_metadata(metadata, ask(engram, 'metadata', {})))
     except Failed as error:

@@ -184,7 +184,7 @@ async fn exchange(ask: &Ask) -> Result<(bool, String), String> {
 }
 
 /// The innermost reason: "connection refused" helps, "error sending request" does not.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

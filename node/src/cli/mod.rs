@@ -1,10 +1,11 @@
 //! The command line: what a person types.
 //!
 //! `engram` alone runs a node. Flags of options come from the table in `config/table.rs`, so that help, file and
-//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`) speak HTTP like anybody else: what they can
+//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`, `export`) speak HTTP like anybody else: what they can
 //! do, a script can.
 
 pub mod client;
+pub mod export;
 pub mod tenants;
 
 mod explain;
@@ -52,6 +53,8 @@ pub enum Action {
     Ask(client::Ask),
     /// Change a tenant, print what it is then.
     Change(tenants::Change),
+    /// Write what a tenant has.
+    Export(export::Export),
 }
 
 /// Why nothing is done.
@@ -80,6 +83,7 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Ok(Action::Print(text)) => say(&text),
         Ok(Action::Ask(ask)) => told(client::ask(&ask)),
         Ok(Action::Change(change)) => told(tenants::run(&change)),
+        Ok(Action::Export(export)) => told(export::run(&export)),
         Err(Stop::Usage(error)) => {
             let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
             // With nobody to print to there is nobody to tell.
@@ -142,6 +146,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             tenants::Wanted::Ask(ask) => Action::Ask(ask),
             tenants::Wanted::Change(change) => Action::Change(change),
         }),
+        Some(("export", export)) => Ok(Action::Export(export::wanted(export, address(export, env)))),
         Some(("snapshot", snapshot)) => Ok(Action::Ask(client::Ask::snapshot(&asked(snapshot, env)))),
         Some((_, query)) => {
             let ask = if query.get_flag("explain") { client::Ask::explain } else { client::Ask::query };
@@ -165,13 +170,13 @@ fn given(matches: &ArgMatches, env: &[(String, String)]) -> Given {
     Given { file, flags: flags.collect() }
 }
 
-fn asked(matches: &ArgMatches, env: &[(String, String)]) -> client::Target {
+fn address(matches: &ArgMatches, env: &[(String, String)]) -> String {
     let from_env = || env.iter().find(|(name, _)| name == "ENGRAM_URL").map(|(_, value)| value.clone());
-    client::Target {
-        url: text(matches, "url").or_else(from_env).unwrap_or_else(|| ADDRESS_DEFAULT.to_owned()),
-        tenant: text(matches, "tenant"),
-        json: matches.get_flag("json"),
-    }
+    text(matches, "url").or_else(from_env).unwrap_or_else(|| ADDRESS_DEFAULT.to_owned())
+}
+
+fn asked(matches: &ArgMatches, env: &[(String, String)]) -> client::Target {
+    client::Target { url: address(matches, env), tenant: text(matches, "tenant"), json: matches.get_flag("json") }
 }
 
 fn text(matches: &ArgMatches, name: &str) -> Option<String> {
@@ -240,6 +245,7 @@ pub fn command() -> Command {
             Command::new("snapshot")
                 .about("Write all a tenant has as blocks of Prometheus, below the node's data directory"),
         ))
+        .subcommand(export::command())
         .subcommand(query_command());
     with_options(top)
 }
@@ -284,15 +290,19 @@ fn with_target(command: Command) -> Command {
     with_node(command).arg(Arg::new("tenant").long("tenant").value_name("NAME").help("Whose data [default: anonymous]"))
 }
 
+/// Which node.
+fn with_url(command: Command) -> Command {
+    command.arg(
+        Arg::new("url")
+            .long("url")
+            .value_name("URL")
+            .help(format!("Any node of the cluster [env: ENGRAM_URL] [default: {ADDRESS_DEFAULT}]")),
+    )
+}
+
 /// Of whom to ask.
 fn with_node(command: Command) -> Command {
-    command
-        .arg(
-            Arg::new("url")
-                .long("url")
-                .value_name("URL")
-                .help(format!("Any node of the cluster [env: ENGRAM_URL] [default: {ADDRESS_DEFAULT}]")),
-        )
+    with_url(command)
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print the node's answer as it is"))
 }
 

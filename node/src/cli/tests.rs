@@ -145,3 +145,25 @@ fn a_snapshot_is_asked_for_with_its_tenant() {
     let want = "name     n-1\npath     /s/n-1/acme\nblocks   2\nsamples  9\n";
     assert_eq!(show::answer(body, ask.shape).unwrap(), want);
 }
+
+#[test]
+fn an_export_is_what_was_asked_for() {
+    let export = |line: &str| match parsed(line) {
+        Ok(Action::Export(export)) => export,
+        other => panic!("{other:?}"),
+    };
+    let all = export("engram export");
+    assert_eq!((all.url.as_str(), all.format, all.output), (ADDRESS_DEFAULT, export::Format::OpenMetrics, None));
+    let some =
+        export("engram export --tenant a --format blocks -o x --match up --match {a=\"b\"} --start -5 --end 7.5");
+    assert_eq!((some.format, some.start, some.end), (export::Format::Blocks(86_400_000), Some(-5000), Some(7500)));
+    assert_eq!(some.selectors, ["up", "{a=\"b\"}"]);
+    for line in [
+        "engram export --format blocks",
+        "engram export --block-duration 3h",
+        "engram export --start x",
+        "engram export --format csv",
+    ] {
+        assert!(matches!(parsed(line), Err(Stop::Usage(_))), "{line}");
+    }
+}

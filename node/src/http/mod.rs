@@ -4,7 +4,7 @@
 //! connection (server.rs: deadlines, limits, ordered stop)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
-//!       → push.rs | query.rs | series.rs | tenants.rs | snapshot.rs | admin.rs → port.rs: the rooms behind
+//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | snapshot.rs | admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -23,6 +23,7 @@ mod metrics;
 mod params;
 mod push;
 mod query;
+mod remote;
 mod series;
 mod snapshot;
 mod tenants;
@@ -44,10 +45,12 @@ use engram_model::time::Clock;
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate};
 
 use crate::actor::Health;
 
 use answer::Failure;
+pub(crate) use json::put_bare_float;
 pub use metrics::HttpMetrics;
 use port::Part;
 pub use time::{format_rfc3339 as format_time, parse as parse_time};
@@ -111,7 +114,10 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(admin::nothing)
         .method_not_allowed_fallback(admin::wrong_method)
-        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest))
+        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest).compress_when(
+            // Chunks are compressed already.
+            DefaultPredicate::new().and(NotForContentType::const_new("application/x-streamed-protobuf")),
+        ))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), metrics::observe))
         .with_state(app)
@@ -140,6 +146,7 @@ pub fn parts(health: &Health) -> Vec<Part> {
 fn api() -> Router<Arc<App>> {
     Router::new()
         .route("/write", post(push::push))
+        .route("/read", post(remote::read))
         .route("/query", get(query::instant).post(query::instant))
         .route("/query_range", get(query::range).post(query::range))
         .route("/query_exemplars", get(query::exemplars).post(query::exemplars))

@@ -22,6 +22,8 @@ use crate::error::Error;
 use crate::meta::Meta;
 use crate::meta::tenants::TenantChange;
 use crate::read::cardinality::{Cardinality, Usage};
+use crate::read::remote::Answer as RemoteAnswer;
+use crate::read::remote::request::Request as RemoteRequest;
 use crate::read::{QueryRequest, Reader};
 use crate::write::decode::Version;
 use crate::write::{Writer, Written};
@@ -48,6 +50,12 @@ pub trait Read: Send + Sync {
     fn switches(&self, tenant: &TenantId) -> Switches;
     /// Evaluates a query; dropping the future stops it.
     fn query<'a>(&'a self, tenant: &'a TenantId, query: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>>;
+    /// Raw samples for another Prometheus; dropping the future or the answer ends the read.
+    fn remote_read<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        request: RemoteRequest,
+    ) -> BoxFuture<'a, Result<RemoteAnswer, Error>>;
     /// Label sets, sorted.
     fn series<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<Labels>>;
     /// Label names, sorted.
@@ -85,6 +93,14 @@ impl Read for Reader {
 
     fn query<'a>(&'a self, tenant: &'a TenantId, query: QueryRequest) -> BoxFuture<'a, Result<Outcome, Error>> {
         Box::pin(Self::query(self, tenant, query))
+    }
+
+    fn remote_read<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        request: RemoteRequest,
+    ) -> BoxFuture<'a, Result<RemoteAnswer, Error>> {
+        Box::pin(Self::remote_read(self, tenant, request))
     }
 
     fn series<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<Labels>> {

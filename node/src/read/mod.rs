@@ -3,9 +3,12 @@
 //! Order: parse (cheap, refuses early) → [`queue`] (tenants in turn) → [`select`] (which replicas hold the data) →
 //! the engine on a thread of its own pool. A client that leaves cancels its query: the handler's future is dropped,
 //! the guard in it stops the engine at its next check.
+//!
+//! Beside queries: [`cardinality`] what makes a tenant large · [`remote`] raw samples for other servers.
 
 pub mod cardinality;
 pub mod queue;
+pub mod remote;
 pub mod select;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -89,7 +89,10 @@ impl SamplePool {
     }
 
     /// Takes room; what was taken stays taken until it is given back, also when there was none.
-    fn take(&self, samples: u64) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when there is none left.
+    pub fn take(&self, samples: u64) -> Result<(), Error> {
         let held = self.held.fetch_add(samples, Ordering::Relaxed) + samples;
         if held > self.max {
             return Err(Error::Busy { max: self.max });
@@ -97,7 +100,8 @@ impl SamplePool {
         Ok(())
     }
 
-    fn give(&self, samples: u64) {
+    /// Gives back what was taken.
+    pub fn give(&self, samples: u64) {
         self.held.fetch_sub(samples, Ordering::Relaxed);
     }
 }

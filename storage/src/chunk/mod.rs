@@ -132,6 +132,22 @@ pub fn encode<'a>(samples: impl IntoIterator<Item = (Millis, ValueRef<'a>)>, win
     full
 }
 
+/// The samples of columns, floats and histograms in one order of time, for [`encode`].
+pub fn in_order(columns: &Columns) -> impl Iterator<Item = (Millis, ValueRef<'_>)> {
+    let (mut float, mut histogram) = (0, 0);
+    std::iter::from_fn(move || {
+        let (next_float, next_histogram) = (columns.times.get(float), columns.histogram_times.get(histogram));
+        let is_float = next_float.is_some_and(|at| next_histogram.is_none_or(|other| at < other));
+        if is_float {
+            float += 1;
+            Some((columns.times[float - 1], ValueRef::Float(columns.values[float - 1])))
+        } else {
+            histogram += 1;
+            next_histogram.map(|at| (*at, ValueRef::Histogram(&columns.histograms[histogram - 1])))
+        }
+    })
+}
+
 /// A value to append, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub enum ValueRef<'a> {

@@ -349,3 +349,44 @@ proptest! {
         }
     }
 }
+
+#[tokio::test]
+async fn remote_read_negotiates_and_refuses_precisely() {
+    let fake = Arc::new(Fake::default());
+    let snappy = |bytes: &[u8]| snap::raw::Encoder::new().compress_vec(bytes).unwrap();
+    let mut query = vec![0x0a, 13, 0x08, 1, 0x10, 2, 0x1a, 7, 0x12, 1, b'a', 0x1a, 2, b'b', b'c'];
+    let good = snappy(&query);
+    query.extend_from_slice(&[0x10, 7]);
+    for (kind, encoding, body, status, want) in [
+        (Some("application/x-protobuf"), Some("snappy"), good.clone(), 200, ""),
+        (None, None, good.clone(), 200, ""),
+        (Some("application/json"), Some("snappy"), good.clone(), 415, "application/json"),
+        (None, Some("gzip"), good.clone(), 415, "gzip"),
+        (None, None, b"\x05hello".to_vec(), 400, "snappy"),
+        (None, None, snappy(b"\xff"), 400, "protobuf"),
+        (None, None, snappy(&query), 400, "response types"),
+        (None, None, vec![0xff, 0xff, 0xff, 0x7f], 413, "larger than"),
+        (None, None, vec![0; 2 << 20], 413, "larger than"),
+    ] {
+        let mut request = Request::post("/prometheus/api/v1/read").header("X-Scope-OrgID", "acme");
+        request = kind.into_iter().fold(request, |r, kind| r.header("content-type", kind));
+        request = encoding.into_iter().fold(request, |r, encoding| r.header("content-encoding", encoding));
+        let (have, headers, text) = send(&fake, request.body(Body::from(body)).unwrap()).await;
+        assert_eq!(have.as_u16(), status, "{text}");
+        assert!(text.contains(want), "{text}");
+        if status == 200 {
+            assert_eq!(
+                (&headers["content-type"], &headers["content-encoding"]),
+                (&"application/x-protobuf".parse().unwrap(), &"snappy".parse().unwrap())
+            );
+        }
+    }
+    let asked = fake.asked.lock();
+    assert_eq!(asked.len(), 2);
+    assert!(
+        asked[0].starts_with("acme reads Request { queries: [Query { range: TimeRange { start: 1, end: 3 }"),
+        "{}",
+        asked[0]
+    );
+    assert!(asked[0].contains("a=\"bc\""), "{}", asked[0]);
+}

@@ -40,6 +40,8 @@ use crate::meta::tenants::TenantChange;
 use crate::metrics::Metrics;
 use crate::read::QueryRequest;
 use crate::read::cardinality::{Cardinality, Usage};
+use crate::read::remote::Answer as RemoteAnswer;
+use crate::read::remote::request::Request as RemoteRequest;
 use crate::write::decode::Version;
 use crate::write::{Refusal, Written};
 
@@ -92,6 +94,15 @@ impl Read for Fake {
             assert!(q.text != "panic", "the test wants a panic");
             self.query.lock().take().unwrap_or_else(|| Ok(outcome(Value::Vector(Vec::new()))))
         })
+    }
+
+    fn remote_read<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        request: RemoteRequest,
+    ) -> BoxFuture<'a, Result<RemoteAnswer, Error>> {
+        self.ask(format!("{tenant} reads {request:?}"));
+        Box::pin(async { Ok(RemoteAnswer::Samples(Bytes::from_static(b"\x00"))) })
     }
 
     fn series<'a>(&'a self, tenant: &'a TenantId, wanted: Wanted) -> BoxFuture<'a, Listed<Labels>> {
