@@ -33,7 +33,7 @@ use crate::http::{self, App, HttpMetrics};
 use crate::ingest::heads::Heads;
 use crate::ingest::partition::{self, LogBudget};
 use crate::ingest::recover::{Recovered, Recovery};
-use crate::ingest::{LocalReplica, keeper};
+use crate::ingest::{LocalReplica, follower, keeper};
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::peer::Peers;
@@ -69,6 +69,8 @@ pub enum StartError {
 
 /// How long the metadata group may take to stop.
 const META_STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How often seals are looked at when nothing changes.
+const FOLLOWER_EVERY: Duration = Duration::from_secs(5);
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 /// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
@@ -139,8 +141,10 @@ impl Node {
 
         let partitions_stop = CancellationToken::new();
         let mut supervisor = Supervisor::new("ingest", health.clone(), stop.clone());
-        let (local, keeper) = start_partitions(&config, &meta, &heads, &log, &partitions_stop, &mut supervisor);
+        let (local, keeper) =
+            start_partitions(&config, &meta, &clock, (&heads, &log), &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
+        supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
 
         let peers = Peers::local_only(meta.node_id(), Arc::new(local));
         let snapshots =
@@ -344,8 +348,8 @@ fn end_on_failure(log: &NodeLog, stop: &CancellationToken) -> Arc<parking_lot::M
 fn start_partitions(
     config: &Config,
     meta: &Meta,
-    heads: &Arc<Vec<Heads>>,
-    log: &Arc<NodeLog>,
+    clock: &Clock,
+    (heads, log): (&Arc<Vec<Heads>>, &Arc<NodeLog>),
     stop: &CancellationToken,
     supervisor: &mut Supervisor,
 ) -> (LocalReplica, keeper::Config) {
@@ -359,6 +363,7 @@ fn start_partitions(
             log: log.clone(),
             budget: budget.clone(),
             meta: meta.clone(),
+            clock: clock.clone(),
             stop: stop.clone(),
         });
         handles.push(handle);
@@ -375,7 +380,29 @@ fn start_partitions(
         stop: stop.clone(),
     };
     supervisor.spawn(keeper::child(keeper.clone()));
-    (LocalReplica::new(heads.clone(), handles), keeper)
+    (LocalReplica::new(heads.clone(), handles, clock.now()), keeper)
+}
+
+/// What carries out seals and cuts on this node's heads.
+fn follower_of(
+    local: &LocalReplica,
+    meta: &Meta,
+    clock: &Clock,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> follower::Config {
+    let held = Arc::new(follower::Held::default());
+    let readings = held.clone();
+    metrics.collect(move || readings.readings());
+    follower::Config {
+        local: local.clone(),
+        agreed: Arc::new(meta.clone()),
+        cuts: None,
+        clock: clock.clone(),
+        every: FOLLOWER_EVERY,
+        held,
+        stop: stop.clone(),
+    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]

@@ -28,6 +28,8 @@ pub enum Stage {
     Request,
     /// The evaluation of a well-formed query.
     Execution,
+    /// The view of the metadata it was made with: a head has forgotten samples whose blocks that view does not know.
+    View,
 }
 
 impl Error {
@@ -47,6 +49,20 @@ impl Error {
     #[must_use]
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(Class::Unavailable, message)
+    }
+
+    /// The reader's view of the metadata is older than `index`, at which a head forgot what it asks for: it must look
+    /// again, and start over.
+    #[must_use]
+    pub fn stale_view(as_of: u64, index: u64) -> Self {
+        let text = format!("samples went from a head to a block at index {index}, the view is of index {as_of}: retry");
+        Self { stage: Stage::View, ..Self::unavailable(text) }
+    }
+
+    /// Whether a newer view of the metadata may do better.
+    #[must_use]
+    pub fn is_stale_view(&self) -> bool {
+        self.stage == Stage::View
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Kind {
 /// Why samples were refused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Reason {
-    /// A word of the closed list in `write/admit.rs` and `ingest/partition.rs`.
+    /// A word of the closed list in `write/admit.rs` and `ingest/partition/mod.rs`.
     pub reason: &'static str,
 }
 

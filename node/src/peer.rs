@@ -4,7 +4,7 @@
 //! of one and not a special case. [`Peers`] knows who can be reached; what is behind a [`Replica`] (an actor of this
 //! process, a gRPC client) is not their affair.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +112,9 @@ pub struct Select {
     pub series_max: u64,
     /// What of them is wanted; more may come.
     pub wanted: Arc<Wanted>,
+    /// Index of the metadata of which the reader knows the blocks. A replica that has forgotten samples of the range
+    /// at a later one answers [`Error::stale_view`]. `u64::MAX`: blocks are not this reader's affair.
+    pub as_of: u64,
 }
 
 /// What is said where a selector gives more series than the tenant may fetch.
@@ -153,6 +156,42 @@ pub struct PartitionView {
     pub digests: Vec<(Millis, Digest)>,
 }
 
+/// What a replica holds of a tenant in one partition, by window: what a seal is decided by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldWindows {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Time of the newest sample ever taken: what age is measured by.
+    pub newest: Option<Millis>,
+    /// When, by the node's clock, the last append came; not before the node started.
+    pub appended_at: Millis,
+    /// The highest seal that was applied; 0: none.
+    pub sealed: u64,
+    /// Windows that have samples no seal has set aside, and how many, in order of time.
+    pub live: Vec<(TimeRange, u64)>,
+}
+
+/// What a replica has set aside for one seal. Never changes.
+#[derive(Clone)]
+pub struct Frozen {
+    /// The seal's number.
+    pub number: u64,
+    /// Its window; every sample lies inside.
+    pub window: TimeRange,
+    /// The digest of each slot that holds samples.
+    pub digests: BTreeMap<Millis, Digest>,
+    /// The series in order of labels, with exactly the samples that were set aside.
+    pub series: Vec<Series>,
+}
+
+impl Frozen {
+    /// The digest of all of it.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digests.values().copied().sum()
+    }
+}
+
 /// One copy of the partitions a node holds.
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
@@ -179,6 +218,15 @@ pub trait Replica: Send + Sync {
     fn everything(&self, request: Select) -> BoxFuture<'_, Result<PartitionView, Error>>;
     /// Digests by slot.
     fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>>;
+    /// What each tenant has in a partition, by window, sorted by tenant.
+    fn windows(&self, partition: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>>;
+    /// What was set aside for a seal; none when it was forgotten. Unavailable while the seal is not applied: it will be.
+    fn frozen(
+        &self,
+        tenant: &TenantId,
+        partition: PartitionId,
+        number: u64,
+    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>>;
 }
 
 /// Who can be reached.

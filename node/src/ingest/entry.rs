@@ -3,8 +3,10 @@
 //! ```text
 //! entry := kind (u8)  partition (u32, big-endian)  tenant length (u8)  tenant (UTF-8)  body (the head's own bytes)
 //! ```
-//! Kinds: 1 an append · 2 a checkpoint of this head begins · 3 a piece of it · 4 it is complete · 5 a round of
-//! checkpoints begins · 6 every head of this partition has its checkpoint of this round. A checkpoint counts only when
+//! Kinds: 1 a change of this head (an append, a seal, something forgotten) · 2 a checkpoint of this head begins · 3 a
+//! piece of it · 4 it is complete · 5 a round of checkpoints begins · 6 every head of this partition has its checkpoint
+//! of this round · 7 this head was empty and is dropped. The body of 6 and 7 is the index (u64, big-endian) at which a
+//! dropped head had forgotten samples, nothing for 0. A checkpoint counts only when
 //! it is complete: until then the head that the entries before it built stays, so a crash in the middle of one loses
 //! nothing. When all partitions of a round are done, whole segments before its entry are dropped. Drawn in
 //! `docs/formats/log.md`.
@@ -15,7 +17,7 @@ use engram_model::tenant::TenantId;
 /// What an entry means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// New series and samples.
+    /// A change of the head.
     Append,
     /// From here pieces of a checkpoint follow.
     CheckpointBegin,
@@ -27,6 +29,8 @@ pub enum Kind {
     Round,
     /// Every head of this partition has its checkpoint. (The tenant means nothing.)
     PartitionEnd,
+    /// The head was empty and is dropped.
+    HeadEnd,
 }
 
 /// A decoded entry.
@@ -51,12 +55,32 @@ pub fn begin(out: &mut Vec<u8>, kind: Kind, partition: PartitionId, tenant: &Ten
         Kind::CheckpointEnd => 4,
         Kind::Round => 5,
         Kind::PartitionEnd => 6,
+        Kind::HeadEnd => 7,
     });
     let name = tenant.as_str().as_bytes();
     out.extend_from_slice(&partition.0.to_be_bytes());
     // TenantId holds 1 to 150 bytes.
     out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(name);
+}
+
+/// Writes the body of an entry that tells an index.
+pub fn put_index(out: &mut Vec<u8>, index: u64) {
+    if index > 0 {
+        out.extend_from_slice(&index.to_be_bytes());
+    }
+}
+
+/// Reads the body of an entry that tells an index.
+///
+/// # Errors
+/// It is neither empty nor eight bytes long.
+pub fn read_index(body: &[u8]) -> Result<u64, String> {
+    match <[u8; 8]>::try_from(body) {
+        Ok(bytes) => Ok(u64::from_be_bytes(bytes)),
+        Err(_) if body.is_empty() => Ok(0),
+        Err(_) => Err(format!("an index of {} bytes", body.len())),
+    }
 }
 
 /// Reads an entry; the text says what is wrong with one that is none.
@@ -73,6 +97,7 @@ pub fn decode(bytes: &[u8]) -> Result<Entry<'_>, String> {
         4 => Kind::CheckpointEnd,
         5 => Kind::Round,
         6 => Kind::PartitionEnd,
+        7 => Kind::HeadEnd,
         other => return Err(format!("entry of unknown kind {other}")),
     };
     let partition = PartitionId(u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
@@ -92,7 +117,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let tenant = TenantId::new("team-a").unwrap();
-        for kind in [Kind::Append, Kind::CheckpointBegin, Kind::CheckpointPiece, Kind::CheckpointEnd] {
+        for kind in [Kind::Append, Kind::CheckpointBegin, Kind::CheckpointPiece, Kind::CheckpointEnd, Kind::HeadEnd] {
             let mut bytes = Vec::new();
             begin(&mut bytes, kind, PartitionId(63), &tenant);
             bytes.extend_from_slice(b"body");

@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use engram_model::Millis;
 use engram_model::tenant::TenantId;
 use engram_storage::head::{Head, HeadOptions, Symbols};
 use parking_lot::RwLock;
@@ -18,30 +20,62 @@ pub type SharedHead = Arc<RwLock<Head>>;
 pub struct Heads {
     symbols: Arc<Symbols>,
     options: HeadOptions,
-    by_tenant: Arc<RwLock<HashMap<TenantId, SharedHead>>>,
+    by_tenant: Arc<RwLock<HashMap<TenantId, Held>>>,
+    /// The highest index at which a head that was dropped had forgotten samples.
+    dropped_at: Arc<AtomicU64>,
 }
+
+#[derive(Clone)]
+struct Held {
+    head: SharedHead,
+    /// When the last append came, by the node's clock; [`UNKNOWN`] after recovery.
+    appended_at: Arc<AtomicI64>,
+}
+
+const UNKNOWN: Millis = Millis::MIN;
 
 impl Heads {
     /// No head yet; label texts are shared with all other heads of the node through `symbols`.
     #[must_use]
     pub fn new(symbols: Arc<Symbols>, options: HeadOptions) -> Self {
-        Self { symbols, options, by_tenant: Arc::default() }
+        Self { symbols, options, by_tenant: Arc::default(), dropped_at: Arc::default() }
     }
 
     /// The tenant's head, if it has one.
     #[must_use]
     pub fn get(&self, tenant: &TenantId) -> Option<SharedHead> {
-        self.by_tenant.read().get(tenant).cloned()
+        self.by_tenant.read().get(tenant).map(|held| held.head.clone())
     }
 
     /// The tenant's head, made when there is none.
     #[must_use]
     pub fn get_or_create(&self, tenant: &TenantId) -> SharedHead {
-        if let Some(head) = self.get(tenant) {
-            return head;
+        self.held(tenant).head
+    }
+
+    /// As [`Self::get_or_create`], for an append that came `now`.
+    #[must_use]
+    pub fn for_append(&self, tenant: &TenantId, now: Millis) -> SharedHead {
+        let held = self.held(tenant);
+        held.appended_at.fetch_max(now, Ordering::Relaxed);
+        held.head
+    }
+
+    fn held(&self, tenant: &TenantId) -> Held {
+        if let Some(held) = self.by_tenant.read().get(tenant) {
+            return held.clone();
         }
         let mut all = self.by_tenant.write();
-        all.entry(tenant.clone()).or_insert_with(|| Arc::new(RwLock::new(self.empty()))).clone()
+        let new = || Held { head: Arc::new(RwLock::new(self.empty())), appended_at: Arc::new(AtomicI64::new(UNKNOWN)) };
+        all.entry(tenant.clone()).or_insert_with(new).clone()
+    }
+
+    /// When the tenant's last append came, by the node's clock, at least `since`; nothing is known of before the node
+    /// started.
+    #[must_use]
+    pub fn appended_at(&self, tenant: &TenantId, since: Millis) -> Millis {
+        let all = self.by_tenant.read();
+        all.get(tenant).map_or(since, |held| held.appended_at.load(Ordering::Relaxed)).max(since)
     }
 
     /// A head with nothing in it.
@@ -55,15 +89,28 @@ impl Heads {
         *self.get_or_create(tenant).write() = head;
     }
 
-    /// Forgets the tenant's head.
-    pub fn remove(&self, tenant: &TenantId) {
+    /// Drops the tenant's head, which had forgotten samples at `index` of the metadata at the latest.
+    pub fn remove(&self, tenant: &TenantId, index: u64) {
+        // The mark first: a reader that finds no head looks at it afterwards.
+        self.dropped_at.fetch_max(index, Ordering::SeqCst);
         self.by_tenant.write().remove(tenant);
+    }
+
+    /// The highest index at which a head that was dropped had forgotten samples; 0: none.
+    #[must_use]
+    pub fn dropped_at(&self) -> u64 {
+        self.dropped_at.load(Ordering::SeqCst)
+    }
+
+    /// Takes what a checkpoint says of heads that were dropped before it.
+    pub fn note_dropped(&self, index: u64) {
+        self.dropped_at.fetch_max(index, Ordering::SeqCst);
     }
 
     /// All heads, sorted by tenant.
     #[must_use]
     pub fn all(&self) -> Vec<(TenantId, SharedHead)> {
-        let mut all: Vec<_> = self.by_tenant.read().iter().map(|(t, h)| (t.clone(), h.clone())).collect();
+        let mut all: Vec<_> = self.by_tenant.read().iter().map(|(t, h)| (t.clone(), h.head.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }

@@ -71,11 +71,9 @@ async fn run(config: Config) -> Result<(), ChildError> {
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
-        if config.retention_ms > 0 {
-            for (partition, handle) in config.partitions.iter().enumerate() {
-                if let Err(error) = handle.retain(config.retention_ms, PARTITION_DEADLINE).await {
-                    tracing::warn!(partition, %error, "retention is tried again later");
-                }
+        for (partition, handle) in config.partitions.iter().enumerate() {
+            if let Err(error) = handle.retain(config.retention_ms, PARTITION_DEADLINE).await {
+                tracing::warn!(partition, %error, "retention is tried again later");
             }
         }
         let held = config.log_bytes();

@@ -1,11 +1,13 @@
 //! The partitions this node holds: opened from the log, written by their actors, read by queries.
 //!
 //! Map: [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
-//! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints.
+//! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints · [`follower`] what
+//! the metadata seals and commits, carried out here.
 //!
 //! [`LocalReplica`] is how the write and read paths meet this room: as a replica like any other.
 
 pub mod entry;
+pub mod follower;
 pub mod heads;
 pub mod keeper;
 pub mod partition;
@@ -17,8 +19,10 @@ use std::time::Duration;
 
 use engram_model::digest::Digest;
 use engram_model::error::Class;
+use engram_model::place::PartitionId;
 use engram_model::sample::Metadata;
 use engram_model::series::Series;
+use engram_model::tenant::TenantId;
 use engram_model::{Labels, Millis, TimeRange};
 use engram_storage::head::{Counted, Head};
 use futures::FutureExt;
@@ -27,7 +31,9 @@ use tokio::sync::Semaphore;
 
 use crate::error::Error;
 use crate::metrics::Reading;
-use crate::peer::{Append, Appended, Counts, Exemplars, PartitionView, Replica, Select, too_many_series};
+use crate::peer::{
+    Append, Appended, Counts, Exemplars, Frozen, HeldWindows, PartitionView, Replica, Select, too_many_series,
+};
 use heads::Heads;
 
 /// All partitions of this node: their heads and their actors, by number.
@@ -36,6 +42,7 @@ pub struct LocalReplica {
     heads: Arc<Vec<Heads>>,
     partitions: Arc<Vec<partition::Handle>>,
     reads: Arc<Semaphore>,
+    started_at: Millis,
 }
 
 /// Heads read at once. A query reads all partitions of its tenant; without a bound a few of them would take every
@@ -43,11 +50,11 @@ pub struct LocalReplica {
 const READS_MAX: usize = 64;
 
 impl LocalReplica {
-    /// Partition `i` is `heads[i]` and `partitions[i]`.
+    /// Partition `i` is `heads[i]` and `partitions[i]`. They are written since `started_at`.
     #[must_use]
-    pub fn new(heads: Arc<Vec<Heads>>, partitions: Vec<partition::Handle>) -> Self {
+    pub fn new(heads: Arc<Vec<Heads>>, partitions: Vec<partition::Handle>, started_at: Millis) -> Self {
         assert_eq!(heads.len(), partitions.len(), "each partition has its heads and its actor");
-        Self { heads, partitions: Arc::new(partitions), reads: Arc::new(Semaphore::new(READS_MAX)) }
+        Self { heads, partitions: Arc::new(partitions), reads: Arc::new(Semaphore::new(READS_MAX)), started_at }
     }
 
     /// Runs `work` on the tenant's head of one partition, on a thread that may take its time.
@@ -81,14 +88,49 @@ impl LocalReplica {
         .boxed()
     }
 
+    /// The actor of a partition that is on this node.
+    #[must_use]
+    pub fn handle(&self, partition: PartitionId) -> Option<&partition::Handle> {
+        self.partitions.get(partition.0 as usize)
+    }
+
+    /// The highest seal that the tenant's head has applied; 0: none.
+    #[must_use]
+    pub fn sealed(&self, tenant: &TenantId, partition: PartitionId) -> u64 {
+        let head = self.heads_of(partition).ok().and_then(|heads| heads.get(tenant));
+        head.map_or(0, |head| head.read().sealed())
+    }
+
+    /// Heads that hold nothing and had no append at or after `since`.
+    #[must_use]
+    pub fn idle_heads(&self, since: Millis) -> Vec<(TenantId, PartitionId)> {
+        let mut idle = Vec::new();
+        for (heads, partition) in self.heads.iter().zip((0..).map(PartitionId)) {
+            for (tenant, head) in heads.all() {
+                if heads.appended_at(&tenant, self.started_at) < since && head.read().is_empty() {
+                    idle.push((tenant, partition));
+                }
+            }
+        }
+        idle
+    }
+
+    fn heads_of(&self, partition: PartitionId) -> Result<&Heads, Error> {
+        let here = self.heads.get(partition.0 as usize);
+        here.ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", partition.0)))
+    }
+
     /// Runs `work` on the tenant's head of one partition, here.
     fn read_now<T: Default>(&self, request: &Select, work: impl FnOnce(&Head, &Select) -> T) -> Result<T, Error> {
-        let heads = self
-            .heads
-            .get(request.partition.0 as usize)
-            .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
-        let Some(head) = heads.get(&request.tenant) else { return Ok(T::default()) };
-        Ok(work(&head.read(), request))
+        let heads = self.heads_of(request.partition)?;
+        let stale = |index| if request.as_of < index { Err(Error::stale_view(request.as_of, index)) } else { Ok(()) };
+        let Some(head) = heads.get(&request.tenant) else {
+            stale(heads.dropped_at())?;
+            return Ok(T::default());
+        };
+        let head = head.read();
+        stale(head.forgotten_after(request.range))?;
+        Ok(work(&head, request))
     }
 
     /// The series of one partition, here.
@@ -206,6 +248,48 @@ impl Replica for LocalReplica {
         self.read(request, |head, _| PartitionView {
             series: head.select(&[], TimeRange::ALL).into_iter().map(Series::from).collect(),
             digests: head.digests().iter().map(|(slot, digest)| (*slot, *digest)).collect(),
+        })
+    }
+
+    fn windows(&self, partition: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
+        let replica = self.clone();
+        self.on_thread(move || {
+            let heads = replica.heads_of(partition)?;
+            let since = replica.started_at;
+            let all = heads.all().into_iter().map(|(tenant, head)| {
+                let head = head.read();
+                HeldWindows {
+                    newest: head.max_time(),
+                    appended_at: heads.appended_at(&tenant, since),
+                    sealed: head.sealed(),
+                    live: head.windows().into_iter().map(|stat| (stat.window, stat.samples)).collect(),
+                    tenant,
+                }
+            });
+            Ok(all.collect())
+        })
+    }
+
+    fn frozen(
+        &self,
+        tenant: &TenantId,
+        partition: PartitionId,
+        number: u64,
+    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+        let (replica, tenant) = (self.clone(), tenant.clone());
+        self.on_thread(move || {
+            let not_yet = || Error::unavailable(format!("seal {number} of tenant {tenant} is not applied here: retry"));
+            let head = replica.heads_of(partition)?.get(&tenant).ok_or_else(not_yet)?;
+            let (part, series) = {
+                let head = head.read();
+                let Some(part) = head.frozen(number) else {
+                    return if head.sealed() < number { Err(not_yet()) } else { Ok(None) };
+                };
+                (part.clone(), head.frozen_series(part))
+            };
+            let mut series: Vec<Series> = series.into_iter().map(Series::from).collect();
+            series.sort_by(|a, b| a.labels.cmp(&b.labels));
+            Ok(Some(Frozen { number, window: part.window(), digests: part.digests().clone(), series }))
         })
     }
 

@@ -107,7 +107,14 @@ impl<'a> Recovery<'a> {
             }
             Kind::Round => {}
             Kind::PartitionEnd => {
+                heads.note_dropped(entry::read_index(entry.body)?);
                 self.awaited.remove(&key.0);
+            }
+            Kind::HeadEnd => {
+                self.open.remove(&key);
+                if !self.awaited.contains(&key.0) {
+                    heads.remove(&key.1, entry::read_index(entry.body)?);
+                }
             }
         }
         Ok(())

@@ -70,7 +70,15 @@ impl View {
         let wanted = Arc::new(Wanted::default());
         try_join_all(self.partitions().into_iter().map(|partition| {
             let (matchers, wanted) = (matchers.clone(), wanted.clone());
-            let request = Select { tenant: self.tenant.clone(), partition, range, matchers, wanted, series_max: 0 };
+            let request = Select {
+                tenant: self.tenant.clone(),
+                partition,
+                range,
+                matchers,
+                wanted,
+                series_max: 0,
+                as_of: u64::MAX,
+            };
             let ask = &ask;
             async move {
                 let replica = self.peers.replica(self.nearest(partition)?)?;
@@ -105,7 +113,8 @@ impl View {
         let mut by_node: BTreeMap<NodeId, Vec<Select>> = BTreeMap::new();
         for partition in self.partitions() {
             let (matchers, wanted) = (matchers.clone(), wanted.clone());
-            let request = Select { tenant: self.tenant.clone(), partition, range, matchers, wanted, series_max };
+            let request =
+                Select { tenant: self.tenant.clone(), partition, range, matchers, wanted, series_max, as_of: u64::MAX };
             by_node.entry(self.nearest(partition)?).or_default().push(request);
         }
         let asked = by_node.into_iter().map(|(node, requests)| async move {

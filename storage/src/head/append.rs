@@ -22,7 +22,7 @@ use engram_model::batch::WriteBatch;
 use engram_model::digest::{Digest, slot_of};
 use engram_model::tenant::TenantLimits;
 
-use super::series::{Found, SeriesRef};
+use super::series::{Found, Series, SeriesRef};
 use super::starts::Stamp;
 use super::{Head, payload};
 use crate::chunk::ValueRef;
@@ -235,6 +235,7 @@ impl Head {
             }
         }
         slot.flush(&mut self.digests);
+        self.note_bare(staged.created.iter().map(|series_ref| series_ref.0));
         for &(index, series_ref) in &staged.exemplars {
             let exemplar = &batch.exemplars[index as usize].1;
             let kept = self.exemplars.put(series_ref, exemplar, staged.rules.exemplars_max);
@@ -247,6 +248,13 @@ impl Head {
             }
         }
         receipt
+    }
+
+    /// Notes which of the series that were just made hold nothing: all their samples were refused.
+    pub(super) fn note_bare(&mut self, created: impl Iterator<Item = u32>) {
+        let Self { slots, bare, .. } = self;
+        let is_bare = |at: &u32| slots.get(*at as usize).and_then(Option::as_deref).is_some_and(Series::is_empty);
+        bare.extend(created.filter(is_bare));
     }
 
     /// As [`Self::put`], of what is stored of a histogram.
@@ -284,7 +292,8 @@ impl Head {
         if at < self.floor {
             return Outcome::Refused(Reason::TooOld);
         }
-        if series.last().is_some_and(|last| at <= last) {
+        let frozen = if at < self.frozen.end { self.frozen.bounds(series_ref) } else { None };
+        if series.last().max(frozen.map(|bounds| bounds.1)).is_some_and(|last| at <= last) {
             return self.put_late(series_ref, stamp, value, rules, slot);
         }
         let newest = self.newest.unwrap_or(at);
@@ -320,6 +329,13 @@ impl Head {
             return Outcome::Unknown;
         };
         let hash = series.hash();
+        match self.frozen.find(series_ref, at) {
+            Err(_) => return Outcome::Refused(Reason::Damaged),
+            // Frozen samples never change: of two values the cut takes the greater.
+            Ok(Some(have)) if rules.repair || ValueRef::from(&have).same(value) => return Outcome::Duplicate,
+            Ok(Some(_)) => return Outcome::Refused(Reason::DuplicateDifferentValue),
+            Ok(None) => {}
+        }
         let replaced = match series.find(at, value) {
             Err(_) => return Outcome::Refused(Reason::Damaged),
             Ok(Found::Same) => return Outcome::Duplicate,
@@ -335,7 +351,9 @@ impl Head {
         if !rules.repair && age > rules.out_of_order_window_ms {
             return Outcome::Refused(Reason::TooOld);
         }
-        if series.sew(at, value, window_ms).is_err() {
+        if series.last().is_none_or(|last| at > last) {
+            series.append(at, value, window_ms);
+        } else if series.sew(at, value, window_ms).is_err() {
             return Outcome::Refused(Reason::Damaged);
         }
         self.starts.sew(series_ref, stamp);

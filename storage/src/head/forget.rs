@@ -2,6 +2,9 @@
 //!
 //! Why it is logged: refs of forgotten series are given to new ones, and the floor decides on late samples; a replay
 //! that did not forget at the same place would judge otherwise.
+//!
+//! Series whose samples were all refused are swept: they hold nothing, and somebody who sends new names with old samples
+//! must not fill the head with them.
 
 use engram_model::Millis;
 use engram_model::digest::slot_of;
@@ -19,8 +22,8 @@ pub struct Forgotten {
 }
 
 impl Head {
-    /// Forgets all samples before `before` (rounded down to a slot, so that digests lose whole slots), and refuses
-    /// such samples from now on. Series without samples go. Appends the payload to log; losing it in a crash is
+    /// Forgets all live samples before `before` (rounded down to a slot, so that digests lose whole slots), and
+    /// refuses such samples from now on. What is frozen stays until a block holds it. Series without samples go. Appends the payload to log; losing it in a crash is
     /// harmless as long as nothing staged later survives.
     ///
     /// # Errors
@@ -29,9 +32,7 @@ impl Head {
     /// # Panics
     /// A chunk in memory does not decode: memory is damaged and the actor must rebuild from the log.
     pub fn forget_before(&mut self, before: Millis, payload: &mut Vec<u8>) -> Result<Forgotten, Unapplied> {
-        if self.unapplied > 0 {
-            return Err(Unapplied { batches: self.unapplied });
-        }
+        self.check_applied()?;
         payload.push(payload::FORGET);
         put_varint(payload, before);
         match self.forget(before) {
@@ -47,14 +48,46 @@ impl Head {
         for (slot, series_ref) in self.slots.iter_mut().zip(0..) {
             let Some(series) = slot.as_deref_mut() else { continue };
             samples += series.forget(before)?;
-            if series.bounds().is_none() {
+            if series.is_empty() && !self.frozen.holds(series_ref) {
                 gone.push(series_ref);
             }
         }
-        self.starts.forget(before);
+        let frozen_from = self.frozen.parts.values().map(|part| part.window().start).min();
+        self.starts.forget(frozen_from.map_or(before, |from| from.min(before)));
         self.digests = self.digests.split_off(&before);
+        for part in self.frozen.parts.values() {
+            for (slot, digest) in part.digests().range(..before) {
+                self.digests.entry(*slot).or_default().add(*digest);
+            }
+        }
         self.sample_count -= samples;
         self.remove_series(&gone);
         Ok(Forgotten { samples, series: gone.len() as u64 })
+    }
+    /// How many series may hold nothing: they were made for samples that were all refused.
+    #[must_use]
+    pub fn bare_count(&self) -> u64 {
+        self.bare.len()
+    }
+
+    /// Drops series without samples that were made for samples that were all refused, and says how many. Appends the
+    /// payload to log when there are any.
+    ///
+    /// # Errors
+    /// [`Unapplied`]: nothing was done; a batch that is on its way may have samples for them.
+    pub fn sweep(&mut self, payload: &mut Vec<u8>) -> Result<u64, Unapplied> {
+        self.check_applied()?;
+        if self.bare.is_empty() {
+            return Ok(0);
+        }
+        payload.push(payload::SWEEP);
+        Ok(self.drop_bare())
+    }
+
+    pub(super) fn drop_bare(&mut self) -> u64 {
+        let bare = std::mem::take(&mut self.bare);
+        let gone: Vec<u32> = bare.iter().filter(|series_ref| self.bounds_of(*series_ref).is_none()).collect();
+        self.remove_series(&gone);
+        gone.len() as u64
     }
 }

@@ -5,19 +5,21 @@
 //!
 //! Life of a sample: [`Head::stage`] finds or makes its series and writes the log payload → the caller makes the
 //! payload durable → [`Head::apply`] decides on each sample, alone, and puts it into its series' open chunk → the
-//! chunk fills up → a block takes it over → [`Head::forget_before`]. A restart calls [`Head::replay`] with each
-//! payload; [`Head::snapshot`] writes payloads that stand for all before them, so that the log can be cut.
+//! chunk fills up → [`Head::seal`] sets it aside with its window → a block takes it over → [`Head::forget_frozen`]. A
+//! restart calls [`Head::replay`] with each payload; [`Head::snapshot`] writes payloads that stand for all before them,
+//! so that the log can be cut.
 //!
 //! One writer (the partition's actor) owns a head; readers take the lock it lies in and leave with shared chunks and
 //! a copy of the open one, so they decode without the lock. The bytes are drawn in `docs/formats/head.md`.
 //!
 //! Map: `append` stage and apply · `payload` bytes of the log · `replay` · `series` one series and late samples ·
-//! `starts` when counters began · `symbols`, `labels` texts and the index · `select`, `picked` reading · `forget` · `snapshot` ·
-//! `beside` exemplars and metadata · `stats` counts for people.
+//! `starts` when counters began · `symbols`, `labels` texts and the index · `select`, `picked` reading · `frozen` sealed
+//! windows · `forget` · `snapshot` · `beside` exemplars and metadata · `stats` counts for people.
 
 mod append;
 mod beside;
 mod forget;
+mod frozen;
 mod labels;
 mod payload;
 mod picked;
@@ -40,14 +42,17 @@ use roaring::RoaringBitmap;
 
 pub use append::{AppendLimits, Reason, Receipt, Refused, Staged};
 pub use forget::Forgotten;
+pub use frozen::{Frozen, NotForgotten, NotSealed};
 pub use select::{HeadChunks, HeadSeries};
 pub use series::SeriesRef;
 pub use starts::StartRun;
-pub use stats::{Cardinality, Counted};
+pub use stats::{Cardinality, Counted, WindowStat};
 pub use symbols::Symbols;
 
+use crate::chunk::Chunk;
 use crate::codec::Broken;
 use beside::{Exemplars, MetadataSet};
+use frozen::FrozenSet;
 use labels::LabelIndex;
 use series::Series;
 use starts::Starts;
@@ -88,6 +93,7 @@ pub struct Head {
     slots: Vec<Option<Box<Series>>>,
     /// Refs below `slots.len()` that are free; the lowest is given first.
     free: RoaringBitmap,
+    /// Of all samples, live and frozen.
     digests: BTreeMap<Millis, Digest>,
     sample_count: u64,
     /// Time of the newest sample ever taken.
@@ -95,6 +101,10 @@ pub struct Head {
     /// Samples before it are refused: they were forgotten, or belong to a sealed window.
     floor: Millis,
     unapplied: u32,
+    /// What seals have set aside.
+    frozen: FrozenSet,
+    /// Series that may be without samples: made for samples that were all refused.
+    bare: RoaringBitmap,
     starts: Starts,
     exemplars: Exemplars,
     metadata: MetadataSet,
@@ -120,6 +130,8 @@ impl Head {
             newest: None,
             floor: Millis::MIN,
             unapplied: 0,
+            frozen: FrozenSet::default(),
+            bare: RoaringBitmap::new(),
             starts: Starts::default(),
             exemplars: Exemplars::default(),
             metadata: MetadataSet::default(),
@@ -141,7 +153,7 @@ impl Head {
     /// Time of the oldest sample held. Walks all series.
     #[must_use]
     pub fn min_time(&self) -> Option<Millis> {
-        self.series().filter_map(|(_, series)| Some(series.bounds()?.0)).min()
+        self.series().filter_map(|(series_ref, _)| Some(self.bounds_of(series_ref)?.0)).min()
     }
 
     /// Time of the newest sample ever taken: what the age of others is measured by.
@@ -159,7 +171,8 @@ impl Head {
     /// How many series have a sample at or after `since`. Walks all series.
     #[must_use]
     pub fn active_series(&self, since: Millis) -> usize {
-        self.series().filter(|(_, series)| series.last().is_some_and(|last| last >= since)).count()
+        let is_active = |series_ref| self.bounds_of(series_ref).is_some_and(|(_, last)| last >= since);
+        self.series().filter(|(series_ref, _)| is_active(*series_ref)).count()
     }
 
     /// The digest of each slot that holds samples.
@@ -174,8 +187,11 @@ impl Head {
     /// A chunk does not decode: memory is damaged.
     pub fn recompute_digests(&self) -> Result<BTreeMap<Millis, Digest>, Broken> {
         let mut digests = BTreeMap::new();
-        for (_, series) in self.series() {
+        for (series_ref, series) in self.series() {
             add_digests(&mut digests, series)?;
+            for chunk in self.frozen.chunks_in(series_ref, TimeRange::ALL) {
+                add_chunk_digests(&mut digests, series.hash(), chunk)?;
+            }
         }
         Ok(digests)
     }
@@ -183,6 +199,12 @@ impl Head {
     /// All series with their refs, in order of ref.
     fn series(&self) -> impl Iterator<Item = (u32, &Series)> {
         self.slots.iter().zip(0..).filter_map(|(slot, series_ref)| Some((series_ref, slot.as_deref()?)))
+    }
+
+    /// Whether nothing is in it: no series, nothing frozen. (What is known of metrics is not looked at.)
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_hash.is_empty() && self.frozen.is_empty()
     }
 
     fn get(&self, series_ref: u32) -> Option<&Series> {
@@ -241,6 +263,9 @@ impl Head {
             }
         }
         self.free.extend(gone);
+        gone.iter().for_each(|gone| {
+            self.bare.remove(*gone);
+        });
         while self.slots.last().is_some_and(Option::is_none) {
             self.slots.pop();
         }
@@ -259,11 +284,13 @@ fn low_half(hash: u128) -> u64 {
 
 /// Adds the digests of all samples of a series.
 fn add_digests(digests: &mut BTreeMap<Millis, Digest>, series: &Series) -> Result<(), Broken> {
+    series.chunks(TimeRange::ALL).iter().try_for_each(|chunk| add_chunk_digests(digests, series.hash(), chunk))
+}
+
+/// Adds the digests of all samples of a chunk.
+fn add_chunk_digests(digests: &mut BTreeMap<Millis, Digest>, hash: u128, chunk: &Chunk) -> Result<(), Broken> {
     let mut columns = Columns::default();
-    for chunk in series.chunks(TimeRange::ALL) {
-        chunk.decode(&mut columns)?;
-    }
-    let hash = series.hash();
+    chunk.decode(&mut columns)?;
     for (at, value) in columns.times.iter().zip(&columns.values) {
         digests.entry(slot_of(*at)).or_default().add(Digest::of_float(hash, *at, *value));
     }

@@ -32,6 +32,16 @@ pub(super) const SERIES: u8 = 4;
 pub(super) const APPEND_STARTS: u8 = 5;
 /// Whole series of a checkpoint with their starts.
 pub(super) const SERIES_STARTS: u8 = 6;
+/// A window was set aside.
+pub(super) const SEAL: u8 = 7;
+/// What was set aside was forgotten.
+pub(super) const FORGET_FROZEN: u8 = 8;
+/// Series without samples were dropped.
+pub(super) const SWEEP: u8 = 9;
+/// As marks, of a head that knows of seals.
+pub(super) const MARKS_SEALED: u8 = 10;
+/// Chunks of a checkpoint that were set aside.
+pub(super) const FROZEN: u8 = 11;
 
 /// Most labels of a series that is read back.
 const LABELS_MAX: usize = 1 << 16;

@@ -1,21 +1,23 @@
 //! Replay: payloads of the log in their order make the head they were written from.
 //!
-//! Two starts are right: the very first payload, or the first payload of a whole checkpoint. In the second case, and
-//! when older payloads come before the checkpoint, its series replace whatever stands at their refs, so reading too
-//! much of the log does no harm. Bytes are checked; damage is an error that says where, and nothing panics.
+//! Two starts are right: the very first payload, or the first payload of a whole checkpoint. A checkpoint's first payload
+//! empties the head, so reading too much of the log before it does no harm; whether it is whole is the caller's affair.
+//! Bytes are checked; damage is an error that says where, and nothing panics.
 
 use super::append::{Receipt, SlotSum};
+use super::frozen::Frozen;
 use super::payload::{
-    APPEND, APPEND_STARTS, FORGET, LabelPairs, MARKS, SERIES, SERIES_STARTS, read_exemplar, read_float, read_histogram,
-    read_labels, read_metadata, read_rules,
+    APPEND, APPEND_STARTS, FORGET, FORGET_FROZEN, FROZEN, LabelPairs, MARKS, MARKS_SEALED, SEAL, SERIES, SERIES_STARTS,
+    SWEEP, read_exemplar, read_float, read_histogram, read_labels, read_metadata, read_rules,
 };
-use super::series::{Series, reopen, samples_of};
+use super::series::reopen;
 use super::starts::{Stamp, StartCode, read_runs};
-use super::{Head, SERIES_MAX, add_digests};
+use super::{Head, SERIES_MAX, add_chunk_digests, add_digests};
 use crate::chunk::{Chunk, Kind, Open, ValueRef};
 use crate::codec::{Broken, Reader};
 use engram_model::TimeRange;
-use engram_model::digest::slot_of;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Most chunks of one series in a checkpoint.
 const CHUNKS_MAX: usize = 1 << 20;
@@ -37,10 +39,31 @@ impl Head {
                 self.forget(before)?;
                 Receipt::default()
             }
-            MARKS => {
-                self.replay_marks(&mut from)?;
+            MARKS | MARKS_SEALED => {
+                self.replay_marks(&mut from, kind == MARKS_SEALED)?;
                 Receipt::default()
             }
+            SEAL => {
+                let (number, start, end) = (from.uvarint()?, from.varint()?, from.varint()?);
+                if number <= self.frozen.sealed {
+                    return Err(Broken { at: from.at(), what: "seals do not come in order of number" });
+                }
+                self.freeze(number, TimeRange::new(start, end))?;
+                Receipt::default()
+            }
+            FORGET_FROZEN => {
+                let (number, index) = (from.uvarint()?, from.uvarint()?);
+                if self.frozen(number).is_none() {
+                    return Err(Broken { at: from.at(), what: "what is to be forgotten is not frozen" });
+                }
+                self.drop_frozen(number, index);
+                Receipt::default()
+            }
+            SWEEP => {
+                self.drop_bare();
+                Receipt::default()
+            }
+            FROZEN => self.replay_frozen(&mut from)?,
             SERIES | SERIES_STARTS => self.replay_series(&mut from, kind == SERIES_STARTS)?,
             _ => return Err(Broken { at: 0, what: "unknown kind of payload" }),
         };
@@ -52,6 +75,7 @@ impl Head {
         let (mut receipt, mut slot, mut scratch) = (Receipt::default(), SlotSum::default(), Vec::new());
         let rules = read_rules(from)?;
         let count = from.u32()?;
+        let mut created = Vec::new();
         let (mut time, mut before) = (0_i64, 0_i64);
         let mut starts = with_starts.then(StartCode::default);
         let mut read_start = |from: &mut Reader<'_>| starts.as_mut().map_or(Ok(0), |starts| starts.read(from));
@@ -62,6 +86,7 @@ impl Head {
             if tag & 1 == 1 {
                 let labels = read_labels(from, &mut scratch)?;
                 self.place(series_ref, &labels)?;
+                created.push(series_ref);
             }
             let counts = from.uvarint()?;
             for _ in 0..counts >> 1 {
@@ -81,6 +106,7 @@ impl Head {
             }
         }
         slot.flush(&mut self.digests);
+        self.note_bare(created.into_iter());
         for _ in 0..from.uvarint()? {
             let (series_ref, exemplar) = read_exemplar(from, &mut scratch)?;
             let kept = self.get(series_ref).is_some() && self.exemplars.put(series_ref, &exemplar, rules.exemplars_max);
@@ -93,10 +119,15 @@ impl Head {
         Ok(receipt)
     }
 
-    fn replay_marks(&mut self, from: &mut Reader<'_>) -> Result<(), Broken> {
-        self.floor = self.floor.max(from.varint()?);
+    /// A checkpoint begins: it stands for all that was before.
+    fn replay_marks(&mut self, from: &mut Reader<'_>, sealed: bool) -> Result<(), Broken> {
+        *self = Self::new(Arc::clone(&self.symbols), self.options);
+        self.floor = from.varint()?;
         if from.u8()? != 0 {
-            self.newest = self.newest.max(Some(from.varint()?));
+            self.newest = Some(from.varint()?);
+        }
+        if sealed {
+            self.frozen.read_marks(from)?;
         }
         Ok(())
     }
@@ -112,19 +143,64 @@ impl Head {
             self.place(series_ref, &labels)?;
             let window_ms = self.options.window_ms;
             let Some(series) = self.slots[series_ref as usize].as_deref_mut() else { continue };
-            let fresh = Series::new(labels.hash, std::mem::take(&mut series.pairs));
-            let before = std::mem::replace(series, fresh);
+            if !series.is_empty() || self.frozen.holds(series_ref) {
+                return Err(Broken { at: from.at(), what: "a series of a checkpoint comes twice" });
+            }
             series.restore(full, open, window_ms);
             self.starts.restore(series_ref, starts);
             receipt.appended += series.sample_count();
             self.sample_count += series.sample_count();
             add_digests(&mut self.digests, series)?;
-            self.subtract(&before)?;
+            self.note_bare(std::iter::once(series_ref));
         }
         Ok(receipt)
     }
 
-    /// Makes sure that the series of these labels is at this ref; another there, or the same elsewhere, gives way.
+    /// A piece of a frozen part.
+    fn replay_frozen(&mut self, from: &mut Reader<'_>) -> Result<Receipt, Broken> {
+        let (number, window) = (from.uvarint()?, TimeRange::new(from.varint()?, from.varint()?));
+        let known = self.frozen.parts.remove(&number).and_then(Arc::into_inner);
+        let mut part = known.unwrap_or_else(|| Frozen::empty(number, window));
+        if part.window() != window || number > self.frozen.sealed {
+            return Err(Broken {
+                at: from.at(),
+                what: "a frozen part has two windows, or a number that was not sealed",
+            });
+        }
+        let before = part.sample_count();
+        let mut digests = BTreeMap::new();
+        while !from.is_empty() {
+            let at = from.at();
+            let said = from.uvarint()?;
+            let series_ref = checked_ref(said, from)?;
+            let (chunks, open) = read_chunks(from)?;
+            let inside = |chunk: &Chunk| window.contains(chunk.first) && window.contains(chunk.last);
+            let Some(series) = self.get(series_ref) else {
+                return Err(Broken { at, what: "frozen samples of an unknown series" });
+            };
+            if chunks.is_empty() || open.count() > 0 || !chunks.iter().all(inside) {
+                return Err(Broken { at, what: "frozen chunks are open or outside of their window" });
+            }
+            if part.last_ref().is_some_and(|last| last >= series_ref) {
+                return Err(Broken { at, what: "series of a frozen part do not come in order" });
+            }
+            let hash = series.hash();
+            chunks.iter().try_for_each(|chunk| add_chunk_digests(&mut digests, hash, chunk))?;
+            self.bare.remove(series_ref);
+            part.push(series_ref, chunks);
+        }
+        for (slot, digest) in digests {
+            part.add_digest(slot, digest);
+            self.digests.entry(slot).or_default().add(digest);
+        }
+        let appended = part.sample_count() - before;
+        self.sample_count += appended;
+        self.frozen.put(part);
+        Ok(Receipt { appended, ..Receipt::default() })
+    }
+
+    /// Makes sure that the series of these labels is at this ref. Another there, or the same elsewhere, gives way: it was
+    /// dropped before this was written, and holds nothing.
     fn place(&mut self, series_ref: u32, labels: &LabelPairs<'_>) -> Result<(), Broken> {
         if let Some(have) = self.get(series_ref)
             && have.hash() == labels.hash
@@ -134,30 +210,12 @@ impl Head {
         let elsewhere = self.find(labels.hash);
         let there = self.get(series_ref).map(|_| series_ref);
         for gone in elsewhere.into_iter().chain(there) {
-            if let Some(series) = self.slots[gone as usize].as_deref_mut() {
-                let fresh = Series::new(series.hash(), std::mem::take(&mut series.pairs));
-                let before = std::mem::replace(series, fresh);
-                self.subtract(&before)?;
+            if self.bounds_of(gone).is_some() {
+                return Err(Broken { at: 0, what: "the ref of a series with samples is given to another" });
             }
             self.remove_series(&[gone]);
         }
         self.create(series_ref, labels.hash, labels.pairs.iter().copied());
-        Ok(())
-    }
-
-    /// Takes the samples of a series that is gone out of the counts.
-    fn subtract(&mut self, gone: &Series) -> Result<(), Broken> {
-        self.sample_count -= gone.sample_count();
-        for chunk in gone.chunks(TimeRange::ALL) {
-            for (at, value) in samples_of(&chunk)? {
-                let digest = super::append::digest_of(gone.hash(), at, ValueRef::from(&value));
-                let slot = self.digests.entry(slot_of(at)).or_default();
-                slot.remove(digest);
-                if slot.count == 0 {
-                    self.digests.remove(&slot_of(at));
-                }
-            }
-        }
         Ok(())
     }
 }

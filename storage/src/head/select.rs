@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use engram_model::labels::METRIC_NAME;
+use engram_model::merge::merge_columns;
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::series::{Columns, ReadError, SampleSource, Series as Readable, Wanted};
 use engram_model::{Labels, Matcher, Millis, TimeRange};
@@ -31,7 +32,8 @@ pub struct HeadSeries {
     pub chunks: Arc<HeadChunks>,
 }
 
-/// The chunks of one series that may hold samples of the range asked for: in order of time, none overlapping.
+/// The chunks of one series that may hold samples of the range asked for, in order of their first sample. They overlap
+/// only where late samples came after their window was sealed; no time has two samples.
 #[derive(Clone, Debug)]
 pub struct HeadChunks {
     /// Stable hash of the series' labels, as digests use it.
@@ -72,11 +74,24 @@ impl SampleSource for HeadChunks {
 
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
         let (floats, histograms) = (out.times.len(), out.histogram_times.len());
-        for chunk in self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last) {
-            chunk.decode(out).map_err(|broken| ReadError::Corrupt {
-                series: format!("{:032x}", self.hash),
-                what: broken.to_string(),
-            })?;
+        let reaching = || self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last);
+        let broken = |broken: crate::codec::Broken| ReadError::Corrupt {
+            series: format!("{:032x}", self.hash),
+            what: broken.to_string(),
+        };
+        if overlap(&self.chunks) {
+            let mut sum = Columns::default();
+            for chunk in reaching() {
+                let mut one = Columns::default();
+                chunk.decode(&mut one).map_err(broken)?;
+                sum = if sum.is_empty() { one } else { merge_columns(&sum, &one) };
+            }
+            out.times.append(&mut sum.times);
+            out.values.append(&mut sum.values);
+            out.histogram_times.append(&mut sum.histogram_times);
+            out.histograms.append(&mut sum.histograms);
+        } else {
+            reaching().try_for_each(|chunk| chunk.decode(out)).map_err(broken)?;
         }
         if !(self.starts.is_empty() && out.starts.is_empty() && out.histogram_starts.is_empty()) {
             fill(&self.starts, &out.times, floats, &mut out.starts);
@@ -84,6 +99,11 @@ impl SampleSource for HeadChunks {
         }
         Ok(())
     }
+}
+
+/// Whether chunks, in order of their first sample, overlap.
+fn overlap(chunks: &[Chunk]) -> bool {
+    chunks.windows(2).any(|two| two[1].first <= two[0].last)
 }
 
 impl From<HeadSeries> for Readable {
@@ -99,16 +119,19 @@ impl Head {
     pub fn select(&self, matchers: &[Matcher], range: TimeRange) -> Vec<HeadSeries> {
         let set = self.index.select(matchers);
         let series = set.iter().filter_map(|series_ref| Some((series_ref, self.get(series_ref)?)));
-        let with_chunks = series
-            .filter(|(_, series)| series.overlaps(range))
-            .filter_map(|(series_ref, series)| Some((series, self.chunks_of(series_ref, series, range)?)));
+        let with_chunks =
+            series.filter_map(|(series_ref, series)| Some((series, self.chunks_of(series_ref, series, range)?)));
         self.with_labels(with_chunks, |labels, (_, chunks)| HeadSeries { labels, chunks: Arc::new(chunks) })
     }
 
     /// The chunks of one series that reach into the range, with the starts of their samples.
     fn chunks_of(&self, series_ref: u32, series: &Series, range: TimeRange) -> Option<HeadChunks> {
-        let chunks = series.chunks(range);
-        let (first, last) = (chunks.first()?.first, chunks.last()?.last);
+        let mut chunks = if series.overlaps(range) { series.chunks(range) } else { Vec::new() };
+        if !self.frozen.is_empty() {
+            chunks.extend(self.frozen.chunks_in(series_ref, range).cloned());
+            chunks.sort_by_key(|chunk| chunk.first);
+        }
+        let (first, last) = (chunks.first()?.first, chunks.iter().map(|chunk| chunk.last).max()?);
         let starts = self.starts.within(series_ref, first, last).to_vec();
         Some(HeadChunks { hash: series.hash(), chunks, starts })
     }
@@ -130,13 +153,22 @@ impl Head {
                 view.give_way();
             }
             let has_starts = !self.starts.within(series_ref, Millis::MIN, Millis::MAX).is_empty();
-            if has_starts && series.overlaps(range) {
+            let frozen: Vec<&Chunk> = match self.frozen.end > range.start {
+                true => self.frozen.chunks_in(series_ref, range).collect(),
+                false => Vec::new(),
+            };
+            if has_starts && (series.overlaps(range) || !frozen.is_empty()) {
                 let Some(chunks) = self.chunks_of(series_ref, series, range) else { continue };
                 out.push(Readable { labels: labels_of(series, &view), source: Arc::new(chunks) });
             } else if wanted.last_only
                 && let Some(last) = last_sample(series, range)
+                && frozen.iter().all(|chunk| chunk.last < last.at)
             {
                 out.push(Readable { labels: labels_of(series, &view), source: Arc::new(last) });
+            } else if !frozen.is_empty() {
+                // Whole windows of the past, and few: they need not lie in one piece.
+                let Some(chunks) = self.chunks_of(series_ref, series, range) else { continue };
+                out.push(Readable { labels: labels_of(series, &view), source: Arc::new(chunks) });
             } else if series.overlaps(range)
                 && let Some(share) = picked.take(series, range)
             {
@@ -157,14 +189,14 @@ impl Head {
     #[must_use]
     pub fn count_in(&self, matchers: &[Matcher], range: TimeRange) -> u64 {
         let set = self.index.select(matchers);
-        self.of_set(&set).filter(|series| series.overlaps(range)).count() as u64
+        set.iter().filter(|series_ref| self.reaches(*series_ref, range)).count() as u64
     }
 
     /// The labels of the series all matchers pass that have samples about the range, in no order.
     #[must_use]
     pub fn series_labels(&self, matchers: &[Matcher], range: TimeRange) -> Vec<Labels> {
         let set = self.index.select(matchers);
-        let series = self.of_set(&set).filter(|series| series.overlaps(range));
+        let series = self.of_set(&set, range);
         self.with_labels(series.map(|series| (series, ())), |labels, _| labels)
     }
 
@@ -176,7 +208,7 @@ impl Head {
             self.index.names().filter(alive).collect()
         } else {
             let set = self.index.select(matchers);
-            let series = self.of_set(&set).filter(|series| series.overlaps(range));
+            let series = self.of_set(&set, range);
             series.flat_map(|series| series.pairs.iter().map(|pair| pair.0)).collect()
         };
         self.texts(names)
@@ -191,7 +223,7 @@ impl Head {
             alive.map(|(value, _)| value).collect()
         } else {
             let set = self.index.select(matchers);
-            let series = self.of_set(&set).filter(|series| series.overlaps(range));
+            let series = self.of_set(&set, range);
             series.filter_map(|series| series.pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1)).collect()
         };
         self.texts(values)
@@ -232,12 +264,19 @@ impl Head {
         Some(names.iter().map(String::as_str).chain([METRIC_NAME]).filter_map(|name| view.find(name)).collect())
     }
 
-    pub(super) fn of_set<'a>(&'a self, set: &'a RoaringBitmap) -> impl Iterator<Item = &'a Series> {
-        set.iter().filter_map(|series_ref| self.get(series_ref))
+    /// The series of a set that have samples about the range.
+    fn of_set<'a>(&'a self, set: &'a RoaringBitmap, range: TimeRange) -> impl Iterator<Item = &'a Series> {
+        set.iter().filter(move |series_ref| self.reaches(*series_ref, range)).filter_map(|found| self.get(found))
+    }
+
+    /// Whether a series may have samples in the range, live or frozen.
+    fn reaches(&self, series_ref: u32, range: TimeRange) -> bool {
+        self.get(series_ref).is_some_and(|series| series.overlaps(range))
+            || self.frozen.end > range.start && self.frozen.chunks_in(series_ref, range).next().is_some()
     }
 
     /// Builds labels, and every now and then lets those through who bring new texts: all tenants of the node share them.
-    fn with_labels<'a, T, R>(
+    pub(super) fn with_labels<'a, T, R>(
         &self,
         series: impl Iterator<Item = (&'a Series, T)>,
         make: impl Fn(Labels, (&'a Series, T)) -> R,
@@ -253,7 +292,7 @@ impl Head {
     }
 
     fn any_in(&self, mut list: impl Iterator<Item = u32>, range: TimeRange) -> bool {
-        list.any(|series_ref| self.get(series_ref).is_some_and(|series| series.overlaps(range)))
+        list.any(|series_ref| self.reaches(series_ref, range))
     }
 
     fn texts(&self, symbols: BTreeSet<Symbol>) -> Vec<String> {

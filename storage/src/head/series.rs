@@ -76,6 +76,11 @@ impl Series {
         Some((first, last))
     }
 
+    /// Whether it holds no sample.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.open.count() == 0
+    }
+
     /// Whether a sample may lie in the range.
     pub(crate) fn overlaps(&self, range: TimeRange) -> bool {
         self.bounds().is_some_and(|(first, last)| first < range.end && range.start <= last)
@@ -213,6 +218,30 @@ impl Series {
         Ok(count - self.sample_count())
     }
 
+    /// Takes out all samples of `window`, as chunks in order of time. Windows of which no chunk crosses the border, which
+    /// is all that share the head's, are taken without a look at the samples.
+    pub(crate) fn take(&mut self, window: TimeRange) -> Result<Vec<Chunk>, Broken> {
+        let from = self.full.partition_point(|chunk| chunk.last < window.start);
+        let to = self.full.partition_point(|chunk| chunk.first < window.end).max(from);
+        let (mut taken, mut kept) = (Vec::with_capacity(to - from + 1), Vec::new());
+        for chunk in &self.full[from..to] {
+            divide(chunk, window, &mut taken, &mut kept)?;
+        }
+        let open = self.open.view().filter(|open| open.first < window.end && window.start <= open.last);
+        let mut rest = Vec::new();
+        if let Some(open) = &open {
+            divide(open, window, &mut taken, &mut rest)?;
+        }
+        self.full.splice(from..to, kept);
+        if open.is_some() {
+            self.open = Open::None;
+            self.cut_at = Millis::MIN;
+            self.full.extend(rest);
+        }
+        self.full.shrink_to_fit();
+        Ok(taken)
+    }
+
     /// Takes the chunks of a checkpoint in place of its own. The last may take samples again when it was open.
     pub(crate) fn restore(&mut self, full: Vec<Chunk>, open: Open, window_ms: i64) {
         self.full = full;
@@ -230,6 +259,25 @@ impl Series {
             + full
             + self.open.heap_bytes()
     }
+}
+
+/// Puts the part of a chunk that lies in `window` into `taken`, what lies before and after it into `kept`.
+fn divide(chunk: &Chunk, window: TimeRange, taken: &mut Vec<Chunk>, kept: &mut Vec<Chunk>) -> Result<(), Broken> {
+    if window.contains(chunk.first) && window.contains(chunk.last) {
+        taken.push(chunk.clone());
+        return Ok(());
+    }
+    let samples = samples_of(chunk)?;
+    let start = samples.partition_point(|(at, _)| *at < window.start);
+    let end = samples.partition_point(|(at, _)| *at < window.end).max(start);
+    let chunks_of = |some: &[(Millis, Value)]| {
+        let (full, open) = encode(some);
+        full.into_iter().chain(open.view())
+    };
+    kept.extend(chunks_of(&samples[..start]));
+    taken.extend(chunks_of(&samples[start..end]));
+    kept.extend(chunks_of(&samples[end..]));
+    Ok(())
 }
 
 /// The samples of a chunk.

@@ -9,6 +9,8 @@ use crate::codec::{put_prefixed, put_uvarint, put_varint};
 use engram_model::TimeRange;
 
 use super::append::Rules;
+use super::frozen::Frozen;
+use crate::chunk::Chunk;
 
 /// A payload of series is handed out when it is this long: small enough to share the log with writes.
 const PAYLOAD_BYTES: usize = 256 << 10;
@@ -21,17 +23,23 @@ impl Head {
     /// # Errors
     /// [`Unapplied`]: nothing was handed out; apply first.
     pub fn snapshot(&self, out: &mut dyn FnMut(&[u8])) -> Result<(), Unapplied> {
-        if self.unapplied > 0 {
-            return Err(Unapplied { batches: self.unapplied });
-        }
-        let mut payload = vec![payload::MARKS];
+        self.check_applied()?;
+        // A head that knows of no seal writes the bytes of before there were any.
+        let sealed = self.frozen.sealed > 0;
+        let mut payload = vec![if sealed { payload::MARKS_SEALED } else { payload::MARKS }];
         put_varint(&mut payload, self.floor);
         payload.push(u8::from(self.newest.is_some()));
         if let Some(newest) = self.newest {
             put_varint(&mut payload, newest);
         }
+        if sealed {
+            self.frozen.put_marks(&mut payload);
+        }
         out(&payload);
         self.snapshot_series(&mut payload, out);
+        for part in self.frozen.parts.values() {
+            snapshot_frozen(part, &mut payload, out);
+        }
         self.snapshot_beside(&mut payload, out);
         Ok(())
     }
@@ -47,10 +55,7 @@ impl Head {
             payload::put_symbols(payload, &series.pairs, &self.symbols.view());
             let open = series.open.view();
             put_uvarint(payload, (series.full.len() + usize::from(open.is_some())) as u64);
-            for chunk in &series.full {
-                payload.push(chunk.kind as u8);
-                put_prefixed(payload, &chunk.bytes);
-            }
+            series.full.iter().for_each(|chunk| put_chunk(payload, chunk));
             if let Some(chunk) = open {
                 payload.push(chunk.kind as u8 | 0x80);
                 put_prefixed(payload, &chunk.bytes);
@@ -107,4 +112,31 @@ impl Head {
     pub fn everything(&self) -> Vec<super::HeadSeries> {
         self.select(&[], TimeRange::ALL)
     }
+}
+
+fn put_chunk(payload: &mut Vec<u8>, chunk: &Chunk) {
+    payload.push(chunk.kind as u8);
+    put_prefixed(payload, &chunk.bytes);
+}
+
+/// A frozen part, in pieces that each name it; one at least, for an empty one is known too.
+fn snapshot_frozen(part: &Frozen, payload: &mut Vec<u8>, out: &mut dyn FnMut(&[u8])) {
+    let begin = |payload: &mut Vec<u8>| {
+        payload.clear();
+        payload.push(payload::FROZEN);
+        put_uvarint(payload, part.number());
+        put_varint(payload, part.window().start);
+        put_varint(payload, part.window().end);
+    };
+    begin(payload);
+    for (series_ref, chunks) in part.iter() {
+        if payload.len() >= PAYLOAD_BYTES {
+            out(payload);
+            begin(payload);
+        }
+        put_uvarint(payload, u64::from(series_ref));
+        put_uvarint(payload, chunks.len() as u64);
+        chunks.iter().for_each(|chunk| put_chunk(payload, chunk));
+    }
+    out(payload);
 }

@@ -100,16 +100,18 @@ impl Starts {
     /// Forgets what concerns samples before a time only.
     pub(super) fn forget(&mut self, before: Millis) {
         self.0.retain(|_, runs| {
-            let covering = runs.partition_point(|run| run.from <= before).saturating_sub(1);
-            runs.drain(..covering);
-            if let Some(first) = runs.first_mut() {
-                first.from = first.from.max(before);
-            }
-            normalise(runs);
-            runs.shrink_to_fit();
+            forget_runs(runs, before);
             !runs.is_empty()
         });
         self.shrink();
+    }
+
+    /// As [`Self::forget`], of one series.
+    pub(super) fn forget_series(&mut self, series_ref: u32, before: Millis) {
+        if let Some(runs) = self.0.get_mut(&series_ref) {
+            forget_runs(runs, before);
+            self.drop_if_empty(series_ref);
+        }
     }
 
     /// Forgets whole series.
@@ -161,6 +163,16 @@ impl Starts {
             self.0.shrink_to_fit();
         }
     }
+}
+
+fn forget_runs(runs: &mut Vec<StartRun>, before: Millis) {
+    let covering = runs.partition_point(|run| run.from <= before).saturating_sub(1);
+    runs.drain(..covering);
+    if let Some(first) = runs.first_mut() {
+        first.from = first.from.max(before);
+    }
+    normalise(runs);
+    runs.shrink_to_fit();
 }
 
 /// Grows by half: most series have one run, and few have many.

@@ -1,8 +1,10 @@
 //! Counts for people: what makes this head large.
 
+use engram_model::TimeRange;
 use engram_model::labels::METRIC_NAME;
 
 use super::Head;
+use super::series::window_of;
 use super::symbols::Symbol;
 
 /// Something with its count.
@@ -12,6 +14,15 @@ pub struct Counted {
     pub name: String,
     /// How many.
     pub count: u64,
+}
+
+/// A window that has live samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowStat {
+    /// The window.
+    pub window: TimeRange,
+    /// How many of its samples no seal has set aside.
+    pub samples: u64,
 }
 
 /// What Prometheus shows under `/api/v1/status/tsdb`, of one head. Each list has its greatest first.
@@ -65,17 +76,39 @@ impl Head {
         }
     }
 
+    /// Live samples by window, in order of time.
+    #[must_use]
+    pub fn windows(&self) -> Vec<WindowStat> {
+        let mut all: Vec<WindowStat> = Vec::new();
+        for (slot, total) in &self.digests {
+            let samples = total.count - self.frozen.digest_of_slot(*slot).count;
+            let start = window_of(*slot, self.options.window_ms);
+            match all.last_mut() {
+                _ if samples == 0 => {}
+                Some(last) if last.window.start == start => last.samples += samples,
+                _ => {
+                    let window = TimeRange::new(start, start.saturating_add(self.options.window_ms));
+                    all.push(WindowStat { window, samples });
+                }
+            }
+        }
+        all
+    }
+
     /// How many chunks, open ones too. Walks all series.
     #[must_use]
     pub fn chunk_count(&self) -> u64 {
-        self.series().map(|(_, series)| series.full.len() as u64 + u64::from(series.open.count() > 0)).sum()
+        let live: u64 = self.series().map(|(_, one)| one.full.len() as u64 + u64::from(one.open.count() > 0)).sum();
+        live + self.frozen_parts().map(|part| part.chunk_count() as u64).sum::<u64>()
     }
 
     /// Memory of series, chunks and index, about; texts are the node's, see [`super::Symbols::text_bytes`].
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         let series: usize = self.series().map(|(_, series)| series.heap_bytes()).sum();
+        let frozen: usize = self.frozen_parts().map(|part| part.heap_bytes()).sum();
         series
+            + frozen
             + self.starts.heap_bytes()
             + self.slots.capacity() * 8
             + self.by_hash.capacity() * 5

@@ -5,17 +5,22 @@
 //! by the log in that order, *applied* to the head in that order and then answered. Nothing is visible before it is
 //! durable, and replay decides every sample as it was decided the first time.
 //!
+//! Map: here appends and checkpoints · [`sealed`] what is sealed, forgotten and dropped.
+//!
 //! Positions: applied ≤ flushed ≤ accepted, checked as answers of the log come in.
+
+mod sealed;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_model::Millis;
 use engram_model::batch::{BatchSeries, WriteBatch};
-use engram_model::digest::slot_of;
+use engram_model::digest::Digest;
 use engram_model::place::PartitionId;
 use engram_model::tenant::{TenantId, TenantLimits};
+use engram_model::time::Clock;
+use engram_model::{Millis, TimeRange};
 use engram_storage::head::{AppendLimits, Head, Reason, Receipt, Staged};
 use engram_storage::log::{NodeLog, Position};
 use futures::FutureExt;
@@ -50,18 +55,69 @@ pub enum Message {
         /// Answered after it is durable and applied.
         reply: Reply<Result<Appended, Error>>,
     },
-    /// Drop samples older than a tenant's newest by more than this, and series without samples.
+    /// Drop samples older than a tenant's newest by more than this, and series that never had any.
     Retain {
-        /// How long samples stay, in milliseconds.
+        /// How long samples stay, in milliseconds; 0: for ever.
         keep_ms: i64,
         /// Answered when done.
         reply: Reply<()>,
+    },
+    /// Set a window aside.
+    Seal {
+        /// Whose.
+        tenant: TenantId,
+        /// The seal's number.
+        number: u64,
+        /// The window.
+        window: TimeRange,
+        /// Answered when it is durable; also when it had been sealed before.
+        reply: Reply<()>,
+    },
+    /// Forget what was set aside, if it is what the cut holds.
+    Forget {
+        /// Whose.
+        tenant: TenantId,
+        /// The seal's number.
+        number: u64,
+        /// What is to be forgotten, and when it was committed.
+        proof: Proof,
+        /// Answered when it is durable.
+        reply: Reply<Forgetting>,
+    },
+    /// Drop a head that is empty and has had no append for long.
+    Drop {
+        /// Whose.
+        tenant: TenantId,
+        /// No append at or after this time.
+        since: Millis,
+        /// Answered with whether it is gone.
+        reply: Reply<bool>,
     },
     /// Write a checkpoint of every head into the log.
     Checkpoint {
         /// Answered when all of it is durable.
         reply: Reply<Result<(), Error>>,
     },
+}
+
+/// What a block holds, proven, of what a seal set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The digest of the samples that are safe elsewhere.
+    pub digest: Digest,
+    /// The index of the metadata at which that was committed.
+    pub index: u64,
+}
+
+/// What became of samples that were to be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgetting {
+    /// They are gone, now or since before.
+    Gone,
+    /// The digest of what is frozen here is another one: nothing was forgotten.
+    Differs(Digest),
+    /// The seal is not applied here.
+    NotSealed,
 }
 
 /// The address of a partition's actor.
@@ -85,6 +141,45 @@ impl Handle {
     /// Why the actor did not answer.
     pub async fn retain(&self, keep_ms: i64, within: Duration) -> Result<(), AskError> {
         self.addr.ask_in_line(|reply| Message::Retain { keep_ms, reply }, within).await
+    }
+
+    /// Sets a window aside under the number of a seal; one that was applied before is left as it is.
+    ///
+    /// # Errors
+    /// Why the actor did not answer.
+    pub async fn seal(
+        &self,
+        tenant: &TenantId,
+        number: u64,
+        window: TimeRange,
+        within: Duration,
+    ) -> Result<(), AskError> {
+        let tenant = tenant.clone();
+        self.addr.ask_in_line(|reply| Message::Seal { tenant, number, window, reply }, within).await
+    }
+
+    /// Forgets what was set aside under a number, if its digest is that of the proof.
+    ///
+    /// # Errors
+    /// Why the actor did not answer.
+    pub async fn forget(
+        &self,
+        tenant: &TenantId,
+        number: u64,
+        proof: Proof,
+        within: Duration,
+    ) -> Result<Forgetting, AskError> {
+        let tenant = tenant.clone();
+        self.addr.ask_in_line(|reply| Message::Forget { tenant, number, proof, reply }, within).await
+    }
+
+    /// Drops the tenant's head if it is empty and had no append at or after `since`; whether it is gone.
+    ///
+    /// # Errors
+    /// Why the actor did not answer.
+    pub async fn drop_head(&self, tenant: &TenantId, since: Millis, within: Duration) -> Result<bool, AskError> {
+        let tenant = tenant.clone();
+        self.addr.ask_in_line(|reply| Message::Drop { tenant, since, reply }, within).await
     }
 
     /// Writes a checkpoint of every head into the log.
@@ -155,6 +250,8 @@ pub struct Config {
     pub budget: LogBudget,
     /// Knows the epoch of its replica set.
     pub meta: Meta,
+    /// When appends come.
+    pub clock: Clock,
     /// Ends the actor after what was accepted is answered.
     pub stop: CancellationToken,
 }
@@ -233,24 +330,24 @@ impl State {
             }
             Message::Retain { keep_ms, reply } => {
                 self.settle(flushed).await?;
-                for (tenant, head) in self.config.heads.all() {
-                    // Age is relative to the tenant's own newest sample: old data can be loaded and stays.
-                    let Some(newest) = head.read().max_time() else { continue };
-                    let before = newest.saturating_sub(keep_ms);
-                    if head.read().floor() >= slot_of(before) {
-                        continue;
-                    }
-                    let mut payload = Vec::new();
-                    entry::begin(&mut payload, Kind::Append, self.config.partition, &tenant);
-                    let forget = move |head: &mut Head| (head.forget_before(before, &mut payload), payload);
-                    let (forgotten, payload) = with_head(&head, false, forget).await?;
-                    let Ok(forgotten) = forgotten else { unreachable!("settled: nothing is staged") };
-                    // Not waited for: what is staged later comes after it in the log.
-                    self.config.log.append(payload, Box::new(|_| ())).map_err(|e| storage_error(&e))?;
-                    tracing::debug!(%tenant, samples = forgotten.samples, series = forgotten.series, "retention");
-                }
+                self.retain(keep_ms).await?;
                 // Nobody waiting any more is no failure.
                 let _gone = reply.send(());
+            }
+            Message::Seal { tenant, number, window, reply } => {
+                self.settle(flushed).await?;
+                self.seal(&tenant, number, window).await?;
+                let _gone = reply.send(());
+            }
+            Message::Forget { tenant, number, proof, reply } => {
+                self.settle(flushed).await?;
+                let done = self.forget(&tenant, number, proof).await?;
+                let _gone = reply.send(done);
+            }
+            Message::Drop { tenant, since, reply } => {
+                self.settle(flushed).await?;
+                let done = self.drop_head(&tenant, since).await?;
+                let _gone = reply.send(done);
             }
             Message::Checkpoint { reply } => {
                 self.settle(flushed).await?;
@@ -303,11 +400,11 @@ impl State {
             let _gone = reply.send(Err(Error::unavailable(text)));
             return Ok(());
         }
-        let head = self.config.heads.get_or_create(&request.tenant);
+        let head = self.config.heads.for_append(&request.tenant, self.config.clock.now());
         let mut payload = Vec::with_capacity(64 + request.picks.len() * 24);
         entry::begin(&mut payload, Kind::Append, request.partition, &request.tenant);
         let limits = AppendLimits {
-            // Nothing is sealed yet, so a series may begin anywhere in the past.
+            // What is older than a seal waits for the next one, so a series may begin anywhere in the past.
             in_order_age_max_ms: 0,
             metadata_max: if request.metadata { request.limits.max_metadata_per_user } else { 0 },
             series_max: self.series_max(&request),
@@ -403,6 +500,7 @@ impl State {
         }
         let mut end = Vec::new();
         entry::begin(&mut end, Kind::PartitionEnd, partition, &TenantId::anonymous());
+        entry::put_index(&mut end, self.config.heads.dropped_at());
         append_durably(&log, end).await.map(|_| ())
     }
 }

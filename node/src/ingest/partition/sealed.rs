@@ -1,0 +1,121 @@
+//! What a partition's actor does beside appends: it sets windows aside, forgets what blocks hold, and drops what is old
+//! or empty.
+//!
+//! Each of these is a line in the log, and nothing is at the log while it is drawn: what was staged before is applied.
+//! A seal and the forgetting of it are durable before the head shows them: whoever has seen what is frozen must find the
+//! same after a crash, and who was told that it is forgotten must not find it again.
+
+use engram_model::digest::slot_of;
+use engram_model::tenant::TenantId;
+use engram_model::{Millis, TimeRange};
+use engram_storage::head::Head;
+
+use super::{Forgetting, Proof, State, append_durably, storage_error, with_head};
+use crate::error::Error;
+use crate::ingest::entry::{self, Kind};
+use crate::ingest::heads::SharedHead;
+
+impl State {
+    /// Drops what is older than a tenant's retention, and series that never had a sample.
+    pub(super) async fn retain(&mut self, keep_ms: i64) -> Result<(), Error> {
+        for (tenant, head) in self.config.heads.all() {
+            if head.read().bare_count() > 0 {
+                self.log_change(&tenant, &head, |head, payload| head.sweep(payload).is_ok()).await?;
+            }
+            // Age is relative to the tenant's own newest sample: old data can be loaded and stays.
+            let Some(newest) = head.read().max_time().filter(|_| keep_ms > 0) else { continue };
+            let before = newest.saturating_sub(keep_ms);
+            if head.read().floor() < slot_of(before) {
+                self.log_change(&tenant, &head, move |head, payload| head.forget_before(before, payload).is_ok())
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes a head and puts the change into the log. Not waited for: what is staged later comes after it.
+    async fn log_change(
+        &self,
+        tenant: &TenantId,
+        head: &SharedHead,
+        change: impl FnOnce(&mut Head, &mut Vec<u8>) -> bool + Send + 'static,
+    ) -> Result<(), Error> {
+        let mut payload = Vec::new();
+        entry::begin(&mut payload, Kind::Append, self.config.partition, tenant);
+        let begins_at = payload.len();
+        let (done, payload) = with_head(head, false, move |head| (change(head, &mut payload), payload)).await?;
+        assert!(done, "settled: nothing is staged");
+        if payload.len() > begins_at {
+            self.config.log.append(payload, Box::new(|_| ())).map_err(|e| storage_error(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Sets a window aside.
+    pub(super) async fn seal(&mut self, tenant: &TenantId, number: u64, window: TimeRange) -> Result<(), Error> {
+        let head = self.config.heads.get_or_create(tenant);
+        if head.read().sealed() >= number {
+            return Ok(());
+        }
+        let mut payload = Vec::new();
+        entry::begin(&mut payload, Kind::Append, self.config.partition, tenant);
+        Head::log_seal(number, window, &mut payload);
+        append_durably(&self.config.log, payload).await?;
+        let part = with_head(&head, false, move |head| head.seal(number, window, &mut Vec::new())).await?;
+        match part {
+            Ok(part) => {
+                let (samples, series) = (part.sample_count(), part.series_count());
+                tracing::debug!(%tenant, partition = self.config.partition.0, number, samples, series, "sealed");
+                Ok(())
+            }
+            Err(error) => unreachable!("settled, and the number was looked at: {error}"),
+        }
+    }
+
+    /// Forgets what was set aside, if the proof is of just that.
+    pub(super) async fn forget(&mut self, tenant: &TenantId, number: u64, proof: Proof) -> Result<Forgetting, Error> {
+        let Some(head) = self.config.heads.get(tenant) else { return Ok(Forgetting::NotSealed) };
+        let (sealed, part) = {
+            let head = head.read();
+            (head.sealed(), head.frozen(number).cloned())
+        };
+        let Some(part) = part else {
+            return Ok(if sealed < number { Forgetting::NotSealed } else { Forgetting::Gone });
+        };
+        if part.digest() != proof.digest {
+            return Ok(Forgetting::Differs(part.digest()));
+        }
+        let mut payload = Vec::new();
+        entry::begin(&mut payload, Kind::Append, self.config.partition, tenant);
+        Head::log_forget_frozen(number, proof.index, &mut payload);
+        append_durably(&self.config.log, payload).await?;
+        let forgotten =
+            with_head(&head, false, move |head| head.forget_frozen(number, proof.index, &mut Vec::new())).await?;
+        match forgotten {
+            Ok(forgotten) => {
+                let (samples, series) = (forgotten.samples, forgotten.series);
+                tracing::debug!(%tenant, partition = self.config.partition.0, number, samples, series, "forgotten");
+                Ok(Forgetting::Gone)
+            }
+            Err(error) => unreachable!("settled, and the part was looked at: {error}"),
+        }
+    }
+
+    /// Drops a head that holds nothing and is not written.
+    pub(super) async fn drop_head(&mut self, tenant: &TenantId, since: Millis) -> Result<bool, Error> {
+        let Some(head) = self.config.heads.get(tenant) else { return Ok(true) };
+        let index = {
+            let head = head.read();
+            if !head.is_empty() || self.config.heads.appended_at(tenant, Millis::MIN) >= since {
+                return Ok(false);
+            }
+            head.forgotten_after(TimeRange::ALL)
+        };
+        let mut payload = Vec::new();
+        entry::begin(&mut payload, Kind::HeadEnd, self.config.partition, tenant);
+        entry::put_index(&mut payload, index);
+        append_durably(&self.config.log, payload).await?;
+        self.config.heads.remove(tenant, index);
+        Ok(true)
+    }
+}
