@@ -1,6 +1,7 @@
 //! Encoding and decoding of chunks: samples a second. Run: `cargo bench -p engram-storage --bench chunk`.
 //!
-//! Three shapes of series: a gauge that never changes, a counter scraped with jitter, random floats (the worst case).
+//! Shapes of series: a gauge that never changes, one that moves by hundredths, a counter scraped on time and one scraped
+//! with jitter, random floats at random times (the worst case).
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use engram_model::series::Columns;
@@ -22,7 +23,15 @@ fn samples(shape: &str) -> Vec<(i64, f64)> {
         let at = i as i64 * 15_000;
         all.push(match shape {
             "constant" => (at, 1.0),
+            "gauge" => {
+                total += (noise(&mut state) % 201) as f64 - 100.0;
+                (at, total / 100.0)
+            }
             "counter" => {
+                total += (noise(&mut state) % 50) as f64;
+                (at, total)
+            }
+            "late counter" => {
                 total += (noise(&mut state) % 50) as f64;
                 (at + (noise(&mut state) % 5) as i64, total)
             }
@@ -33,7 +42,7 @@ fn samples(shape: &str) -> Vec<(i64, f64)> {
 }
 
 fn bench(c: &mut Criterion) {
-    for shape in ["constant", "counter", "random"] {
+    for shape in ["constant", "gauge", "counter", "late counter", "random"] {
         let samples = samples(shape);
         let chunks: Vec<Chunk> = samples.chunks(120).flat_map(encode_floats).collect();
         let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();

@@ -13,6 +13,9 @@ pub(super) const NO_WINDOW: u8 = 0xff;
 /// Payload bits behind 0, 1, … 8 leading ones of a varbit number.
 const VARBIT_BITS: [u32; 9] = [0, 3, 6, 9, 12, 18, 25, 56, 64];
 
+/// How many bits [`BitReader::near`] knows at least.
+pub(super) const NEAR_BITS: u32 = 57;
+
 /// Where the next bit goes: how many bits of the last byte are still free.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Free(u8);
@@ -161,6 +164,18 @@ impl Xor {
     }
 }
 
+/// The next 64 bits from bit `at` on, which lies in the last eight bytes or behind them. Takes no reader: one
+/// that is lent to a call lives in memory and not in registers.
+#[cold]
+fn tail(bytes: &[u8], at: usize) -> u64 {
+    let last = match bytes.last_chunk::<8>() {
+        Some(last) => u64::from_be_bytes(*last),
+        None => bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    };
+    let left = (bytes.len() * 8).saturating_sub(at);
+    if left == 0 { 0 } else { last << (64 - left.min(64)) }
+}
+
 /// Reads bits; past the end there are zeros.
 #[derive(Clone, Debug)]
 pub(super) struct BitReader<'a> {
@@ -178,46 +193,35 @@ impl<'a> BitReader<'a> {
     #[inline]
     pub(super) fn peek(&self) -> u64 {
         let (byte, shift) = (self.at >> 3, self.at & 7);
-        let near = self.bytes.get(byte..).and_then(|rest| rest.first_chunk::<9>());
-        match near {
+        match self.bytes.get(byte..byte + 9) {
             Some(&[a, b, c, d, e, f, g, h, last]) => {
                 u64::from_be_bytes([a, b, c, d, e, f, g, h]) << shift | u64::from(last) >> (8 - shift)
             }
-            None => self.peek_tail(),
+            _ => tail(self.bytes, self.at),
         }
     }
 
-    /// The next 120 bits and more, most significant first (all of one sample, unless its time takes 64 bits), and the
-    /// first two of them: known earlier, since shifting the whole word takes longer than shifting half of it.
+    /// The next [`NEAR_BITS`] bits, most significant first, and zeros or more bits after them; cheaper than
+    /// [`Self::peek`].
     #[inline]
-    pub(super) fn peek_wide(&self) -> (u128, u64) {
-        let near = self.bytes.get(self.at >> 3..).and_then(|rest| rest.first_chunk::<16>());
-        let word = match near {
-            Some(bytes) => u128::from_be_bytes(*bytes),
-            None => self.load_tail(),
-        };
-        (word << (self.at & 7), ((word >> 64) as u64) << (self.at & 7) >> 62)
-    }
-
-    #[cold]
-    fn load_tail(&self) -> u128 {
-        let mut padded = [0_u8; 16];
-        if let Some(rest) = self.bytes.get(self.at >> 3..) {
-            let some = rest.len().min(16);
-            padded[..some].copy_from_slice(&rest[..some]);
+    pub(super) fn near(&self) -> u64 {
+        let byte = self.at >> 3;
+        match self.bytes.get(byte..byte + 8) {
+            Some(&[a, b, c, d, e, f, g, h]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]) << (self.at & 7),
+            _ => tail(self.bytes, self.at),
         }
-        u128::from_be_bytes(padded)
-    }
-
-    #[cold]
-    fn peek_tail(&self) -> u64 {
-        (self.load_tail() << (self.at & 7) >> 64) as u64
     }
 
     /// Passes over `n` bits.
     #[inline]
     pub(super) fn skip(&mut self, n: u32) {
         self.at += n as usize;
+    }
+
+    /// Passes over any number of bits that are there.
+    #[inline]
+    pub(super) fn pass(&mut self, n: usize) {
+        self.at += n;
     }
 
     /// The next `n` (1 to 64) bits.
@@ -255,6 +259,7 @@ impl<'a> BitReader<'a> {
     }
 
     /// An error at this place.
+    #[inline]
     pub(super) fn broken(&self, what: &'static str) -> Broken {
         Broken { at: self.at / 8, what }
     }

@@ -10,15 +10,13 @@
 
 use engram_model::Millis;
 
-use super::bits::{BitReader, Free, NO_WINDOW, Xor, fits, signed};
+use super::bits::{BitReader, Free, NEAR_BITS, NO_WINDOW, Xor, fits, signed};
 use crate::codec::{Broken, Reader, put_uvarint, put_varint};
 
 /// Bytes asked for when the buffer of a new chunk is made: its first samples.
 const BYTES_FIRST: usize = 24;
 /// Most bytes one sample takes: 68 bits of time and 77 of value, and the odd bits before.
 const SAMPLE_BYTES_MAX: usize = 20;
-/// Most bits of a step in time but for the longest form.
-const STEP_SHORT_MAX: u32 = 24;
 
 /// A chunk that still takes samples.
 #[derive(Clone, Debug)]
@@ -157,7 +155,7 @@ fn decode_all(bytes: &[u8], times: &mut Vec<Millis>, values: &mut Vec<f64>) -> R
     if count == 1 {
         return Ok(());
     }
-    let mut delta = head.uvarint()?;
+    let delta = head.uvarint()?;
     let mut bits = BitReader::new(bytes, head.at());
     if (count - 2) * 2 >= bits.left() {
         return Err(bits.broken("chunk counts more samples than it has bits"));
@@ -171,93 +169,168 @@ fn decode_all(bytes: &[u8], times: &mut Vec<Millis>, values: &mut Vec<f64>) -> R
     let (times_from, values_from) = (times.len(), values.len());
     times.resize(times_from + more, 0);
     values.resize(values_from + more, 0.0);
-    let mut window = Window::of(xor);
-    let mut value = xor.bits;
-    for (time, out) in times[times_from..].iter_mut().zip(&mut values[values_from..]) {
-        let (mut word, front) = bits.peek_wide();
-        if front == 0 {
-            bits.skip(2); // the same step and the same value: most of what is stored
-        } else if front == 0b01 {
-            // The same step: scrapes on time come in long runs, so this is guessed right, and the value is not kept
-            // waiting until the length of the step is known.
-            let (xor, more) = window.read(word << 1);
-            value ^= xor;
-            bits.skip(1 + more);
-        } else {
-            let (step, used) = read_step(word);
-            delta = delta.wrapping_add_signed(step);
-            if used > STEP_SHORT_MAX {
-                bits.skip(used);
-                word = bits.peek_wide().0;
-            } else {
-                word <<= used;
+    let from = Start { at, delta, value: xor.bits, window: Window::of(xor) };
+    fill(bits, from, &mut times[times_from..], &mut values[values_from..])
+}
+
+/// What a sample is decoded from, besides its bits: the one before.
+struct Start {
+    at: Millis,
+    delta: u64,
+    value: u64,
+    window: Window,
+}
+
+/// Reads as many samples as the columns, which are of one length, have room for, to the end of `bits`.
+///
+/// Why branches and no arithmetic that covers all forms: where the next sample begins is then guessed by the processor
+/// and not worked out from bits that must be loaded first, so several samples are worked on at once. Scrapes come on
+/// time, and a window once found lasts: the guesses are mostly right. Times are written once the step changes, many
+/// together.
+fn fill(mut bits: BitReader<'_>, from: Start, times: &mut [Millis], values: &mut [f64]) -> Result<(), Broken> {
+    let Start { mut at, mut delta, mut value, mut window } = from;
+    let count = times.len().min(values.len());
+    let (times, values) = (&mut times[..count], &mut values[..count]);
+    // Values up to `next` are there, times up to `timed`.
+    let (mut next, mut timed) = (0, 0);
+    while next < count {
+        let word = bits.near();
+        match word >> 61 {
+            0b010 if window.is_near(3) => {
+                // On time and in the window, one after the other: the commonest of all.
+                let (window, used, mut word) = (window, 3 + window.width, word);
+                loop {
+                    value ^= window.place(word << 3);
+                    values[next] = f64::from_bits(value);
+                    bits.skip(used);
+                    next += 1;
+                    if next == count {
+                        break;
+                    }
+                    word = bits.near();
+                    if word >> 61 != 0b010 {
+                        break;
+                    }
+                }
+                continue;
             }
-            let (xor, more) = window.read(word);
-            value ^= xor;
-            bits.skip(if used > STEP_SHORT_MAX { more } else { used + more });
+            0b000 | 0b001 => {
+                // The same step and the same value, so many times over.
+                let seen = (word.leading_zeros().min(NEAR_BITS) / 2) as usize;
+                let run = seen.min(count - next);
+                values[next..next + run].fill(f64::from_bits(value));
+                bits.pass(run * 2);
+                next += run;
+                continue;
+            }
+            0b010 | 0b011 => bits.skip(1),
+            _ => {
+                at = march(&mut times[timed..next], at, delta);
+                delta = delta.wrapping_add_signed(read_step(word, &mut bits));
+                at = at.wrapping_add_unsigned(delta);
+                times[next] = at;
+                timed = next + 1;
+            }
         }
-        at = at.wrapping_add_unsigned(delta);
-        *time = at;
-        *out = f64::from_bits(value);
+        value ^= window.read(&mut bits)?;
+        values[next] = f64::from_bits(value);
+        next += 1;
     }
-    if window.is_broken {
-        return Err(bits.broken("xor window is wider than a float"));
-    }
+    march(&mut times[timed..], at, delta);
     bits.finish()
 }
 
-/// The window of [`Xor`], kept so that old and new windows take the same path: which of the two comes next is chance,
-/// and a wrong guess of the processor costs more than the arithmetic. Damage is noted and told at the end.
+/// Writes times that follow `at` in equal steps, and says the last.
+#[inline]
+fn march(times: &mut [Millis], mut at: Millis, delta: u64) -> Millis {
+    for time in times {
+        at = at.wrapping_add_unsigned(delta);
+        *time = at;
+    }
+    at
+}
+
+/// The window of [`Xor`], made for reading: a width of 0 is none yet.
+#[derive(Clone, Copy)]
 struct Window {
+    leading: u32,
     width: u32,
-    trailing: u32,
-    is_broken: bool,
+    mask: u64,
 }
 
 impl Window {
-    fn of(xor: Xor) -> Self {
-        if xor.leading == NO_WINDOW {
-            return Self { width: 0, trailing: 0, is_broken: false };
-        }
-        let (leading, trailing) = (u32::from(xor.leading), u32::from(xor.trailing));
-        Self { width: 64 - leading - trailing, trailing, is_broken: false }
+    fn new(leading: u32, width: u32) -> Self {
+        let mask = u64::MAX >> leading & u64::MAX << (64 - leading - width);
+        Self { leading, width, mask }
     }
 
-    /// The XOR at the front of `word`, and how many bits it takes.
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "five and six bits, and upper halves")]
-    fn read(&mut self, word: u128) -> (u64, u32) {
-        let head = (word >> 96) as u32;
-        if head >> 31 == 0 {
-            return (0, 1);
+    fn of(xor: Xor) -> Self {
+        if xor.leading == NO_WINDOW {
+            return Self { leading: 0, width: 0, mask: 0 };
         }
-        let fresh = head >> 30 == 0b11;
-        let (leading, width) = (head >> 25 & 31, ((head >> 19).wrapping_sub(1) & 63) + 1); // 0 in six bits is 64
-        self.is_broken |= fresh && leading + width > 64;
-        let trailing = 64_u32.wrapping_sub(leading + width) & 63;
-        self.width = if fresh { width } else { self.width };
-        self.trailing = if fresh { trailing } else { self.trailing };
-        self.is_broken |= self.width == 0; // an old window before any new one
-        let control = if fresh { 13 } else { 2 };
-        let raw = ((word << control >> 64) as u64).wrapping_shr(64 - self.width);
-        (raw << self.trailing, control + self.width)
+        let leading = u32::from(xor.leading);
+        Self::new(leading, 64 - leading - u32::from(xor.trailing))
+    }
+
+    /// Whether [`BitReader::near`] sees all of its bits and `before` more.
+    #[inline]
+    fn is_near(self, before: u32) -> bool {
+        self.width.wrapping_sub(1) < NEAR_BITS - before
+    }
+
+    /// The bits at the front of `word`, at their place.
+    #[inline]
+    fn place(self, word: u64) -> u64 {
+        word >> self.leading & self.mask
+    }
+
+    /// Reads the XOR that `bits` stand before.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "five and six bits")]
+    fn read(&mut self, bits: &mut BitReader<'_>) -> Result<u64, Broken> {
+        let word = bits.near();
+        if word >> 63 == 0 {
+            bits.skip(1);
+            return Ok(0);
+        }
+        if word >> 62 == 0b10 && self.is_near(2) {
+            bits.skip(2 + self.width);
+            return Ok(self.place(word << 2));
+        }
+        if word >> 62 == 0b10 {
+            bits.skip(2);
+            if self.width == 0 {
+                return Err(bits.broken("xor window is used before it is set"));
+            }
+        } else {
+            let leading = (word >> 57) as u32 & 31;
+            let width = (((word >> 51) as u32).wrapping_sub(1) & 63) + 1; // 0 in six bits is 64
+            if leading + width > 64 {
+                return Err(bits.broken("xor window is wider than a float"));
+            }
+            bits.skip(13);
+            *self = Self::new(leading, width);
+        }
+        let xor = self.place(bits.peek());
+        bits.skip(self.width);
+        Ok(xor)
     }
 }
 
-/// The difference of differences at the front of `word`, and how many bits it takes. The short forms share one path
-/// without branches.
+/// The difference of differences that `bits` stand before; `word` begins with the next 64 bits, the first of them set.
 #[inline]
-#[allow(clippy::cast_possible_truncation, reason = "the upper half is meant")]
-fn read_step(word: u128) -> (i64, u32) {
-    const BITS: [u32; 4] = [1, 14, 17, 20];
-    let head = (word >> 64) as u64;
-    let ones = head.leading_ones();
-    let Some(&bits) = BITS.get(ones as usize) else {
-        return (((word << 4 >> 64) as u64).cast_signed(), 68);
+fn read_step(word: u64, bits: &mut BitReader<'_>) -> i64 {
+    if word >> 62 == 0b10 {
+        bits.skip(16);
+        return signed(word << 2 >> 50, 14);
+    }
+    let (start, width) = match word.leading_ones() {
+        2 => (3, 17),
+        3 => (4, 20),
+        _ => (4, 64),
     };
-    // Without a one the single bit is the code itself, a zero; else the number follows the ones and a zero.
-    let start = ones + u32::from(ones > 0);
-    (signed((head << start) >> (64 - bits), bits), start + bits)
+    bits.skip(start);
+    signed(bits.read(width), width)
 }
 
 #[cfg(test)]
