@@ -106,7 +106,25 @@ impl Labels {
     /// These labels without those named.
     #[must_use]
     pub fn without(&self, drop: impl Fn(&str) -> bool) -> Self {
-        Self::from_sorted(self.iter().filter(|(name, _)| !drop(name)).collect::<Vec<_>>().into_iter())
+        let size = self.pieces().filter(|(name, _)| !drop(name)).map(|(_, piece)| piece.len()).sum();
+        if size == self.0.len() {
+            return self.clone();
+        }
+        let mut bytes = Vec::with_capacity(size);
+        self.pieces().filter(|(name, _)| !drop(name)).for_each(|(_, piece)| bytes.extend_from_slice(piece));
+        Self(bytes.into_boxed_slice())
+    }
+
+    /// Each name with the bytes of its pair.
+    fn pieces(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let before = rest;
+            let mut iter = LabelsIter(before);
+            let (name, _) = iter.next()?;
+            rest = iter.0;
+            Some((name, &before[..before.len() - rest.len()]))
+        })
     }
 
     /// These labels without the metric's name.

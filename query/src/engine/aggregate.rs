@@ -18,7 +18,7 @@ use crate::parse::ast::AggregateOp;
 use crate::plan::Aggregate;
 
 use super::eval::Evaluator;
-use super::row::{Bits, Column, Row, Steps};
+use super::row::{Bits, Column, Numbers, Row, Steps};
 
 /// Labels of the group a series belongs to. `grouping` is sorted.
 pub(super) fn group_labels(labels: &Labels, aggregate: &Aggregate) -> Labels {
@@ -104,11 +104,11 @@ struct Group {
     /// Steps a float came for, where histograms count too.
     floats: Bits,
     /// The answer in the making: sum, extreme, sum of squared differences …
-    value: Vec<f64>,
+    value: Numbers,
     /// What rounding lost; of variances, the mean.
-    second: Vec<f64>,
-    /// How many samples came; empty where nobody asks.
-    count: Vec<f64>,
+    second: Numbers,
+    /// How many samples came; without meaning where nobody asks.
+    count: Numbers,
     /// Steps at which the mean moves because the sum would overflow.
     moving: Bits,
     histograms: Option<Box<GroupHistograms>>,
@@ -132,13 +132,22 @@ impl<'a> Groups<'a> {
         Self { aggregate, steps, list: Vec::new(), index: HashMap::new(), key: Vec::new(), held: 0 }
     }
 
-    /// Takes over what another thread has gathered from the series after these.
+    /// Takes over what was gathered from the series after these.
     pub(super) fn merge(&mut self, other: Self) {
         self.held += other.held;
         for group in other.list {
-            let (at, _) = self.of(&group.labels);
-            self.list[at].merge(self.aggregate.op, group);
+            group_key(&group.labels, self.aggregate, &mut self.key);
+            match self.index.get(self.key.as_slice()) {
+                Some(at) => self.list[*at].merge(self.aggregate.op, group),
+                None => self.add(group),
+            }
         }
+    }
+
+    /// Adds a group whose key was just made.
+    fn add(&mut self, group: Group) {
+        self.index.insert(self.key.as_slice().into(), self.list.len());
+        self.list.push(group);
     }
 
     /// The group of a series; the flag: it is new.
@@ -149,14 +158,13 @@ impl<'a> Groups<'a> {
         }
         let count = self.steps.count;
         let op = self.aggregate.op;
-        let wants = |yes: bool| if yes { vec![0.0; count] } else { Vec::new() };
-        self.index.insert(self.key.clone().into_boxed_slice(), self.list.len());
-        self.list.push(Group {
+        let wants = |yes: bool| Numbers::new(if yes { count } else { 0 });
+        self.add(Group {
             labels: group_labels(labels, self.aggregate),
             drop_name: false,
             seen: Bits::new(count),
             floats: Bits::new(count),
-            value: vec![0.0; count],
+            value: Numbers::new(count),
             second: wants(matches!(
                 op,
                 AggregateOp::Sum | AggregateOp::Avg | AggregateOp::Stddev | AggregateOp::Stdvar

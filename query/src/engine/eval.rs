@@ -394,7 +394,7 @@ pub(super) fn is_metadata(label: &str) -> bool {
 
 /// Labels without [`is_metadata`].
 pub(super) fn without_metadata(labels: &Labels) -> Labels {
-    if labels.iter().any(|(name, _)| is_metadata(name)) { labels.without(is_metadata) } else { labels.clone() }
+    labels.without(is_metadata)
 }
 
 /// A number at all steps.

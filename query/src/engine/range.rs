@@ -74,6 +74,38 @@ fn advance(times: &[Millis], window: &mut (usize, usize), start: Millis, end: Mi
     }
 }
 
+/// The steps whose windows, the first of which ends at `begin`, reach a sample; none when there is no sample. A series
+/// that lived for an hour costs the steps of that hour and not those of the week asked for.
+fn steps_reached(times: &[Millis], begin: Millis, each: i64, range_ms: i64, count: usize) -> std::ops::Range<usize> {
+    let (Some(oldest), Some(newest)) = (times.first(), times.last()) else { return 0..0 };
+    if each <= 0 {
+        return 0..count;
+    }
+    let [begin, each] = [begin, each].map(i128::from);
+    let step = |n: i128| usize::try_from(n.max(0)).unwrap_or(usize::MAX).min(count);
+    // The end of a window lies in it, its start does not.
+    let first = (i128::from(*oldest) - begin + each - 1).div_euclid(each);
+    let last = (i128::from(*newest) + i128::from(range_ms) - 1 - begin).div_euclid(each);
+    let first = step(first);
+    first..step(last + 1).max(first)
+}
+
+/// The first place at or after `from` whose time is above `time`. Most scrapes come on time: `stride`, how far the last
+/// search went, is tried first.
+#[inline]
+fn first_after(times: &[Millis], from: usize, time: Millis, stride: &mut usize) -> usize {
+    let guess = from + *stride;
+    if guess > from
+        && times.get(guess - 1).is_some_and(|at| *at <= time)
+        && times.get(guess).is_some_and(|at| *at > time)
+    {
+        return guess;
+    }
+    let found = from + times[from..].iter().take_while(|at| **at <= time).count();
+    *stride = found - from;
+    found
+}
+
 /// The range argument of a function, seen alike for selectors and subqueries.
 struct Ranged<'a> {
     node: &'a Node,
@@ -133,7 +165,8 @@ impl Evaluator<'_> {
             Some(Node::Subquery(_)) => Span::default(),
             first => first.map_or(call.span, Node::span),
         };
-        let is_unique = !function.drops_name || self.names_stay_unique(ranged.node);
+        // Before an aggregation is shared out, its rows were found to stay different.
+        let is_unique = !function.drops_name || self.shard.is_some() || self.names_stay_unique(ranged.node);
         let slide = Slide::of(function.name).filter(|_| ranged.extension == Extension::None);
         let applied = Applied { kernel, function, ranged, params, span, steps, slide };
         if is_unique {
@@ -184,9 +217,9 @@ impl Evaluator<'_> {
         if let Some(slide) = applied.slide
             && columns.histogram_times.is_empty()
             && columns.starts.is_empty()
-            && self.place_windows(&applied.ranged, &columns.times, steps, &mut reused.scratch)?
+            && let Some(first) = self.place_windows(&applied.ranged, &columns.times, steps, &mut reused.scratch)?
         {
-            slide.run(&columns.times, &columns.values, &mut reused.scratch, |step, value| out.put(step, value));
+            slide.run(&columns.times, &columns.values, &mut reused.scratch, |step, value| out.put(first + step, value));
             return Ok(());
         }
         let params = &mut reused.params;
@@ -206,35 +239,40 @@ impl Evaluator<'_> {
         Ok(())
     }
 
-    /// Finds the windows of all steps. `Ok(false)`: their times are too far out to be counted on.
+    /// Finds the windows of all steps that may have samples, and says which is the first of them. `None`: their times are
+    /// too far out to be counted on.
     fn place_windows(
         &self,
         ranged: &Ranged<'_>,
         times: &[Millis],
         steps: Steps,
         scratch: &mut Scratch,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<usize>, Error> {
         let places = &mut scratch.places;
         places.clear();
-        let mut end = ranged.data_time(steps.start);
-        let each = if steps.count > 1 { ranged.data_time(steps.at(1)).saturating_sub(end) } else { 0 };
-        let last = i64::try_from(steps.count - 1).ok().and_then(|n| n.checked_mul(each)?.checked_add(end));
-        if last != Some(ranged.data_time(steps.last())) || end.checked_sub(ranged.range_ms).is_none() {
-            return Ok(false);
+        let begin = ranged.data_time(steps.start);
+        let each = if steps.count > 1 { ranged.data_time(steps.at(1)).saturating_sub(begin) } else { 0 };
+        let last = i64::try_from(steps.count - 1).ok().and_then(|n| n.checked_mul(each)?.checked_add(begin));
+        if last != Some(ranged.data_time(steps.last())) || begin.checked_sub(ranged.range_ms).is_none() {
+            return Ok(None);
         }
+        let reached = steps_reached(times, begin, each, ranged.range_ms, steps.count);
+        let Some(mut end) = i64::try_from(reached.start).ok().map(|n| begin + n * each) else { return Ok(None) };
         // The first window may lie far from the first sample: a chunk is read whole.
         let first = times.partition_point(|at| *at <= end - ranged.range_ms);
         let (mut window, mut looked_at) = ((first, first), 0);
-        for _ in 0..steps.count {
+        let mut strides = (0, 0);
+        for _ in reached.clone() {
             let start = end - ranged.range_ms;
-            advance(times, &mut window, start, end);
+            window.1 = first_after(times, window.1, end, &mut strides.1);
+            window.0 = first_after(times, window.0, start, &mut strides.0).min(window.1);
             looked_at += window.1 - window.0;
             places.push(Place { from: window.0, to: window.1, start, end });
             end = end.wrapping_add(each);
         }
         self.look_at(looked_at as u64);
-        self.tick((looked_at / 8 + steps.count) as u64)?;
-        Ok(true)
+        self.tick((looked_at / 8 + reached.len() + steps.count / 64) as u64)?;
+        Ok(Some(reached.start))
     }
 
     /// Calls `f` for each step whose window has samples.
@@ -404,4 +442,49 @@ pub(super) fn to_series(rows: Vec<Row>, steps: Steps) -> Vec<RangeSeries> {
             labels: row.labels,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_step_that_has_samples_is_left_out(
+            times in proptest::collection::btree_set(-500_i64..500, 0..6),
+            begin in -600_i64..600,
+            each in 0_i64..70,
+            range_ms in 1_i64..90,
+            count in 1_usize..40,
+        ) {
+            let times: Vec<i64> = times.into_iter().collect();
+            let reached = steps_reached(&times, begin, each, range_ms, count);
+            prop_assert!(reached.start <= reached.end && reached.end <= count);
+            for step in 0..count {
+                let end = begin + step as i64 * each;
+                let has = times.iter().any(|at| *at > end - range_ms && *at <= end);
+                prop_assert!(!has || reached.contains(&step), "step {step} is not in {reached:?}");
+            }
+            let (Some(oldest), Some(newest)) = (times.first(), times.last()) else { return Ok(()) };
+            if each > 0 && !reached.is_empty() {
+                let end = |step: usize| begin + step as i64 * each;
+                prop_assert!(end(reached.start) >= *oldest && end(reached.end - 1) - range_ms < *newest);
+            }
+        }
+
+        #[test]
+        fn strides_find_what_a_search_finds(
+            gaps in proptest::collection::vec(1_i64..40, 0..60),
+            step in 1_i64..90,
+        ) {
+            let mut at = 0;
+            let times: Vec<i64> = gaps.into_iter().map(|gap| { at += gap; at }).collect();
+            let (mut from, mut stride) = (0, 0);
+            for n in 0..40 {
+                from = first_after(&times, from, n * step, &mut stride);
+                prop_assert_eq!(from, times.partition_point(|t| *t <= n * step));
+            }
+        }
+    }
 }

@@ -46,65 +46,82 @@ impl Steps {
     }
 }
 
-/// A set of steps.
+/// A set of steps. The first 64 lie in place: an instant query has a hundred thousand sets of one step.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Bits(Vec<u64>);
+pub(super) struct Bits {
+    first: u64,
+    more: Vec<u64>,
+}
 
 impl Bits {
     /// Makes it empty, with room for `count` steps.
     pub(super) fn reset(&mut self, count: usize) {
-        self.0.clear();
-        self.0.resize(count.div_ceil(64), 0);
+        self.first = 0;
+        self.more.clear();
+        self.more.resize(count.div_ceil(64).saturating_sub(1), 0);
     }
 
     pub(super) fn new(count: usize) -> Self {
-        Self(vec![0; count.div_ceil(64)])
+        Self { first: 0, more: vec![0; count.div_ceil(64).saturating_sub(1)] }
     }
 
     #[inline]
     pub(super) fn has(&self, step: usize) -> bool {
-        self.0[step >> 6] >> (step & 63) & 1 == 1
+        self.word(step >> 6) >> (step & 63) & 1 == 1
     }
 
     #[inline]
     pub(super) fn set(&mut self, step: usize) {
-        self.0[step >> 6] |= 1 << (step & 63);
+        let word = match step >> 6 {
+            0 => &mut self.first,
+            at => &mut self.more[at - 1],
+        };
+        *word |= 1 << (step & 63);
     }
 
     /// 64 steps, the first in the lowest bit.
     #[inline]
     pub(super) fn word(&self, at: usize) -> u64 {
-        self.0[at]
+        if at == 0 { self.first } else { self.more[at - 1] }
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> + '_ {
+        std::iter::once(self.first).chain(self.more.iter().copied())
+    }
+
+    fn change(&mut self, other: &Self, change: impl Fn(&mut u64, u64)) {
+        change(&mut self.first, other.first);
+        self.more.iter_mut().zip(&other.more).for_each(|(a, b)| change(a, *b));
     }
 
     pub(super) fn count(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
+        self.words().map(|word| word.count_ones() as usize).sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
+        self.words().all(|word| word == 0)
     }
 
     pub(super) fn join(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+        self.change(other, |a, b| *a |= b);
     }
 
     pub(super) fn keep(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a &= b);
+        self.change(other, |a, b| *a &= b);
     }
 
     pub(super) fn remove(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a &= !b);
+        self.change(other, |a, b| *a &= !b);
     }
 
     pub(super) fn meets(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+        self.words().zip(other.words()).any(|(a, b)| a & b != 0)
     }
 
     /// The steps inside, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().enumerate().flat_map(|(i, word)| {
-            let mut left = *word;
+        self.words().enumerate().flat_map(|(i, word)| {
+            let mut left = word;
             std::iter::from_fn(move || {
                 if left == 0 {
                     return None;
@@ -114,6 +131,36 @@ impl Bits {
                 Some((i << 6) + bit)
             })
         })
+    }
+}
+
+/// A number for each step. That of a single step lies in place, as with [`Bits`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Numbers {
+    one: [f64; 1],
+    more: Vec<f64>,
+}
+
+impl Numbers {
+    /// Zeros.
+    pub(super) fn new(count: usize) -> Self {
+        Self { one: [0.0], more: if count > 1 { vec![0.0; count] } else { Vec::new() } }
+    }
+}
+
+impl std::ops::Deref for Numbers {
+    type Target = [f64];
+
+    #[inline]
+    fn deref(&self) -> &[f64] {
+        if self.more.is_empty() { &self.one } else { &self.more }
+    }
+}
+
+impl std::ops::DerefMut for Numbers {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [f64] {
+        if self.more.is_empty() { &mut self.one } else { &mut self.more }
     }
 }
 

@@ -1,10 +1,21 @@
-//! Aggregations on several threads: each gathers the groups of its share of the series, then they are joined in order.
+//! Aggregations on several threads: the series are cut into batches, and whichever thread is free takes the next.
+//!
+//! Why batches and not a share for each thread: series differ in length and cores in what else they do, so the threads
+//! of equal shares wait for the slowest. A thread that comes late finds less to do, and one that never gets a core holds
+//! nobody up: the thread that asked works too, and takes what is left.
+//!
+//! Groups of batches are joined in the order of the series, whoever gathered them, so that the same query rounds the
+//! same way each time. Threads are made for the aggregation and not kept: that costs some 30 µs each, and no batch of
+//! one query then waits behind those of another.
 //!
 //! Only where every series is by itself up to the aggregation: one selector, functions and operators that take rows one
-//! by one. Sums are then rounded in another place than on one thread, in the last bits; that is why one thread is the
+//! by one. Sums are then rounded in another place than without batches, in the last bits; that is why one thread is the
 //! default. Histograms are left to one thread.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 use crate::functions::{Kernel, Notes, lookup};
@@ -16,8 +27,44 @@ use super::call::is_row_by_row;
 use super::eval::{Evaluator, Parts};
 use super::row::Steps;
 
-/// Fewest series that are worth a thread.
-pub(super) const SERIES_PER_THREAD: usize = 256;
+/// Most series of a batch: enough that joining its groups is little beside making them.
+const BATCH_SERIES_MAX: usize = 1024;
+/// Fewest, however many steps there are.
+const BATCH_SERIES_MIN: usize = 64;
+/// Values of a batch: a millisecond's work.
+const BATCH_VALUES: usize = 1 << 17;
+
+/// Series of a batch; as many or fewer are not worth a second thread.
+pub(super) fn batch_series(steps: Steps) -> usize {
+    (BATCH_VALUES / steps.count.max(1)).clamp(BATCH_SERIES_MIN, BATCH_SERIES_MAX)
+}
+
+/// One aggregation that several threads work off.
+struct Work<'w, 'p> {
+    parts: Parts<'w>,
+    aggregate: &'p Aggregate,
+    selector: &'w Selector,
+    steps: Steps,
+    /// Series of the selector, and of a batch.
+    series: usize,
+    batch: usize,
+    /// The next batch nobody has taken.
+    next: AtomicUsize,
+    joined: Mutex<Joined<'p>>,
+}
+
+/// What the batches came to.
+#[derive(Default)]
+struct Joined<'p> {
+    /// Groups of the batches before `next`.
+    groups: Option<Groups<'p>>,
+    notes: Notes,
+    next: usize,
+    /// Those of later ones.
+    later: BTreeMap<usize, (Groups<'p>, Notes)>,
+    /// Why no more is to be done: an error, or none where histograms came.
+    stopped: Option<Option<Error>>,
+}
 
 impl Evaluator<'_> {
     /// Gathers the groups on several threads; `None`: one thread is to do it.
@@ -27,61 +74,88 @@ impl Evaluator<'_> {
         }
         let Some(selector) = only_selector(&aggregate.inner) else { return Ok(None) };
         let series = self.selections[selector.select].series.len();
-        let threads = self.budget.parallelism.min(series / SERIES_PER_THREAD);
+        let batch = batch_series(steps);
+        let threads = self.budget.parallelism.min(series.div_ceil(batch));
         if threads < 2 || !self.names_stay_unique(&aggregate.inner) {
             return Ok(None);
         }
-        let parts = self.parts;
-        let gathered = std::thread::scope(|scope| {
-            let shards = (0..threads).map(|i| share(series, threads, i));
-            let running: Vec<_> =
-                shards.map(|shard| scope.spawn(move || gather(parts, aggregate, (selector, shard), steps))).collect();
-            running.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+        let (next, joined) = (AtomicUsize::new(0), Mutex::default());
+        let work = Work { parts: self.parts, aggregate, selector, steps, series, batch, next, joined };
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(|| work.work_off())));
+            work.work_off();
         });
-        let mut all: Option<Groups<'p>> = None;
-        let mut refused = false;
-        let mut said = Vec::new();
-        for one in gathered {
-            let (groups, notes) = match one {
-                Ok(done) => done?,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            said.push(notes);
-            match (&mut all, groups) {
-                (_, None) => refused = true,
-                (Some(all), Some(groups)) => all.merge(groups),
-                (none, groups) => *none = groups,
-            }
-        }
-        match all {
-            Some(all) if refused => {
-                self.release(all.held);
+        let done = work.joined.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match done.stopped {
+            Some(Some(error)) => Err(error),
+            Some(None) => {
+                let gathered = done.groups.into_iter().chain(done.later.into_values().map(|(groups, _)| groups));
+                gathered.for_each(|groups| self.release(groups.held));
                 Ok(None)
             }
-            all => {
-                said.into_iter().for_each(|notes| self.notes.borrow_mut().merge(notes));
-                Ok(all)
+            None => {
+                self.notes.borrow_mut().merge(done.notes);
+                Ok(done.groups)
             }
         }
     }
 }
 
-/// Gathers the groups of one share of the series. Without groups where there are histograms.
-fn gather<'p>(
-    parts: Parts<'_>,
-    aggregate: &'p Aggregate,
-    shard: (&Selector, Range<usize>),
-    steps: Steps,
-) -> Result<(Option<Groups<'p>>, Notes), Error> {
-    let mut evaluator = Evaluator::new(parts);
-    evaluator.shard = Some(shard);
-    let groups = evaluator.groups(aggregate, steps, false)?;
-    Ok((groups, evaluator.notes.into_inner()))
+impl<'p> Work<'_, 'p> {
+    /// Takes batches until there is none left, or no use in going on.
+    fn work_off(&self) {
+        loop {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            let start = at.saturating_mul(self.batch);
+            if start >= self.series {
+                return;
+            }
+            let end = self.series.min(start + self.batch);
+            let gathered = self.gather(start..end);
+            let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+            match gathered {
+                Ok((Some(groups), notes)) => joined.add(at, groups, notes),
+                Ok((None, _)) => joined.stop(None),
+                Err(error) => joined.stop(Some(error)),
+            }
+            if joined.stopped.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The groups of some of the series; none where there are histograms.
+    fn gather(&self, series: Range<usize>) -> Result<(Option<Groups<'p>>, Notes), Error> {
+        let mut evaluator = Evaluator::new(self.parts);
+        evaluator.shard = Some((self.selector, series));
+        let groups = evaluator.groups(self.aggregate, self.steps, false)?;
+        Ok((groups, evaluator.notes.into_inner()))
+    }
 }
 
-/// The share of thread `i` of `n`.
-fn share(series: usize, n: usize, i: usize) -> Range<usize> {
-    series * i / n..series * (i + 1) / n
+impl<'p> Joined<'p> {
+    /// Adds the groups of a batch, once those of all before it are there.
+    fn add(&mut self, at: usize, groups: Groups<'p>, notes: Notes) {
+        self.later.insert(at, (groups, notes));
+        while let Some((groups, notes)) = self.later.remove(&self.next) {
+            self.next += 1;
+            self.notes.merge(notes);
+            match &mut self.groups {
+                Some(all) => all.merge(groups),
+                none => *none = Some(groups),
+            }
+        }
+    }
+
+    /// The first reason counts; an error counts more than histograms.
+    fn stop(&mut self, why: Option<Error>) {
+        match &self.stopped {
+            Some(Some(_)) => {}
+            _ if why.is_some() => self.stopped = Some(why),
+            None => self.stopped = Some(None),
+            Some(None) => {}
+        }
+    }
 }
 
 /// The selector whose series are worked off one by one; `None`: there is another way in, or more than one.

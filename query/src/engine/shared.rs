@@ -12,7 +12,7 @@ use crate::plan::Shared;
 
 use super::eval::{Evaluator, weight};
 use super::row::{Row, Steps};
-use super::shards::{SERIES_PER_THREAD, only_selector};
+use super::shards::{batch_series, only_selector};
 
 /// Most samples of a streamable expression that are kept, and the part of the budget they may be.
 const KEPT_SAMPLES_MAX: u64 = 4 << 20;
@@ -37,7 +37,7 @@ impl Evaluator<'_> {
         }
         let Some(selector) = only_selector(&shared.inner) else { return true };
         let series = self.selections[selector.select].series.len();
-        if self.budget.parallelism > 1 && series >= 2 * SERIES_PER_THREAD {
+        if self.budget.parallelism > 1 && series > batch_series(steps) {
             return false;
         }
         let samples = (series as u64).saturating_mul(steps.count as u64);

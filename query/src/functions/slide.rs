@@ -14,6 +14,8 @@ use super::sum::{Mean, sum};
 
 /// Windows summed side by side.
 const LANES: usize = 4;
+/// Windows whose differences are stretched side by side.
+const RATE_LANES: usize = 8;
 
 /// A function that has a way over all windows.
 #[derive(Clone, Copy)]
@@ -38,7 +40,7 @@ pub(crate) struct Place {
 /// Memory used from series to series.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// Windows of the steps.
+    /// Windows of the steps that may have samples, which follow each other.
     pub(crate) places: Vec<Place>,
     /// Samples lower than the one before; or the queue of samples that may become the least.
     marks: Vec<usize>,
@@ -89,22 +91,33 @@ fn rates(times: &[Millis], values: &[f64], mode: Mode, scratch: &mut Scratch, mu
     let from = scratch.places.first().map_or(0, |place| place.from);
     let to = scratch.places.last().map_or(0, |place| place.to);
     if mode.counter {
-        let pairs = values[from..to].windows(2).zip(from..);
-        falls.extend(pairs.filter(|(pair, _)| pair[1] < pair[0]).map(|(_, i)| i));
+        find_falls(&values[from..to], from, falls);
     }
     let mut first_fall = 0;
-    for (step, place) in scratch.places.iter().enumerate() {
-        if place.to - place.from < 2 {
-            continue;
-        }
-        let (first, last) = (values[place.from], values[place.to - 1]);
-        let mut difference = last - first;
+    let mut difference = |place: &Place| {
+        let mut difference = values[place.to - 1] - values[place.from];
         while falls.get(first_fall).is_some_and(|fall| *fall < place.from) {
             first_fall += 1;
         }
         for fall in falls[first_fall..].iter().take_while(|fall| **fall + 1 < place.to) {
             difference += values[*fall];
         }
+        difference
+    };
+    let is_enough = |place: &Place| place.to - place.from >= 2;
+    let (blocks, rest) = scratch.places.as_chunks::<RATE_LANES>();
+    for (block, places) in blocks.iter().enumerate().filter(|(_, places)| places.iter().any(is_enough)) {
+        let mut lanes = RateLanes::default();
+        for (lane, place) in places.iter().enumerate().filter(|(_, place)| is_enough(place)) {
+            lanes.set(lane, place, times, (values[place.from], difference(place)));
+        }
+        let out = lanes.stretched(mode);
+        for (lane, _) in places.iter().enumerate().filter(|(_, place)| is_enough(place)) {
+            put(block * RATE_LANES + lane, out[lane]);
+        }
+    }
+    for (lane, place) in rest.iter().enumerate().filter(|(_, place)| is_enough(place)) {
+        let (first, difference) = (values[place.from], difference(place));
         let stretch = Stretch {
             first: times[place.from],
             last: times[place.to - 1],
@@ -113,7 +126,70 @@ fn rates(times: &[Millis], values: &[f64], mode: Mode, scratch: &mut Scratch, mu
             range: (place.start, place.end),
         };
         let zero = (mode.counter && difference > 0.0 && first >= 0.0).then_some((first, difference));
-        put(step, difference * stretch.factor(mode, zero));
+        put(blocks.len() * RATE_LANES + lane, difference * stretch.factor(mode, zero));
+    }
+}
+
+/// Places of the samples that are followed by a lesser one. Restarts are rare: most runs are only looked over, several
+/// pairs at a time.
+fn find_falls(values: &[f64], offset: usize, falls: &mut Vec<usize>) {
+    const RUN: usize = 32;
+    for (run, befores) in values.chunks(RUN).enumerate() {
+        let at = run * RUN;
+        let pairs = befores.iter().zip(&values[(at + 1).min(values.len())..]);
+        if pairs.clone().filter(|(before, now)| now < before).count() > 0 {
+            falls.extend(pairs.zip(at + offset..).filter(|((before, now), _)| now < before).map(|(_, i)| i));
+        }
+    }
+}
+
+/// What [`Stretch::factor`] works on, of several windows: a division takes a processor as long for two as for one.
+#[derive(Default)]
+struct RateLanes {
+    first: [f64; RATE_LANES],
+    difference: [f64; RATE_LANES],
+    gaps: [f64; RATE_LANES],
+    sampled_ms: [f64; RATE_LANES],
+    before_ms: [f64; RATE_LANES],
+    after_ms: [f64; RATE_LANES],
+    range_ms: [f64; RATE_LANES],
+}
+
+impl RateLanes {
+    /// A window of at least two samples; `values`: its first one, and the difference.
+    #[inline]
+    fn set(&mut self, lane: usize, place: &Place, times: &[Millis], values: (f64, f64)) {
+        let (first_at, last_at) = (times[place.from], times[place.to - 1]);
+        (self.first[lane], self.difference[lane]) = values;
+        self.gaps[lane] = (place.to - place.from - 1) as f64;
+        self.sampled_ms[lane] = (last_at - first_at) as f64;
+        self.before_ms[lane] = (first_at - place.start) as f64;
+        self.after_ms[lane] = (place.end - last_at) as f64;
+        self.range_ms[lane] = (place.end - place.start) as f64;
+    }
+
+    /// The differences, stretched: in each lane what [`Stretch::factor`] would say, where a window has two samples
+    /// and knows no start.
+    #[inline]
+    fn stretched(&self, mode: Mode) -> [f64; RATE_LANES] {
+        let mut out = [0.0; RATE_LANES];
+        for (i, out) in out.iter_mut().enumerate() {
+            let (first, difference) = (self.first[i], self.difference[i]);
+            let sampled = self.sampled_ms[i] / 1000.0;
+            let gap = sampled / self.gaps[i];
+            let near = gap * 1.1;
+            let (before, after) = (self.before_ms[i] / 1000.0, self.after_ms[i] / 1000.0);
+            let before = if before >= near { gap / 2.0 } else { before };
+            let after = if after >= near { gap / 2.0 } else { after };
+            let to_zero = sampled * (first / difference);
+            let may_be_zero = mode.counter & (difference > 0.0) & (first >= 0.0);
+            let before = if may_be_zero & (to_zero < before) { to_zero } else { before };
+            let stretched = (sampled + before + after) / sampled;
+            let factor = if sampled == 0.0 { 1.0 } else { stretched };
+            let factor = if mode.per_second { factor / (self.range_ms[i] / 1000.0) } else { factor };
+            *out = difference * factor;
+        }
+        out
     }
 }
 
