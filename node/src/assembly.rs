@@ -26,7 +26,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
-use crate::blocks::Snapshots;
+use crate::blocks::cutter::{self, CutCounts};
+use crate::blocks::{Flusher, Snapshots};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
 use crate::http::{self, App, HttpMetrics};
@@ -73,6 +74,8 @@ const META_STOP_WITHIN: Duration = Duration::from_secs(20);
 const FOLLOWER_EVERY: Duration = Duration::from_secs(5);
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
+/// How often the cutter looks when nothing changes: what failed is tried again.
+const CUTTER_EVERY: Duration = Duration::from_secs(5);
 /// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
 const LOG_BUDGET_BYTES: usize = 256 << 20;
 
@@ -88,6 +91,7 @@ pub struct Node {
     config: Config,
     servers: JoinSet<Result<(), StartError>>,
     supervisor: Option<Supervisor>,
+    blocks: Option<Supervisor>,
     partitions_stop: CancellationToken,
     keeper: keeper::Config,
     log: Arc<NodeLog>,
@@ -101,6 +105,7 @@ struct Paths {
     reader: Reader,
     writer: Writer,
     snapshots: Snapshots,
+    flusher: Flusher,
 }
 
 impl Node {
@@ -149,15 +154,13 @@ impl Node {
         let peers = Peers::local_only(meta.node_id(), Arc::new(local));
         let snapshots =
             Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), meta.clone(), peers.clone(), clock.clone())?;
+        let written = WriteMetrics::new(&metrics);
+        let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
+        start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
         let paths = Paths {
             snapshots,
-            writer: Writer::new(
-                write_options(&config),
-                meta.clone(),
-                peers.clone(),
-                clock.clone(),
-                WriteMetrics::new(&metrics),
-            ),
+            flusher: Flusher::new(meta.clone(), peers.clone()),
+            writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
             reader: Reader::new(read_options(&config), meta.clone(), peers, ReadMetrics::new(&metrics)),
         };
         collect_queries(&metrics, &paths.reader);
@@ -172,6 +175,7 @@ impl Node {
             config,
             servers,
             supervisor: Some(supervisor),
+            blocks: Some(blocks),
             partitions_stop,
             keeper,
             log,
@@ -203,6 +207,10 @@ impl Node {
         tracing::info!("stopping: requests in flight finish, the log is flushed");
         while let Some(ended) = self.servers.join_next().await {
             failure = failure.or(ended_early(ended));
+        }
+        // A cut that is not committed is begun again at the next start.
+        if let Some(blocks) = self.blocks.take() {
+            blocks.join(self.config.shutdown_timeout).await;
         }
         self.partitions_stop.cancel();
         if let Some(supervisor) = self.supervisor.take() {
@@ -293,9 +301,9 @@ async fn recover(
     health: &Health,
 ) -> Result<(Arc<Vec<Heads>>, Arc<NodeLog>), StartError> {
     let symbols = Arc::new(Symbols::default());
+    let options = HeadOptions { window_ms: millis(config.blocks.window) };
     let count = meta.ring().partition_count();
-    let heads: Arc<Vec<Heads>> =
-        Arc::new((0..count).map(|_| Heads::new(symbols.clone(), HeadOptions::default())).collect());
+    let heads: Arc<Vec<Heads>> = Arc::new((0..count).map(|_| Heads::new(symbols.clone(), options)).collect());
     let (path, for_log, health) = (dir.log(), heads.clone(), health.clone());
     let options = log::Options {
         segment_bytes: config.log.segment_bytes_max,
@@ -403,6 +411,41 @@ fn follower_of(
         held,
         stop: stop.clone(),
     }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// From heads to blocks.
+fn start_blocks(
+    config: &Config,
+    dir: &DataDir,
+    (meta, peers, store): (&Meta, &Peers, &Store),
+    (clock, stop): (&Clock, &CancellationToken),
+    metrics: &Metrics,
+    supervisor: &mut Supervisor,
+) {
+    let counts = Arc::new(CutCounts::default());
+    let (readings, now) = (counts.clone(), clock.clone());
+    metrics.collect(move || readings.readings(now.now()));
+    let work = match config.blocks.work_dir.as_str() {
+        "" => dir.blocks_work(),
+        chosen => chosen.into(),
+    };
+    supervisor.spawn(cutter::child(cutter::Config {
+        meta: meta.clone(),
+        peers: peers.clone(),
+        store: store.clone(),
+        disk: Arc::new(RealDisk),
+        work,
+        window_ms: millis(config.blocks.window),
+        clock: clock.clone(),
+        every: CUTTER_EVERY,
+        again_after_ms: 5_000,
+        counts,
+        stop: stop.clone(),
+    }));
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
@@ -530,6 +573,7 @@ fn app(config: &Config, paths: Paths, status: Status, metrics: HttpMetrics, cloc
         push: Arc::new(paths.writer),
         tenants: Arc::new(status.meta.clone()),
         snapshots: Arc::new(paths.snapshots),
+        flush: Arc::new(paths.flusher),
         node: Arc::new(status),
         metrics,
         clock: clock.clone(),

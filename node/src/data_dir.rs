@@ -96,6 +96,12 @@ impl DataDir {
         self.root.join("blocks")
     }
 
+    /// Where blocks are built when no other place was chosen for that; emptied at every start.
+    #[must_use]
+    pub fn blocks_work(&self) -> PathBuf {
+        self.root.join("blocks-work")
+    }
+
     /// Where the metadata group lies.
     #[must_use]
     pub fn meta(&self) -> PathBuf {

@@ -3,10 +3,18 @@
 //! Why: the heads and the log are our own formats and belong to a running node; a block needs neither. It can be
 //! copied, kept, checked and read without Engram.
 //!
-//! Map: [`snapshot`] all of a tenant at one moment → verified blocks below the data directory.
+//! Map: [`sealer`] when a window has ended, [`flush`] because somebody says so · [`cutter`] seals → blocks: [`build`] what
+//! replicas set aside → a verified directory, [`uploader`] → objects and what is agreed of them · [`snapshot`] all of a
+//! tenant at one moment → verified blocks below the data directory.
 //!
 //! Samples come through the port of replicas, as queries have them: this room knows no head and no log.
 
+pub mod build;
+pub mod cutter;
+pub mod flush;
+pub mod sealer;
 pub mod snapshot;
+pub mod uploader;
 
+pub use flush::{Flusher, SealedWindow};
 pub use snapshot::{Snapshots, Taken};

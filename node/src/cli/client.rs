@@ -6,7 +6,7 @@ use super::show;
 
 /// Longest an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(150);
-/// Longest a snapshot may take: it writes all a tenant has.
+/// Longest a snapshot or a flush may take: it writes all a tenant has.
 const SNAPSHOT_WITHIN: Duration = Duration::from_secs(6 * 3600);
 
 /// Which node, whose data, how to print.
@@ -48,6 +48,8 @@ pub enum Shape {
     Tenant,
     /// A snapshot.
     Snapshot,
+    /// A flush.
+    Flush,
 }
 
 /// One question.
@@ -86,6 +88,13 @@ impl Ask {
     #[must_use]
     pub fn snapshot(target: &Target) -> Self {
         Self::of(target, "/api/v1/admin/tsdb/snapshot", Verb::Form(Vec::new()), Shape::Snapshot)
+    }
+
+    /// To bring what a tenant has in memory to blocks; with `wait`, until they are there.
+    #[must_use]
+    pub fn flush(target: &Target, wait: bool) -> Self {
+        let form = if wait { vec![("wait".to_owned(), "true".to_owned())] } else { Vec::new() };
+        Self::of(target, "/api/v1/admin/flush", Verb::Form(form), Shape::Flush)
     }
 
     /// For a query; `params` are those of the API that were given.
@@ -161,7 +170,7 @@ async fn exchange(ask: &Ask) -> Result<(bool, String), String> {
     // A second installation fails and changes nothing: another part of the program was first.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
-        .timeout(if ask.shape == Shape::Snapshot { SNAPSHOT_WITHIN } else { ANSWER_WITHIN })
+        .timeout(if matches!(ask.shape, Shape::Snapshot | Shape::Flush) { SNAPSHOT_WITHIN } else { ANSWER_WITHIN })
         .build()
         .map_err(|error| format!("cannot make a client: {error}"))?;
     let of_type = |request: reqwest::RequestBuilder, kind: &str| request.header(http::header::CONTENT_TYPE, kind);

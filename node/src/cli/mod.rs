@@ -1,7 +1,7 @@
 //! The command line: what a person types.
 //!
 //! `engram` alone runs a node. Flags of options come from the table in `config/table.rs`, so that help, file and
-//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`, `export`) speak HTTP like anybody else: what they can
+//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`, `flush`, `export`) speak HTTP like anybody else: what they can
 //! do, a script can.
 
 pub mod client;
@@ -148,6 +148,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
         }),
         Some(("export", export)) => Ok(Action::Export(export::wanted(export, address(export, env)))),
         Some(("snapshot", snapshot)) => Ok(Action::Ask(client::Ask::snapshot(&asked(snapshot, env)))),
+        Some(("flush", flush)) => Ok(Action::Ask(client::Ask::flush(&asked(flush, env), flush.get_flag("wait")))),
         Some((_, query)) => {
             let ask = if query.get_flag("explain") { client::Ask::explain } else { client::Ask::query };
             Ok(Action::Ask(ask(
@@ -246,6 +247,14 @@ pub fn command() -> Command {
                 .about("Write all a tenant has as blocks of Prometheus, below the node's data directory"),
         ))
         .subcommand(export::command())
+        .subcommand(
+            with_target(Command::new("flush").about("Bring what a tenant has in memory to blocks, now")).arg(
+                Arg::new("wait")
+                    .long("wait")
+                    .action(ArgAction::SetTrue)
+                    .help("Answer when the blocks are there, not when they are ordered"),
+            ),
+        )
         .subcommand(query_command());
     with_options(top)
 }

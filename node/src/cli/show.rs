@@ -40,6 +40,7 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
         Shape::Tenants => tables::tenants(data),
         Shape::Tenant => tables::tenant(data),
         Shape::Snapshot => tables::snapshot(data),
+        Shape::Flush => tables::flush(data),
     };
     if known.is_some() {
         return known;

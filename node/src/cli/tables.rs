@@ -102,6 +102,31 @@ pub(crate) fn snapshot(data: &Value) -> Option<String> {
     Some(table(&lines.into_iter().collect::<Option<Vec<_>>>()?))
 }
 
+/// `admin/flush`.
+pub(crate) fn flush(data: &Value) -> Option<String> {
+    let windows = data.get("windows")?.as_array()?;
+    if windows.is_empty() {
+        return Some("nothing to flush: all of it is in blocks\n".to_owned());
+    }
+    let mut rows = vec![row(["PARTITION", "SEAL", "FROM", "TO", "SAMPLES", "BLOCK"])];
+    for window in windows {
+        let block = match (window.get("block")?, window.get("cut")?) {
+            (Value::Null, Value::Bool(false)) => "to be cut".to_owned(),
+            (block, _) => brief(block),
+        };
+        let at = |key: &str| Some(moment(window.get(key)?));
+        rows.push(row([
+            &brief(window.get("partition")?),
+            &brief(window.get("seal")?),
+            &at("start")?,
+            &at("end")?,
+            &brief(window.get("samples")?),
+            &block,
+        ]));
+    }
+    Some(table(&rows))
+}
+
 /// `admin/tenants/<tenant>`.
 pub(crate) fn tenant(data: &Value) -> Option<String> {
     let limits = data.get("limits")?.as_object()?;

@@ -137,6 +137,21 @@ fn failures_are_shown_in_the_nodes_words() {
 }
 
 #[test]
+fn a_flush_is_asked_for_and_told() {
+    let ask = asked_for("engram flush --tenant acme --wait");
+    assert_eq!((ask.url.as_str(), ask.tenant.as_deref()), ("http://127.0.0.1:9009/api/v1/admin/flush", Some("acme")));
+    assert_eq!(ask.verb, client::Verb::Form(vec![("wait".to_owned(), "true".to_owned())]));
+    assert_eq!(asked_for("engram flush").verb, client::Verb::Form(Vec::new()));
+    let body = r#"{"data":{"windows":[
+        {"partition":3,"seal":1,"start":0,"end":7200000,"samples":9,"cut":true,"block":"00000000000000000000000007"},
+        {"partition":3,"seal":2,"start":7200000,"end":14400000,"samples":1,"cut":false,"block":null}]}}"#;
+    let told = show::answer(body, ask.shape).unwrap();
+    assert!(told.contains("00000000000000000000000007") && told.contains("to be cut"), "{told}");
+    let nothing = show::answer(r#"{"data":{"windows":[]}}"#, ask.shape).unwrap();
+    assert!(nothing.starts_with("nothing to flush"), "{nothing}");
+}
+
+#[test]
 fn a_snapshot_is_asked_for_with_its_tenant() {
     let ask = asked_for("engram snapshot --tenant acme --url http://node:1/");
     assert_eq!((ask.url.as_str(), ask.tenant.as_deref()), ("http://node:1/api/v1/admin/tsdb/snapshot", Some("acme")));

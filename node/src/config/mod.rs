@@ -61,6 +61,7 @@ pub struct Config {
     pub query: QueryConfig,
     pub write: WriteConfig,
     pub log: LogConfig,
+    pub blocks: BlocksConfig,
     pub object_store: object::options::Options,
     pub limits: TenantLimits,
 }
@@ -95,6 +96,17 @@ pub struct LogConfig {
     pub checkpoint_bytes_min: u64,
 }
 
+/// Options of cutting heads to blocks.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the table says what each is")]
+pub struct BlocksConfig {
+    pub window: Duration,
+    pub seal_delay_ms: i64,
+    pub seal_late_max_ms: i64,
+    pub seal_idle_ms: i64,
+    pub work_dir: String,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -126,6 +138,13 @@ impl Default for Config {
                 timeout: Duration::from_secs(10),
             },
             log: LogConfig { segment_bytes_max: 64 << 20, checkpoint_bytes_min: 1 << 30 },
+            blocks: BlocksConfig {
+                window: Duration::from_secs(2 * 3600),
+                seal_delay_ms: 60 * 60 * 1000,
+                seal_late_max_ms: 12 * 60 * 60 * 1000,
+                seal_idle_ms: 60 * 60 * 1000,
+                work_dir: String::new(),
+            },
             object_store: object::options::Options::default(),
             limits: TenantLimits::default(),
         }
@@ -324,7 +343,15 @@ fn unknown_env(env: &[(String, String)]) -> Vec<String> {
         .collect()
 }
 
+/// Windows shorter than this are more files than samples.
+const WINDOW_MIN: Duration = Duration::from_secs(1);
+/// A window is in memory until it is cut.
+const WINDOW_MAX: Duration = Duration::from_secs(24 * 3600);
+
 fn check_together(config: &Config) -> Result<(), Error> {
+    if !(WINDOW_MIN..=WINDOW_MAX).contains(&config.blocks.window) {
+        return Err(Error::Together(format!("blocks.window is {:?}, it must be 1s to 1d", config.blocks.window)));
+    }
     if config.write.body_bytes_max > config.write.in_flight_bytes_max {
         return Err(Error::Together(format!(
             "write.body-bytes-max ({}) is larger than write.in-flight-bytes-max ({}): the largest request could never be taken",

@@ -58,6 +58,7 @@ pub fn section_title(section: &str) -> &'static str {
         "query" => "Queries",
         "write" => "Writes",
         "log" => "The log of samples",
+        "blocks" => "From memory to blocks",
         "object-store" => "Where blocks are kept",
         "limits" => "Limits of a tenant that has none of its own",
         _ => "Other",
@@ -208,6 +209,36 @@ pub static KEYS: &[Key] = &[
         Size,
         log.checkpoint_bytes_min,
         "A log smaller than this is left alone; a larger one is rewritten in short when it has grown enough. Recovery reads all of it."
+    ),
+    key!(
+        "blocks.window",
+        Time,
+        blocks.window,
+        "The time of one block cut from memory, 1s to 1d; all tools of the format expect 2h. Shorter ones are for tests. Left alone once there is data."
+    ),
+    key!(
+        "blocks.seal-delay",
+        Millis,
+        blocks.seal_delay_ms,
+        "How far past the end of a window a tenant's newest sample must be before the window is cut, besides what may come late."
+    ),
+    key!(
+        "blocks.seal-late-max",
+        Millis,
+        blocks.seal_late_max_ms,
+        "Longest wait for samples that may come late; those that come later are cut to blocks of their own."
+    ),
+    key!(
+        "blocks.seal-idle",
+        Millis,
+        blocks.seal_idle_ms,
+        "A tenant that has sent nothing for so long, by this node's clock, is cut to blocks as it is; 0: never."
+    ),
+    key!(
+        "blocks.work-dir",
+        Text,
+        blocks.work_dir,
+        "Where blocks are built before they are uploaded, emptied at every start; nothing: blocks-work in the data directory. It needs room for a few windows of the largest tenants, and nobody else may use it."
     ),
     key!(
         "object-store.url",

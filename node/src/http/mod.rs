@@ -4,7 +4,7 @@
 //! connection (server.rs: deadlines, limits, ordered stop)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
-//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | snapshot.rs | admin.rs → port.rs: the rooms behind
+//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | snapshot.rs | flush.rs | admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -18,6 +18,7 @@ pub mod server;
 mod admin;
 mod body;
 mod features;
+mod flush;
 mod json;
 mod metrics;
 mod params;
@@ -65,6 +66,8 @@ pub struct App {
     pub tenants: Arc<dyn port::Tenants>,
     /// Snapshots of what tenants have.
     pub snapshots: Arc<dyn port::Snapshots>,
+    /// From memory to blocks on demand.
+    pub flush: Arc<dyn port::Flush>,
     /// The node as a whole.
     pub node: Arc<dyn port::Node>,
     /// What is counted.
@@ -104,6 +107,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/cluster/status", get(admin::cluster))
         .route("/api/v1/admin/tenants", get(tenants::list))
         .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
+        .route("/api/v1/admin/flush", post(flush::flush).put(flush::flush))
         .route("/api/v1/admin/digests", get(tenants::digests))
         .route("/api/v1/user_stats", get(tenants::user_stats))
         .route("/api/v1/push", pushing())

@@ -197,6 +197,26 @@ impl Snapshots for blocks::Snapshots {
     }
 }
 
+/// Flushes, see [`blocks::Flusher`].
+pub trait Flush: Send + Sync {
+    /// Seals all the tenant has; with `wait`, answers when it is in blocks.
+    fn flush<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        wait: Option<Duration>,
+    ) -> BoxFuture<'a, Result<Vec<blocks::SealedWindow>, Error>>;
+}
+
+impl Flush for blocks::Flusher {
+    fn flush<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        wait: Option<Duration>,
+    ) -> BoxFuture<'a, Result<Vec<blocks::SealedWindow>, Error>> {
+        Box::pin(Self::flush(self, tenant, wait))
+    }
+}
+
 /// The write path, see [`Writer`].
 pub trait Push: Send + Sync {
     /// Largest body taken, in bytes as sent.

@@ -171,10 +171,31 @@ impl Meta {
         Ok(())
     }
 
-    /// Seals a window; the seal's number.
+    /// Seals a window under the number the caller has read as the next one; none when somebody else was faster.
     ///
     /// # Errors
     /// Limited while too many seals are open; Unavailable or Timeout without a quorum: then the window may be sealed.
+    pub async fn seal_as(
+        &self,
+        tenant: &TenantId,
+        partition: PartitionId,
+        number: u64,
+        window: TimeRange,
+        within: Duration,
+    ) -> Result<Option<u64>, Error> {
+        let command = Command::Seal { tenant: tenant.clone(), partition, number, window };
+        match self.act("sealer", command, within).await {
+            Ok(Outcome::Seal { number }) => Ok(Some(number)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(GroupError::Refused(Refusal::SealNumber { .. })) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Seals a window under whatever number is next; the number.
+    ///
+    /// # Errors
+    /// As [`Meta::seal_as`]; Unavailable when others are faster all the time.
     pub async fn seal(
         &self,
         tenant: &TenantId,
@@ -182,17 +203,24 @@ impl Meta {
         window: TimeRange,
         within: Duration,
     ) -> Result<u64, Error> {
-        let mut number = self.seals(tenant, partition).map_or(1, |seals| seals.next);
         for _ in 0..SEAL_ATTEMPTS {
-            let command = Command::Seal { tenant: tenant.clone(), partition, number, window };
-            match self.act("sealer", command, within).await {
-                Ok(Outcome::Seal { number }) => return Ok(number),
-                Ok(other) => return Err(unexpected(&other)),
-                Err(GroupError::Refused(Refusal::SealNumber { found, .. })) => number = found,
-                Err(other) => return Err(other.into()),
+            let number = self.seals(tenant, partition).map_or(1, |seals| seals.next);
+            if let Some(number) = self.seal_as(tenant, partition, number, window, within).await? {
+                return Ok(number);
             }
+            // What was refused is newer than this node's view: it comes.
+            self.see(within).await?;
         }
         Err(Error::unavailable(format!("others seal {tenant} in partition {} all the time", partition.0)))
+    }
+
+    /// Waits until this node's view shows everything that was answered anywhere before the call.
+    ///
+    /// # Errors
+    /// Unavailable when nobody can confirm it.
+    pub async fn see(&self, within: Duration) -> Result<(), Error> {
+        self.group.linearizable(within).await?;
+        Ok(())
     }
 
     /// Commits the cut of a seal.

@@ -77,6 +77,14 @@ impl TestNode {
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
+    /// Posts nothing to a path below `/api/v1/`; answers status and JSON.
+    #[allow(dead_code, reason = "not every test that uses this file posts")]
+    pub async fn post(&self, tenant: &str, path: &str) -> (u16, serde_json::Value) {
+        let url = format!("{}/api/v1/{path}", self.url);
+        let answer = client().post(url).header("X-Scope-OrgID", tenant).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
     /// The samples of one series over all time, by a range selector.
     pub async fn samples(&self, tenant: &str, selector: &str, at_ms: i64) -> Vec<(f64, String)> {
         let query = format!("query?query={selector}[10000d]&time={}", at_ms as f64 / 1000.0);

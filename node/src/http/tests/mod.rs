@@ -16,8 +16,10 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use engram_model::Millis;
+use engram_model::block::BlockId;
 use engram_model::digest::Digest;
 use engram_model::error::Class;
+use engram_model::place::PartitionId;
 use engram_model::sample::{Exemplar, Metadata, MetricKind, Value as SampleValue};
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
@@ -31,10 +33,10 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use super::port::{Exemplars, Listed, Node, Part, Push, Read, Snapshots, Tenants, Wanted};
+use super::port::{Exemplars, Flush, Listed, Node, Part, Push, Read, Snapshots, Tenants, Wanted};
 use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
-use crate::blocks::Taken;
+use crate::blocks::{SealedWindow, Taken};
 use crate::error::{Error, Stage};
 use crate::meta::tenants::TenantChange;
 use crate::metrics::Metrics;
@@ -186,6 +188,26 @@ impl Snapshots for Fake {
     }
 }
 
+impl Flush for Fake {
+    fn flush<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        wait: Option<Duration>,
+    ) -> BoxFuture<'a, Result<Vec<SealedWindow>, Error>> {
+        self.ask(format!("flush {tenant} {}", wait.is_some()));
+        let window = |number, block: Option<u128>| SealedWindow {
+            partition: PartitionId(3),
+            number,
+            window: TimeRange { start: 0, end: 7_200_000 },
+            samples: 9,
+            is_cut: wait.is_some(),
+            block: block.map(BlockId),
+        };
+        let sealed = vec![window(1, None), window(2, wait.map(|_| 7))];
+        Box::pin(async move { Ok(sealed) })
+    }
+}
+
 impl Push for Fake {
     fn body_bytes_max(&self) -> usize {
         100
@@ -232,6 +254,7 @@ fn app_of(fake: &Arc<Fake>) -> (Arc<App>, Metrics) {
         push: fake.clone(),
         tenants: fake.clone(),
         snapshots: fake.clone(),
+        flush: fake.clone(),
         node: fake.clone(),
         metrics: HttpMetrics::new(&metrics),
         clock: Clock::test(1_000_500),

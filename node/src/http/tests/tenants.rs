@@ -104,3 +104,28 @@ async fn a_snapshot_is_named_as_in_prometheus() {
     }
     assert_eq!(fake.asked.lock().len(), 3, "what is refused takes no snapshot");
 }
+
+#[tokio::test]
+async fn a_flush_names_windows_and_blocks() {
+    let fake = Arc::new(Fake::default());
+    let ask = |method: &str, query: &str| {
+        let uri = format!("/api/v1/admin/flush{query}");
+        Request::builder().method(method).uri(uri).header("X-Scope-OrgID", "acme").body(Body::empty()).unwrap()
+    };
+    let (status, _, answer) = send(&fake, ask("POST", "?wait=true")).await;
+    assert_eq!(status.as_u16(), 200, "{answer}");
+    same(
+        &answer,
+        r#"{"status":"success","data":{"tenant":"acme","samples":18,"done":true,"blocks":["00000000000000000000000007"],
+            "windows":[
+            {"partition":3,"seal":1,"start":0,"end":7200000,"samples":9,"cut":true,"block":null},
+            {"partition":3,"seal":2,"start":0,"end":7200000,"samples":9,"cut":true,"block":"00000000000000000000000007"}]}}"#,
+    );
+    let (status, _, answer) = send(&fake, ask("PUT", "")).await;
+    assert!(status.as_u16() == 200 && answer.contains(r#""done":false"#), "{answer}");
+    assert_eq!(*fake.asked.lock(), ["flush acme true", "flush acme false"]);
+    for (method, query, code) in [("POST", "?wait=maybe", 400), ("GET", "", 405)] {
+        let (status, _, answer) = send(&fake, ask(method, query)).await;
+        assert_eq!(status.as_u16(), code, "{answer}");
+    }
+}
