@@ -16,8 +16,11 @@ use engram_model::time::{Clock, Stopwatch};
 use engram_raft::group::FirstStart;
 use engram_raft::state::NodeSpec;
 use engram_raft::{Group, GroupOptions};
+use engram_storage::chunk::ChunkFiles;
+use engram_storage::disk::Disk;
 use engram_storage::disk::real::RealDisk;
 use engram_storage::head::{HeadOptions, Symbols};
+use engram_storage::log::metrics::SYNC_BOUNDS_US;
 use engram_storage::log::{self, LogMetrics, NodeLog};
 use engram_storage::object::Store;
 use engram_storage::object::metrics::{Op, OpMetrics, StoreMetrics};
@@ -33,10 +36,11 @@ use crate::data_dir::{DataDir, DirError};
 use crate::http::{self, App, HttpMetrics};
 use crate::ingest::heads::Heads;
 use crate::ingest::partition::{self, LogBudget};
+use crate::ingest::reached::Reached;
 use crate::ingest::recover::{Recovered, Recovery};
 use crate::ingest::{LocalReplica, follower, keeper};
 use crate::meta::{Meta, TenantDefaults};
-use crate::metrics::{Metrics, ReadMetrics, Reading, WriteMetrics};
+use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::peer::Peers;
 use crate::read::{ReadOptions, Reader};
 use crate::write::{WriteOptions, Writer};
@@ -72,6 +76,8 @@ pub enum StartError {
 const META_STOP_WITHIN: Duration = Duration::from_secs(20);
 /// How often seals are looked at when nothing changes.
 const FOLLOWER_EVERY: Duration = Duration::from_secs(5);
+/// Full chunks that lie on the heap, in all partitions, before they are put into files; each partition has its share.
+const FULL_CHUNK_BYTES: usize = 64 << 20;
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 /// How often the cutter looks when nothing changes: what failed is tried again.
@@ -141,13 +147,13 @@ impl Node {
         let meta = Meta::new(group.clone(), defaults);
         let store = Store::open(&config.object_store, &dir.blocks())?;
         collect_store(&metrics, &store);
-        let (heads, log) = recover(&config, &dir, &meta, &health).await?;
+        let (heads, log, reached) = recover(&config, &dir, &meta, &health).await?;
         let log_failure = end_on_failure(&log, &stop);
 
         let partitions_stop = CancellationToken::new();
         let mut supervisor = Supervisor::new("ingest", health.clone(), stop.clone());
         let (local, keeper) =
-            start_partitions(&config, &meta, &clock, (&heads, &log), &partitions_stop, &mut supervisor);
+            start_partitions(&config, &meta, &clock, (&heads, &log, &reached), &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
         supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
 
@@ -216,8 +222,12 @@ impl Node {
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.join(self.config.shutdown_timeout).await;
         }
-        let log = self.log.clone();
-        let closed = tokio::task::spawn_blocking(move || log.close()).await;
+        let (log, reached) = (self.log.clone(), self.keeper.reached.clone());
+        let closed = tokio::task::spawn_blocking(move || {
+            log.close()?;
+            reached.note(log.durable().0)
+        })
+        .await;
         if let Ok(Err(error)) = closed {
             failure = failure.or(Some(StartError::Storage(error)));
         }
@@ -299,12 +309,17 @@ async fn recover(
     dir: &DataDir,
     meta: &Meta,
     health: &Health,
-) -> Result<(Arc<Vec<Heads>>, Arc<NodeLog>), StartError> {
+) -> Result<(Arc<Vec<Heads>>, Arc<NodeLog>, Reached), StartError> {
     let symbols = Arc::new(Symbols::default());
     let options = HeadOptions { window_ms: millis(config.blocks.window) };
     let count = meta.ring().partition_count();
-    let heads: Arc<Vec<Heads>> = Arc::new((0..count).map(|_| Heads::new(symbols.clone(), options)).collect());
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let files = ChunkFiles::open_all(&disk, &dir.head(), count, FULL_CHUNK_BYTES / (count.max(1) as usize))?;
+    let with_files = |files| Heads::with_files(symbols.clone(), options, files);
+    let heads: Arc<Vec<Heads>> = Arc::new(files.into_iter().map(with_files).collect());
     let (path, for_log, health) = (dir.log(), heads.clone(), health.clone());
+    let reached = Reached::new(disk, dir.root());
+    let note = reached.clone();
     let options = log::Options {
         segment_bytes: config.log.segment_bytes_max,
         record_bytes_max: 1 << 30,
@@ -325,7 +340,9 @@ async fn recover(
             let damage = |what: String| engram_storage::Error::corrupt(&path, position.0, what);
             recovery.apply(position, bytes).map_err(damage)
         })?;
+        note.check(&path, log.replayed()).map_err(StartError::Failed)?;
         let done = recovery.finish().map_err(StartError::Failed)?;
+        note.note(log.durable().0)?;
         Ok((log, done))
     });
     let (log, done) = opened.await.map_err(|e| StartError::Failed(format!("replaying the log: {e}")))??;
@@ -338,7 +355,7 @@ async fn recover(
             "the log has been replayed"
         );
     }
-    Ok((heads, Arc::new(log)))
+    Ok((heads, Arc::new(log), reached))
 }
 
 /// A failed log ends the node: memory and disk may tell different stories from here on.
@@ -357,7 +374,7 @@ fn start_partitions(
     config: &Config,
     meta: &Meta,
     clock: &Clock,
-    (heads, log): (&Arc<Vec<Heads>>, &Arc<NodeLog>),
+    (heads, log, reached): (&Arc<Vec<Heads>>, &Arc<NodeLog>, &Reached),
     stop: &CancellationToken,
     supervisor: &mut Supervisor,
 ) -> (LocalReplica, keeper::Config) {
@@ -379,11 +396,13 @@ fn start_partitions(
     }
     let keeper = keeper::Config {
         partitions: handles.clone(),
+        heads: heads.clone(),
         log: log.clone(),
         retention_ms: config.retention_ms,
         segment_bytes: config.log.segment_bytes_max,
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,
         every: KEEPER_EVERY,
+        reached: reached.clone(),
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
         stop: stop.clone(),
     };
@@ -452,7 +471,9 @@ fn start_blocks(
 fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, group: &Arc<Group>) {
     let (local, log, group) = (local.clone(), log.clone(), group.clone());
     metrics.collect(move || local.readings());
+    let for_syncs = log.clone();
     metrics.collect(move || log_readings(log.metrics()));
+    metrics.collect_distribution(move || sync_seconds(for_syncs.metrics()));
     metrics.collect(move || {
         let status = group.status();
         let index = |index: Option<u64>| index.unwrap_or(0) as f64;
@@ -519,6 +540,18 @@ fn log_readings(log: &LogMetrics) -> Vec<Reading> {
         Reading::counter("log_sync_seconds", "Time spent in syncs", get(&log.sync_nanos) / 1e9),
         Reading::gauge("log_segments", "Segments on disk", get(&log.segments)),
     ]
+}
+
+/// How long syncs of the log take.
+fn sync_seconds(log: &LogMetrics) -> Distribution {
+    let counts = log.sync_buckets.iter().map(|count| count.load(Ordering::Relaxed));
+    let bounds = SYNC_BOUNDS_US.iter().map(|us| Duration::from_micros(*us).as_secs_f64()).chain([f64::INFINITY]);
+    Distribution {
+        name: "log_sync_duration_seconds",
+        help: "Time of one sync of the log",
+        sum: Duration::from_nanos(log.sync_nanos.load(Ordering::Relaxed)).as_secs_f64(),
+        buckets: bounds.zip(counts).collect(),
+    }
 }
 
 fn write_options(config: &Config) -> WriteOptions {

@@ -84,6 +84,18 @@ impl DataDir {
         self.root.join("log")
     }
 
+    /// The directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the full chunks of the heads lie.
+    #[must_use]
+    pub fn head(&self) -> PathBuf {
+        self.root.join("head")
+    }
+
     /// Where snapshots are put.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {

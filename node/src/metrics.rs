@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -81,6 +81,19 @@ impl Reading {
     }
 }
 
+/// How often what came about, as a room knows it at scrape time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Distribution {
+    /// Full name without the `engram_` prefix.
+    pub name: &'static str,
+    /// What it is good for.
+    pub help: &'static str,
+    /// Sum of all values.
+    pub sum: f64,
+    /// Upper bounds, growing, the last `f64::INFINITY`; and how many values lie between each and the one before.
+    pub buckets: Vec<(f64, u64)>,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self(Arc::new(Mutex::new(Registry::default())));
@@ -99,6 +112,11 @@ impl Metrics {
     pub fn collect(&self, readings: impl Fn() -> Vec<Reading> + Send + Sync + 'static) {
         let collector = Box::new(Asked { prefix: "engram_", readings: Box::new(readings) });
         self.0.lock().register_collector(collector);
+    }
+
+    /// Asks for a distribution at each scrape.
+    pub fn collect_distribution(&self, ask: impl Fn() -> Distribution + Send + Sync + 'static) {
+        self.0.lock().register_collector(Box::new(AskedDistribution(Box::new(ask))));
     }
 
     fn collect_unprefixed(&self, readings: impl Fn() -> Vec<Reading> + Send + Sync + 'static) {
@@ -147,6 +165,24 @@ impl Collector for Asked {
             }
         }
         Ok(())
+    }
+}
+
+struct AskedDistribution(Box<dyn Fn() -> Distribution + Send + Sync>);
+
+impl std::fmt::Debug for AskedDistribution {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AskedDistribution")
+    }
+}
+
+impl Collector for AskedDistribution {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Distribution { name, help, sum, buckets } = (self.0)();
+        let count = buckets.iter().map(|bucket| bucket.1).sum();
+        let name = format!("engram_{name}");
+        let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 }
 
@@ -321,8 +357,17 @@ mod tests {
             let bytes = |kind, n| Reading::counter("object_store_bytes", "Bytes", n).of(kind);
             vec![Reading::gauge("ingest_series", "Series in the head", 7.0), bytes("get", 1.0), bytes("put", 2.0)]
         });
+        metrics.collect_distribution(|| Distribution {
+            name: "log_sync_duration_seconds",
+            help: "Time of a sync",
+            sum: 0.5,
+            buckets: vec![(0.25, 3), (f64::INFINITY, 1)],
+        });
         let text = metrics.encode();
         for line in [
+            "engram_log_sync_duration_seconds_bucket{le=\"0.25\"} 3",
+            "engram_log_sync_duration_seconds_bucket{le=\"+Inf\"} 4",
+            "engram_log_sync_duration_seconds_sum 0.5",
             "engram_write_samples_received_total{kind=\"float\"} 3",
             "engram_write_requests_total{result=\"ok\"} 1",
             "engram_ingest_series 7.0",

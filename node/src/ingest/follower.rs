@@ -22,6 +22,7 @@ use std::time::Duration;
 use engram_model::Millis;
 use engram_model::block::{Cut, Seal};
 use engram_model::digest::Digest;
+use engram_model::error::Class;
 use engram_model::place::{NodeId, PartitionId};
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
@@ -235,7 +236,10 @@ async fn carry_out(config: &Config, tenant: &TenantId, partition: PartitionId, s
         return Ok(());
     }
     if config.local.sealed(tenant, partition) < seal.number {
-        handle.seal(tenant, seal.number, seal.window, STEP_WITHIN).await?;
+        let done = handle.seal(tenant, seal.number, seal.window, STEP_WITHIN).await?;
+        if !done {
+            return Err(Error::new(Class::Internal, "a chunk file is damaged, see the log of this node"));
+        }
     }
     let Some(cut) = seal.cut else { return Ok(()) };
     let proof = Proof { digest: cut.digest, index: cut.index };

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use engram_model::Millis;
 use engram_model::tenant::TenantId;
-use engram_storage::head::{Head, HeadOptions, Symbols};
+use engram_storage::chunk::ChunkFiles;
+use engram_storage::head::{Head, HeadOptions, Symbols, keep_full};
 use parking_lot::RwLock;
 
 /// One head, shared.
@@ -20,6 +21,7 @@ pub type SharedHead = Arc<RwLock<Head>>;
 pub struct Heads {
     symbols: Arc<Symbols>,
     options: HeadOptions,
+    files: Option<Arc<ChunkFiles>>,
     by_tenant: Arc<RwLock<HashMap<TenantId, Held>>>,
     /// The highest index at which a head that was dropped had forgotten samples.
     dropped_at: Arc<AtomicU64>,
@@ -38,7 +40,44 @@ impl Heads {
     /// No head yet; label texts are shared with all other heads of the node through `symbols`.
     #[must_use]
     pub fn new(symbols: Arc<Symbols>, options: HeadOptions) -> Self {
-        Self { symbols, options, by_tenant: Arc::default(), dropped_at: Arc::default() }
+        Self { symbols, options, files: None, by_tenant: Arc::default(), dropped_at: Arc::default() }
+    }
+
+    /// As [`Self::new`], of heads that put their full chunks into files.
+    #[must_use]
+    pub fn with_files(symbols: Arc<Symbols>, options: HeadOptions, files: Arc<ChunkFiles>) -> Self {
+        Self { files: Some(files), ..Self::new(symbols, options) }
+    }
+
+    /// The files of full chunks.
+    #[must_use]
+    pub fn files(&self) -> Option<&Arc<ChunkFiles>> {
+        self.files.as_ref()
+    }
+
+    /// Whether enough full chunks lie on the heap to be worth a file.
+    #[must_use]
+    pub fn has_full(&self) -> bool {
+        self.files.as_ref().is_some_and(|files| files.is_due())
+    }
+
+    /// Puts the full chunks of all heads into files. Only for the one who writes the heads; it may take its time.
+    ///
+    /// # Errors
+    /// The disk refuses; the chunks stay where they are.
+    pub fn keep_full(&self) -> Result<(), engram_storage::Error> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let heads = self.all();
+        let (mut full, mut starts) = (Vec::new(), Vec::with_capacity(heads.len()));
+        for (_, head) in &heads {
+            starts.push(full.len());
+            full.extend(head.write().take_full());
+        }
+        let done = keep_full(files, &mut full);
+        for ((_, head), start) in heads.iter().zip(starts).rev() {
+            head.write().put_kept(full.split_off(start));
+        }
+        done
     }
 
     /// The tenant's head, if it has one.
@@ -81,7 +120,7 @@ impl Heads {
     /// A head with nothing in it.
     #[must_use]
     pub fn empty(&self) -> Head {
-        Head::new(self.symbols.clone(), self.options)
+        Head::with_files(self.symbols.clone(), self.options, self.files.clone())
     }
 
     /// Puts `head` in the place of the tenant's head.

@@ -20,7 +20,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{self, Kind};
+use super::heads::Heads;
 use super::partition::{Handle, append_durably};
+use super::reached::Reached;
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 
 /// How long one partition may take for its part.
@@ -31,6 +33,8 @@ const PARTITION_DEADLINE: Duration = Duration::from_secs(600);
 pub struct Config {
     /// Actors by partition.
     pub partitions: Vec<Handle>,
+    /// The heads by partition.
+    pub heads: Arc<Vec<Heads>>,
     /// The node's log.
     pub log: Arc<NodeLog>,
     /// How long samples stay behind a tenant's newest, in milliseconds; 0: for ever.
@@ -41,6 +45,8 @@ pub struct Config {
     pub checkpoint_bytes_min: u64,
     /// How often to look.
     pub every: Duration,
+    /// How far the log had come, for the next start.
+    pub reached: Reached,
     /// One permit, held by the one round that may be under way.
     pub turn: Arc<Semaphore>,
     /// Ends the actor.
@@ -65,7 +71,7 @@ pub fn child(config: Config) -> ChildSpec {
 }
 
 async fn run(config: Config) -> Result<(), ChildError> {
-    let mut growth = Growth::default();
+    let (mut growth, mut noted) = (Growth::default(), 0);
     loop {
         tokio::select! {
             () = tokio::time::sleep(config.every) => {}
@@ -75,6 +81,10 @@ async fn run(config: Config) -> Result<(), ChildError> {
             if let Err(error) = handle.retain(config.retention_ms, PARTITION_DEADLINE).await {
                 tracing::warn!(partition, %error, "retention is tried again later");
             }
+        }
+        collect_files(&config).await;
+        if config.log.durable().0 > noted {
+            noted = note(&config).await;
         }
         let held = config.log_bytes();
         if growth.is_due(held, config.checkpoint_bytes_min) {
@@ -133,7 +143,31 @@ pub async fn round(config: &Config) -> Result<(), ChildError> {
         partition.checkpoint(PARTITION_DEADLINE).await?;
     }
     config.log.truncate_below(begin);
+    // What only older checkpoints name may go. Segments that a crash brings back name files that are gone: recovery
+    // passes over that, for the checkpoints of this round come after.
+    config.heads.iter().filter_map(Heads::files).for_each(|files| files.release());
+    collect_files(config).await;
     Ok(())
+}
+
+/// Notes how far the log has come; the entry that was noted.
+async fn note(config: &Config) -> u64 {
+    let (reached, entry) = (config.reached.clone(), config.log.durable().0);
+    match tokio::task::spawn_blocking(move || reached.note(entry)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "how far the log has come is noted later"),
+        Err(error) => tracing::warn!(%error, "how far the log has come is noted later"),
+    }
+    entry
+}
+
+/// Removes chunk files that nobody holds any more.
+async fn collect_files(config: &Config) {
+    let heads = config.heads.clone();
+    let work = move || heads.iter().filter_map(Heads::files).for_each(|files| files.collect());
+    if let Err(error) = tokio::task::spawn_blocking(work).await {
+        tracing::warn!(%error, "chunk files that nobody needs stay for now");
+    }
 }
 
 #[cfg(test)]

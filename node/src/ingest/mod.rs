@@ -2,7 +2,8 @@
 //!
 //! Map: [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
 //! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints · [`follower`] what
-//! the metadata seals and commits, carried out here.
+//! the metadata seals and commits, carried out here · [`reached`] how far the log
+//! had come.
 //!
 //! [`LocalReplica`] is how the write and read paths meet this room: as a replica like any other.
 
@@ -11,6 +12,7 @@ pub mod follower;
 pub mod heads;
 pub mod keeper;
 pub mod partition;
+pub mod reached;
 pub mod recover;
 
 use std::collections::BTreeSet;

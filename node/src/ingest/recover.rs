@@ -9,7 +9,7 @@
 //! to the end of its checkpoints (which hold them). A partition whose checkpoints are missing is damage. The rest of a
 //! checkpoint whose begin was dropped is passed over too: a round that was given up may reach into the next.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
@@ -30,15 +30,26 @@ pub struct Recovered {
     pub bytes: u64,
 }
 
+type Key = (PartitionId, TenantId);
+
+fn damaged(key: &Key, error: engram_storage::codec::Broken) -> String {
+    format!("entry of tenant {}: {error}", key.1)
+}
+
 /// Applies log entries to heads.
 pub struct Recovery<'a> {
     partitions: &'a [Heads],
     /// Checkpoints that have begun and are not complete.
-    open: HashMap<(PartitionId, TenantId), Head>,
+    open: HashMap<Key, Head>,
     /// Whether all was dropped before a round that has not come yet.
     before_round: bool,
     /// Partitions whose past was cut off and whose checkpoints are not complete yet.
     awaited: BTreeSet<PartitionId>,
+    /// Checkpoints that go on and name a chunk file that is not there.
+    damaged: BTreeMap<Key, String>,
+    /// Heads whose last checkpoint names a chunk file that is not there, and what is said of it. A later checkpoint
+    /// makes good: segments that were to be removed may be back after a crash, and their files are gone.
+    broken: BTreeMap<Key, String>,
     done: Recovered,
 }
 
@@ -51,6 +62,8 @@ impl<'a> Recovery<'a> {
             open: HashMap::new(),
             before_round: false,
             awaited: BTreeSet::new(),
+            damaged: BTreeMap::new(),
+            broken: BTreeMap::new(),
             done: Recovered::default(),
         }
     }
@@ -72,7 +85,6 @@ impl<'a> Recovery<'a> {
         self.done.entries += 1;
         self.done.bytes += bytes.len() as u64;
         let key = (entry.partition, entry.tenant);
-        let damaged = |e: engram_storage::codec::Broken| format!("entry of tenant {}: {e}", key.1);
         if entry.kind == Kind::Round {
             self.before_round = false;
         }
@@ -80,31 +92,13 @@ impl<'a> Recovery<'a> {
             return Ok(());
         }
         match entry.kind {
-            Kind::Append => {
-                // A checkpoint that broke off before this entry was written never counted.
-                self.open.remove(&key);
-                if self.awaited.contains(&key.0) {
-                    return Ok(());
-                }
-                let head = heads.get_or_create(&key.1);
-                let receipt = head.write().replay(entry.body).map_err(damaged)?;
-                self.done.samples += receipt.appended;
-            }
+            Kind::Append => self.append(heads, key, entry.body)?,
             Kind::CheckpointBegin => {
+                self.damaged.remove(&key);
                 self.open.insert(key, heads.empty());
             }
-            Kind::CheckpointPiece => {
-                let Some(head) = self.open.get_mut(&key) else {
-                    return self.rest_of_a_dropped_one(key.0);
-                };
-                head.replay(entry.body).map_err(damaged)?;
-            }
-            Kind::CheckpointEnd => {
-                let Some(head) = self.open.remove(&key) else {
-                    return self.rest_of_a_dropped_one(key.0);
-                };
-                heads.replace(&key.1, head);
-            }
+            Kind::CheckpointPiece => self.piece(heads, key, entry.body)?,
+            Kind::CheckpointEnd => self.end(heads, key)?,
             Kind::Round => {}
             Kind::PartitionEnd => {
                 heads.note_dropped(entry::read_index(entry.body)?);
@@ -112,9 +106,56 @@ impl<'a> Recovery<'a> {
             }
             Kind::HeadEnd => {
                 self.open.remove(&key);
+                self.broken.remove(&key);
                 if !self.awaited.contains(&key.0) {
                     heads.remove(&key.1, entry::read_index(entry.body)?);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A change of a head.
+    fn append(&mut self, heads: &Heads, key: Key, body: &[u8]) -> Result<(), String> {
+        // A checkpoint that broke off before this entry was written never counted.
+        self.open.remove(&key);
+        if self.awaited.contains(&key.0) || self.broken.contains_key(&key) {
+            return Ok(());
+        }
+        let head = heads.get_or_create(&key.1);
+        let receipt = head.write().replay(body).map_err(|e| damaged(&key, e))?;
+        self.done.samples += receipt.appended;
+        if heads.has_full()
+            && let Err(error) = heads.keep_full()
+        {
+            tracing::warn!(%error, "full chunks stay in memory for now");
+        }
+        Ok(())
+    }
+
+    /// A piece of a checkpoint.
+    fn piece(&mut self, heads: &Heads, key: Key, body: &[u8]) -> Result<(), String> {
+        let Some(head) = self.open.get_mut(&key) else { return self.rest_of_a_dropped_one(key.0) };
+        if self.damaged.contains_key(&key) {
+            return Ok(());
+        }
+        if let Err(error) = head.replay(body) {
+            let trouble = heads.files().and_then(|files| files.trouble()).ok_or_else(|| damaged(&key, error))?;
+            self.damaged.insert(key, trouble);
+        }
+        Ok(())
+    }
+
+    /// A checkpoint is complete: it takes the head's place.
+    fn end(&mut self, heads: &Heads, key: Key) -> Result<(), String> {
+        let Some(head) = self.open.remove(&key) else { return self.rest_of_a_dropped_one(key.0) };
+        match self.damaged.remove(&key) {
+            None => {
+                self.broken.remove(&key);
+                heads.replace(&key.1, head);
+            }
+            Some(trouble) => {
+                self.broken.insert(key, trouble);
             }
         }
         Ok(())
@@ -133,6 +174,12 @@ impl<'a> Recovery<'a> {
     /// # Errors
     /// The log was cut at a round and lacks the checkpoints of a partition.
     pub fn finish(self) -> Result<Recovered, String> {
+        if let Some(((partition, tenant), trouble)) = self.broken.first_key_value() {
+            return Err(format!(
+                "the checkpoint of tenant {tenant} in partition {} names a chunk file that is not there: {trouble}",
+                partition.0
+            ));
+        }
         match self.awaited.first() {
             None => Ok(self.done),
             Some(partition) => Err(format!(

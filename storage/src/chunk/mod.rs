@@ -5,9 +5,10 @@
 //! time; when the next does not fit it becomes a [`Chunk`], which never changes. `docs/formats/chunk.md` draws the
 //! bytes.
 //!
-//! Map: `bits` the bit order and small numbers · `xor` floats · `layout`, `histogram` native histograms.
+//! Map: [`file`] full chunks outside of the heap · `bits` the bit order and small numbers · `xor` floats · `layout`, `histogram` native histograms.
 
 mod bits;
+pub mod file;
 pub mod histogram;
 mod layout;
 #[cfg(test)]
@@ -18,10 +19,11 @@ use std::sync::Arc;
 
 use engram_model::histogram::Histogram;
 use engram_model::sample::Value;
-use engram_model::series::Columns;
+use engram_model::series::{Columns, ReadError};
 use engram_model::{Millis, TimeRange};
 
 use crate::codec::Broken;
+pub use file::{ChunkBytes, ChunkFiles};
 use histogram::HistogramOpen;
 use xor::XorOpen;
 
@@ -62,7 +64,7 @@ pub struct Chunk {
     /// Time of the last sample.
     pub last: Millis,
     /// The encoded samples.
-    pub bytes: Arc<[u8]>,
+    pub bytes: ChunkBytes,
     /// How many samples.
     pub count: u16,
     /// How they are encoded.
@@ -93,7 +95,21 @@ impl Chunk {
     /// # Errors
     /// The bytes are damaged.
     pub fn decode(&self, out: &mut Columns) -> Result<(), Broken> {
-        decode(self.kind, &self.bytes, out)
+        decode(self.kind, self.bytes.checked()?, out)
+    }
+}
+
+impl Chunk {
+    /// As [`Chunk::decode`], for who reads the series of this hash: a chunk of a file is named by it.
+    ///
+    /// # Errors
+    /// [`ReadError::Corrupt`].
+    pub(crate) fn read(&self, series_hash: u128, out: &mut Columns) -> Result<(), ReadError> {
+        self.decode(out).map_err(|broken| {
+            let place = self.bytes.place().map(|(path, at)| format!(" ({} at byte {at})", path.display()));
+            let what = format!("{broken}{}", place.unwrap_or_default());
+            ReadError::Corrupt { series: format!("{series_hash:032x}"), what }
+        })
     }
 }
 

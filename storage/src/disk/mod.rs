@@ -81,6 +81,18 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn sync_dir(&self, dir: &Path) -> Result<(), Error>;
 }
 
+/// A file's bytes, readable as long as this lives, also when the file has lost its name.
+pub trait Mapped: Send + Sync + fmt::Debug {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+}
+
+impl Mapped for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// An open file. Offsets and lengths are bytes.
 #[allow(clippy::len_without_is_empty, reason = "the length of a file can fail; emptiness is never asked")]
 pub trait DiskFile: Send + Sync + fmt::Debug {
@@ -133,6 +145,12 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`Self::sync_data`].
     fn sync_all(&self) -> Result<(), Error>;
+
+    /// The bytes of a file that nobody writes any more, where they lie.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn map(&self) -> Result<Box<dyn Mapped>, Error>;
 
     /// Asks that later reads come from the disk and not from memory: after a failed sync memory lies.
     ///

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{Disk, DiskFile, sys};
+use super::{Disk, DiskFile, Mapped, sys};
 use crate::Error;
 
 /// The machine's own file system.
@@ -134,6 +134,10 @@ impl DiskFile for RealFile {
         self.file.sync_all().map_err(self.failed("sync"))
     }
 
+    fn map(&self) -> Result<Box<dyn Mapped>, Error> {
+        Ok(Box::new(sys::map(&self.file).map_err(self.failed("map"))?))
+    }
+
     fn drop_cache(&self) -> Result<(), Error> {
         sys::drop_cache(&self.file).map_err(self.failed("drop cache of"))
     }
@@ -158,6 +162,9 @@ mod tests {
         let mut into = [1_u8; 16];
         assert_eq!(file.read_at(8, &mut into).unwrap(), 16);
         assert_eq!(&into[..8], b"\0\0hello\0");
+        let mapped = file.map().unwrap();
+        assert_eq!((mapped.bytes().len(), &mapped.bytes()[10..15]), (8192, &b"hello"[..]));
+        drop(mapped);
         file.set_len(12).unwrap();
         file.append(b"!").unwrap();
         assert_eq!((file.len().unwrap(), file.read_at(10, &mut into).unwrap()), (13, 3));

@@ -1,9 +1,16 @@
-//! The two system calls the standard library does not offer.
-#![allow(unsafe_code, reason = "fallocate halves the cost of a sync, fadvise makes replay read the disk")]
+//! The system calls the standard library does not offer.
+#![allow(
+    unsafe_code,
+    reason = "fallocate halves the cost of a sync, fadvise makes replay read the disk, maps keep full chunks off the heap"
+)]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+
+use memmap2::Mmap;
+
+use super::Mapped;
 
 /// Reserves space up to `len` and makes the file at least that long, reading as zeros.
 ///
@@ -20,6 +27,22 @@ pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
             code => return Err(io::Error::from_raw_os_error(code)),
         }
     }
+}
+
+impl Mapped for Mmap {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// Maps a whole file.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the bytes are only read, and the port says that nobody writes or shortens a file once it is mapped; the
+    // data directory belongs to this process alone. Somebody from outside who shortens one ends the process, no more.
+    unsafe { Mmap::map(file) }
 }
 
 /// Drops the file's clean pages from memory.

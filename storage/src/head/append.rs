@@ -31,6 +31,9 @@ use crate::codec::put_uvarint;
 
 use std::sync::Arc;
 
+/// What a sewn chunk is counted as while it waits for its file, about.
+const SEWN_BYTES: usize = 256;
+
 /// What a batch is held to.
 #[derive(Clone, Copy, Debug)]
 pub struct AppendLimits {
@@ -304,8 +307,11 @@ impl Head {
         {
             return Outcome::Refused(Reason::TooOld);
         }
-        series.append(at, value, self.options.window_ms);
+        let full_bytes = series.append(at, value, self.options.window_ms);
         let digest = digest_of(series.hash(), at, value);
+        if full_bytes > 0 {
+            self.waiting.note(series_ref, full_bytes);
+        }
         slot.add(at, digest, &mut self.digests);
         self.starts.append(series_ref, stamp);
         self.sample_count += 1;
@@ -356,6 +362,7 @@ impl Head {
         } else if series.sew(at, value, window_ms).is_err() {
             return Outcome::Refused(Reason::Damaged);
         }
+        self.waiting.note(series_ref, SEWN_BYTES);
         self.starts.sew(series_ref, stamp);
         slot.add(at, digest_of(hash, at, value), &mut self.digests);
         match replaced {

@@ -6,10 +6,11 @@
 //! Series whose samples were all refused are swept: they hold nothing, and somebody who sends new names with old samples
 //! must not fill the head with them.
 
-use engram_model::Millis;
 use engram_model::digest::slot_of;
+use engram_model::{Millis, TimeRange};
 
-use super::{Head, Unapplied, payload};
+use super::{Head, NotForgotten, Unapplied, payload};
+use crate::chunk::Chunk;
 use crate::codec::{Broken, put_varint};
 
 /// What was forgotten.
@@ -27,12 +28,15 @@ impl Head {
     /// harmless as long as nothing staged later survives.
     ///
     /// # Errors
-    /// [`Unapplied`]: nothing was done; apply first.
+    /// [`NotForgotten`]: nothing was done.
     ///
     /// # Panics
     /// A chunk in memory does not decode: memory is damaged and the actor must rebuild from the log.
-    pub fn forget_before(&mut self, before: Millis, payload: &mut Vec<u8>) -> Result<Forgotten, Unapplied> {
+    pub fn forget_before(&mut self, before: Millis, payload: &mut Vec<u8>) -> Result<Forgotten, NotForgotten> {
         self.check_applied()?;
+        let border = TimeRange::new(slot_of(before).saturating_sub(1), slot_of(before).saturating_add(1));
+        let divided = |chunk: &Chunk| chunk.first < slot_of(before) && chunk.last >= slot_of(before);
+        self.check_chunks(border, divided).map_err(NotForgotten::Damaged)?;
         payload.push(payload::FORGET);
         put_varint(payload, before);
         match self.forget(before) {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use engram_model::digest::{Digest, slot_of};
 use engram_model::sample::Value;
+use engram_model::series::Columns;
 use engram_model::{Millis, TimeRange};
 
 use super::series::samples_of;
@@ -38,7 +39,7 @@ const MARKS_MAX: usize = 32;
 pub struct Frozen {
     number: u64,
     window: TimeRange,
-    digests: BTreeMap<Millis, Digest>,
+    pub(super) digests: BTreeMap<Millis, Digest>,
     sample_count: u64,
     /// Ref and the end of its chunks in `chunks`, in order of ref.
     series: Vec<(u32, u32)>,
@@ -70,6 +71,9 @@ pub enum NotSealed {
     /// Apply first.
     #[error(transparent)]
     Unapplied(#[from] super::Unapplied),
+    /// A chunk file is damaged, and its chunks would have to be divided.
+    #[error("a chunk in the window does not decode: {0}")]
+    Damaged(Broken),
     /// Seals are applied once, in order of number.
     #[error("seal {number} comes after seal {sealed} was applied")]
     Old {
@@ -86,12 +90,20 @@ pub enum NotForgotten {
     /// Apply first.
     #[error(transparent)]
     Unapplied(#[from] super::Unapplied),
+    /// A chunk file is damaged, and a chunk would have to be divided.
+    #[error("a chunk at the border does not decode: {0}")]
+    Damaged(Broken),
     /// It was forgotten before, or never sealed here.
     #[error("nothing is frozen under number {number}")]
     NotFrozen {
         /// The number asked for.
         number: u64,
     },
+}
+
+/// Whether a window is made of whole slots.
+fn is_whole(window: TimeRange) -> bool {
+    slot_of(window.start) == window.start && slot_of(window.end) == window.end
 }
 
 impl Frozen {
@@ -140,7 +152,7 @@ impl Frozen {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        let bytes: usize = self.chunks.iter().map(|chunk| chunk.bytes.len() + 16).sum();
+        let bytes: usize = self.chunks.iter().map(|chunk| chunk.bytes.heap_bytes()).sum();
         bytes + self.chunks.capacity() * size_of::<Chunk>() + self.series.capacity() * 8
     }
 
@@ -282,16 +294,39 @@ impl Head {
     /// # Panics
     /// A chunk in memory does not decode: memory is damaged and the actor must rebuild from the log.
     pub fn seal(&mut self, number: u64, window: TimeRange, payload: &mut Vec<u8>) -> Result<Arc<Frozen>, NotSealed> {
-        self.check_applied()?;
-        let sealed = self.frozen.sealed;
-        if number <= sealed {
-            return Err(NotSealed::Old { number, sealed });
-        }
+        self.check_seal(number, window)?;
         Self::log_seal(number, window, payload);
         match self.freeze(number, window) {
             Ok(part) => Ok(part),
             Err(broken) => unreachable!("a chunk the head itself encoded does not decode: {broken}"),
         }
+    }
+
+    /// Whether a seal can be applied now.
+    ///
+    /// # Errors
+    /// [`NotSealed`].
+    pub fn check_seal(&self, number: u64, window: TimeRange) -> Result<(), NotSealed> {
+        self.check_applied()?;
+        let sealed = self.frozen.sealed;
+        if number <= sealed {
+            return Err(NotSealed::Old { number, sealed });
+        }
+        // Whole chunks are moved unseen; only those that must be divided, or counted anew, are read.
+        let divided =
+            |chunk: &Chunk| !is_whole(window) || !window.contains(chunk.first) || !window.contains(chunk.last);
+        self.check_chunks(window, divided).map_err(NotSealed::Damaged)
+    }
+
+    /// Looks whether those chunks of a range decode that `which` names.
+    pub(super) fn check_chunks(&self, range: TimeRange, which: impl Fn(&Chunk) -> bool) -> Result<(), Broken> {
+        for (_, series) in self.series().filter(|(_, series)| series.overlaps(range)) {
+            let kept = series.full_in(range).iter().filter(|chunk| chunk.bytes.in_file().is_some());
+            for chunk in kept.filter(|chunk| which(chunk)) {
+                chunk.decode(&mut Columns::default())?;
+            }
+        }
+        Ok(())
     }
 
     /// The payload of [`Head::seal`] alone: for who makes it durable before the head shows it.
@@ -313,7 +348,7 @@ impl Head {
                 }
             }
         }
-        if slot_of(window.start) == window.start && slot_of(window.end) == window.end {
+        if is_whole(window) {
             // Whole slots: what is live in them is what is frozen now.
             for (slot, total) in self.digests.range(window.start..window.end.max(window.start)) {
                 let mut live = *total;

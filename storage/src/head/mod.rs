@@ -14,12 +14,13 @@
 //!
 //! Map: `append` stage and apply · `payload` bytes of the log · `replay` · `series` one series and late samples ·
 //! `starts` when counters began · `symbols`, `labels` texts and the index · `select`, `picked` reading · `frozen` sealed
-//! windows · `forget` · `snapshot` · `beside` exemplars and metadata · `stats` counts for people.
+//! windows · `forget` · `snapshot` · `keep` full chunks into files · `beside` exemplars and metadata · `stats` counts for people.
 
 mod append;
 mod beside;
 mod forget;
 mod frozen;
+mod keep;
 mod labels;
 mod payload;
 mod picked;
@@ -43,16 +44,18 @@ use roaring::RoaringBitmap;
 pub use append::{AppendLimits, Reason, Receipt, Refused, Staged};
 pub use forget::Forgotten;
 pub use frozen::{Frozen, NotForgotten, NotSealed};
+pub use keep::{FullChunk, keep_full};
 pub use select::{HeadChunks, HeadSeries};
 pub use series::SeriesRef;
 pub use starts::StartRun;
 pub use stats::{Cardinality, Counted, WindowStat};
 pub use symbols::Symbols;
 
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, ChunkFiles};
 use crate::codec::Broken;
 use beside::{Exemplars, MetadataSet};
 use frozen::FrozenSet;
+use keep::Waiting;
 use labels::LabelIndex;
 use series::Series;
 use starts::Starts;
@@ -101,6 +104,10 @@ pub struct Head {
     /// Samples before it are refused: they were forgotten, or belong to a sealed window.
     floor: Millis,
     unapplied: u32,
+    /// Where full chunks go; without it they stay on the heap.
+    files: Option<Arc<ChunkFiles>>,
+    /// Series that may have full chunks on the heap.
+    waiting: Waiting,
     /// What seals have set aside.
     frozen: FrozenSet,
     /// Series that may be without samples: made for samples that were all refused.
@@ -130,12 +137,23 @@ impl Head {
             newest: None,
             floor: Millis::MIN,
             unapplied: 0,
+            files: None,
+            waiting: Waiting::default(),
             frozen: FrozenSet::default(),
             bare: RoaringBitmap::new(),
             starts: Starts::default(),
             exemplars: Exemplars::default(),
             metadata: MetadataSet::default(),
         }
+    }
+
+    /// An empty head that can put its full chunks into files.
+    ///
+    /// # Panics
+    /// As [`Head::new`].
+    #[must_use]
+    pub fn with_files(symbols: Arc<Symbols>, options: HeadOptions, files: Option<Arc<ChunkFiles>>) -> Self {
+        Self { waiting: Waiting::of(files.clone()), files, ..Self::new(symbols, options) }
     }
 
     /// How many series, those without samples too.

@@ -42,6 +42,13 @@ pub(super) const SWEEP: u8 = 9;
 pub(super) const MARKS_SEALED: u8 = 10;
 /// Chunks of a checkpoint that were set aside.
 pub(super) const FROZEN: u8 = 11;
+/// The digests of a checkpoint some of whose chunks lie in files.
+pub(super) const DIGESTS: u8 = 12;
+
+/// In the kind of a chunk of a checkpoint: it takes samples.
+pub(super) const IS_OPEN: u8 = 0x80;
+/// In the kind of a chunk of a checkpoint: it lies in a chunk file.
+pub(super) const IN_FILE: u8 = 0x40;
 
 /// Most labels of a series that is read back.
 const LABELS_MAX: usize = 1 << 16;

@@ -76,7 +76,7 @@ impl SampleSource for PickedSeries {
         };
         let full = &self.picked.full[self.share.full.clone()];
         for one in full.iter().filter(|one| reaches(one.first, one.last)) {
-            one.decode(out).map_err(broken)?;
+            one.read(self.share.hash, out)?;
         }
         match &self.share.open {
             Some(open) if reaches(open.first, open.last) => {

@@ -7,15 +7,18 @@
 use super::append::{Receipt, SlotSum};
 use super::frozen::Frozen;
 use super::payload::{
-    APPEND, APPEND_STARTS, FORGET, FORGET_FROZEN, FROZEN, LabelPairs, MARKS, MARKS_SEALED, SEAL, SERIES, SERIES_STARTS,
-    SWEEP, read_exemplar, read_float, read_histogram, read_labels, read_metadata, read_rules,
+    APPEND, APPEND_STARTS, DIGESTS, FORGET, FORGET_FROZEN, FROZEN, IN_FILE, IS_OPEN, LabelPairs, MARKS, MARKS_SEALED,
+    SEAL, SERIES, SERIES_STARTS, SWEEP, read_exemplar, read_float, read_histogram, read_labels, read_metadata,
+    read_rules, read_u32,
 };
 use super::series::reopen;
 use super::starts::{Stamp, StartCode, read_runs};
-use super::{Head, SERIES_MAX, add_chunk_digests, add_digests};
+use super::{Head, SERIES_MAX, add_chunk_digests};
+use crate::chunk::file::InFile;
 use crate::chunk::{Chunk, Kind, Open, ValueRef};
 use crate::codec::{Broken, Reader};
 use engram_model::TimeRange;
+use engram_model::digest::Digest;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -64,6 +67,10 @@ impl Head {
                 Receipt::default()
             }
             FROZEN => self.replay_frozen(&mut from)?,
+            DIGESTS => {
+                self.replay_digests(&mut from)?;
+                Receipt::default()
+            }
             SERIES | SERIES_STARTS => self.replay_series(&mut from, kind == SERIES_STARTS)?,
             _ => return Err(Broken { at: 0, what: "unknown kind of payload" }),
         };
@@ -121,7 +128,7 @@ impl Head {
 
     /// A checkpoint begins: it stands for all that was before.
     fn replay_marks(&mut self, from: &mut Reader<'_>, sealed: bool) -> Result<(), Broken> {
-        *self = Self::new(Arc::clone(&self.symbols), self.options);
+        *self = Self::with_files(Arc::clone(&self.symbols), self.options, self.files.take());
         self.floor = from.varint()?;
         if from.u8()? != 0 {
             self.newest = Some(from.varint()?);
@@ -138,7 +145,7 @@ impl Head {
             let said = from.uvarint()?;
             let series_ref = checked_ref(said, from)?;
             let labels = read_labels(from, &mut scratch)?;
-            let (full, open) = read_chunks(from)?;
+            let (full, open) = self.read_chunks(from)?;
             let starts = if with_starts { read_runs(from)? } else { Vec::new() };
             self.place(series_ref, &labels)?;
             let window_ms = self.options.window_ms;
@@ -146,11 +153,17 @@ impl Head {
             if !series.is_empty() || self.frozen.holds(series_ref) {
                 return Err(Broken { at: from.at(), what: "a series of a checkpoint comes twice" });
             }
+            let on_heap: usize = full.iter().map(|chunk| chunk.bytes.heap_bytes()).sum();
+            if on_heap > 0 {
+                self.waiting.note(series_ref, on_heap);
+            }
             series.restore(full, open, window_ms);
             self.starts.restore(series_ref, starts);
             receipt.appended += series.sample_count();
             self.sample_count += series.sample_count();
-            add_digests(&mut self.digests, series)?;
+            for chunk in series.chunks(TimeRange::ALL).iter().filter(|chunk| chunk.bytes.in_file().is_none()) {
+                add_chunk_digests(&mut self.digests, series.hash(), chunk)?;
+            }
             self.note_bare(std::iter::once(series_ref));
         }
         Ok(receipt)
@@ -173,7 +186,7 @@ impl Head {
             let at = from.at();
             let said = from.uvarint()?;
             let series_ref = checked_ref(said, from)?;
-            let (chunks, open) = read_chunks(from)?;
+            let (chunks, open) = self.read_chunks(from)?;
             let inside = |chunk: &Chunk| window.contains(chunk.first) && window.contains(chunk.last);
             let Some(series) = self.get(series_ref) else {
                 return Err(Broken { at, what: "frozen samples of an unknown series" });
@@ -185,7 +198,8 @@ impl Head {
                 return Err(Broken { at, what: "series of a frozen part do not come in order" });
             }
             let hash = series.hash();
-            chunks.iter().try_for_each(|chunk| add_chunk_digests(&mut digests, hash, chunk))?;
+            let on_heap = chunks.iter().filter(|chunk| chunk.bytes.in_file().is_none());
+            on_heap.into_iter().try_for_each(|chunk| add_chunk_digests(&mut digests, hash, chunk))?;
             self.bare.remove(series_ref);
             part.push(series_ref, chunks);
         }
@@ -227,25 +241,87 @@ fn checked_ref(said: u64, from: &Reader<'_>) -> Result<u32, Broken> {
     }
 }
 
-/// The full chunks of a series, and the one that is open still.
-fn read_chunks(from: &mut Reader<'_>) -> Result<(Vec<Chunk>, Open), Broken> {
-    let (count, mut full, mut open) = (from.length(CHUNKS_MAX)?, Vec::new(), Open::None);
-    let mut last = None;
-    for i in 0..count {
-        let at = from.at();
-        let head = from.u8()?;
-        let kind = Kind::from_number(head & 0x7f).ok_or(Broken { at, what: "unknown kind of chunk" })?;
-        let bytes = from.prefixed()?;
-        let chunk = Chunk::checked(kind, bytes).map_err(|broken| Broken { at, what: broken.what })?;
-        if last.is_some_and(|last| last >= chunk.first) {
-            return Err(Broken { at, what: "chunks of a series overlap" });
+/// The smallest a chunk of a checkpoint can be.
+const CHUNK_BYTES_MIN: usize = 3;
+
+impl Head {
+    /// The digests as the checkpoint's writer had them.
+    fn replay_digests(&mut self, from: &mut Reader<'_>) -> Result<(), Broken> {
+        while !from.is_empty() {
+            let at = from.at();
+            let (number, count) = (from.uvarint()?, from.uvarint()?);
+            let mut digests = BTreeMap::new();
+            for _ in 0..count {
+                let slot = from.varint()?;
+                digests.insert(slot, Digest { count: from.u64()?, low: from.u64()?, high: from.u64()? });
+            }
+            let said: Digest = digests.values().copied().sum();
+            if number == 0 {
+                if said.count != self.sample_count {
+                    return Err(Broken { at, what: "digests are of another number of samples than the series" });
+                }
+                self.digests = digests;
+                continue;
+            }
+            let part = self.frozen.parts.get_mut(&number).and_then(Arc::get_mut);
+            let Some(part) = part.filter(|part| part.sample_count() == said.count) else {
+                return Err(Broken { at, what: "digests are of another number of samples than the frozen part" });
+            };
+            part.digests = digests;
         }
-        last = Some(chunk.last);
-        match head & 0x80 {
-            0 => full.push(chunk),
-            _ if i + 1 == count => open = reopen(kind, bytes)?,
-            _ => return Err(Broken { at, what: "an open chunk is not the last" }),
-        }
+        Ok(())
     }
-    Ok((full, open))
+
+    /// The full chunks of a series, and the one that is open still.
+    fn read_chunks(&self, from: &mut Reader<'_>) -> Result<(Vec<Chunk>, Open), Broken> {
+        let (count, mut open) = (from.length(CHUNKS_MAX)?, Open::None);
+        let mut full = Vec::with_capacity(count.min(from.rest().len() / CHUNK_BYTES_MIN));
+        let mut last = None;
+        for i in 0..count {
+            let at = from.at();
+            let head = from.u8()?;
+            let kind = head & !(IS_OPEN | IN_FILE);
+            let kind = Kind::from_number(kind).ok_or(Broken { at, what: "unknown kind of chunk" })?;
+            let chunk = if head & IN_FILE == 0 {
+                let bytes = from.prefixed()?;
+                if head & IS_OPEN != 0 {
+                    if i + 1 != count {
+                        return Err(Broken { at, what: "an open chunk is not the last" });
+                    }
+                    open = reopen(kind, bytes)?;
+                    if open.bounds().zip(last).is_some_and(|((first, _), last)| last >= first) {
+                        return Err(Broken { at, what: "chunks of a series overlap" });
+                    }
+                    break;
+                }
+                Chunk::checked(kind, bytes).map_err(|broken| Broken { at, what: broken.what })?
+            } else if head & IS_OPEN == 0 {
+                self.read_kept(kind, from)?
+            } else {
+                return Err(Broken { at, what: "an open chunk lies in a file" });
+            };
+            if last.is_some_and(|last| last >= chunk.first) {
+                return Err(Broken { at, what: "chunks of a series overlap" });
+            }
+            last = Some(chunk.last);
+            full.push(chunk);
+        }
+        Ok((full, open))
+    }
+
+    /// A chunk in a file; its samples are not looked at.
+    fn read_kept(&self, kind: Kind, from: &mut Reader<'_>) -> Result<Chunk, Broken> {
+        let at = from.at();
+        let place = InFile { number: from.uvarint()?, at: read_u32(from)?, len: read_u32(from)? };
+        let first = from.varint()?;
+        let last = first.wrapping_add(from.varint()?);
+        let count = u16::try_from(from.uvarint()?).ok().filter(|count| *count > 0);
+        let Some(count) = count.filter(|_| first <= last) else {
+            return Err(Broken { at, what: "a chunk in a file is empty, or ends before it begins" });
+        };
+        let Some(files) = &self.files else {
+            return Err(Broken { at, what: "a chunk lies in a file, and there are no files" });
+        };
+        Ok(Chunk { first, last, bytes: files.bytes_at(place)?, count, kind })
+    }
 }

@@ -75,15 +75,11 @@ impl SampleSource for HeadChunks {
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
         let (floats, histograms) = (out.times.len(), out.histogram_times.len());
         let reaching = || self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last);
-        let broken = |broken: crate::codec::Broken| ReadError::Corrupt {
-            series: format!("{:032x}", self.hash),
-            what: broken.to_string(),
-        };
         if overlap(&self.chunks) {
             let mut sum = Columns::default();
             for chunk in reaching() {
                 let mut one = Columns::default();
-                chunk.decode(&mut one).map_err(broken)?;
+                chunk.read(self.hash, &mut one)?;
                 sum = if sum.is_empty() { one } else { merge_columns(&sum, &one) };
             }
             out.times.append(&mut sum.times);
@@ -91,7 +87,7 @@ impl SampleSource for HeadChunks {
             out.histogram_times.append(&mut sum.histogram_times);
             out.histograms.append(&mut sum.histograms);
         } else {
-            reaching().try_for_each(|chunk| chunk.decode(out)).map_err(broken)?;
+            reaching().try_for_each(|chunk| chunk.read(self.hash, out))?;
         }
         if !(self.starts.is_empty() && out.starts.is_empty() && out.histogram_starts.is_empty()) {
             fill(&self.starts, &out.times, floats, &mut out.starts);

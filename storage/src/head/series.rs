@@ -99,17 +99,18 @@ impl Series {
         }
     }
 
-    /// Appends a sample later than all before.
+    /// Appends a sample later than all before. Gives the bytes of the chunk that became full by it; 0: none did.
     #[inline]
-    pub(crate) fn append(&mut self, at: Millis, value: ValueRef<'_>, window_ms: i64) {
+    pub(crate) fn append(&mut self, at: Millis, value: ValueRef<'_>, window_ms: i64) -> usize {
         let cut = at >= self.cut_at;
         let full = self.open.append(at, value, cut);
         if cut {
             self.cut_at = window_of(at, window_ms).saturating_add(window_ms);
         }
-        if let Some(full) = full {
-            self.push_full(full);
-        }
+        let Some(full) = full else { return 0 };
+        let bytes = full.bytes.len();
+        self.push_full(full);
+        bytes
     }
 
     fn push_full(&mut self, chunk: Chunk) {
@@ -252,7 +253,7 @@ impl Series {
 
     /// Memory of this series, about.
     pub(crate) fn heap_bytes(&self) -> usize {
-        let full: usize = self.full.iter().map(|chunk| chunk.bytes.len() + 16).sum();
+        let full: usize = self.full.iter().map(|chunk| chunk.bytes.heap_bytes()).sum();
         size_of::<Self>()
             + self.pairs.len() * 8
             + self.full.capacity() * size_of::<Chunk>()

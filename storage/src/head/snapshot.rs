@@ -5,8 +5,10 @@
 //! in the middle leaves a piece of a checkpoint behind the whole log, which replay takes without harm.
 
 use super::{Head, Unapplied, payload, starts};
-use crate::codec::{put_prefixed, put_uvarint, put_varint};
-use engram_model::TimeRange;
+use crate::codec::{put_prefixed, put_u64, put_uvarint, put_varint};
+use engram_model::digest::Digest;
+use engram_model::{Millis, TimeRange};
+use std::collections::BTreeMap;
 
 use super::append::Rules;
 use super::frozen::Frozen;
@@ -40,6 +42,14 @@ impl Head {
         for part in self.frozen.parts.values() {
             snapshot_frozen(part, &mut payload, out);
         }
+        if self.files.is_some() {
+            // What lies in files is not read to find its digests: they go on from the first append.
+            payload.clear();
+            payload.push(payload::DIGESTS);
+            put_digests(&mut payload, 0, &self.digests);
+            self.frozen.parts.values().for_each(|part| put_digests(&mut payload, part.number(), part.digests()));
+            out(&payload);
+        }
         self.snapshot_beside(&mut payload, out);
         Ok(())
     }
@@ -57,7 +67,7 @@ impl Head {
             put_uvarint(payload, (series.full.len() + usize::from(open.is_some())) as u64);
             series.full.iter().for_each(|chunk| put_chunk(payload, chunk));
             if let Some(chunk) = open {
-                payload.push(chunk.kind as u8 | 0x80);
+                payload.push(chunk.kind as u8 | payload::IS_OPEN);
                 put_prefixed(payload, &chunk.bytes);
             }
             if with_starts {
@@ -115,8 +125,30 @@ impl Head {
 }
 
 fn put_chunk(payload: &mut Vec<u8>, chunk: &Chunk) {
-    payload.push(chunk.kind as u8);
-    put_prefixed(payload, &chunk.bytes);
+    let Some(place) = chunk.bytes.in_file() else {
+        payload.push(chunk.kind as u8);
+        put_prefixed(payload, &chunk.bytes);
+        return;
+    };
+    payload.push(chunk.kind as u8 | payload::IN_FILE);
+    put_uvarint(payload, place.number);
+    put_uvarint(payload, u64::from(place.at));
+    put_uvarint(payload, u64::from(place.len));
+    put_varint(payload, chunk.first);
+    put_varint(payload, chunk.last.wrapping_sub(chunk.first));
+    put_uvarint(payload, u64::from(chunk.count));
+}
+
+/// The digests of the head, or of a frozen part, by number.
+fn put_digests(payload: &mut Vec<u8>, number: u64, digests: &BTreeMap<Millis, Digest>) {
+    put_uvarint(payload, number);
+    put_uvarint(payload, digests.len() as u64);
+    for (slot, digest) in digests {
+        put_varint(payload, *slot);
+        put_u64(payload, digest.count);
+        put_u64(payload, digest.low);
+        put_u64(payload, digest.high);
+    }
 }
 
 /// A frozen part, in pieces that each name it; one at least, for an empty one is known too.

@@ -152,6 +152,13 @@ impl NodeLog {
         &self.replayed
     }
 
+    /// The last position that is known to be durable; 0: none yet.
+    #[must_use]
+    pub fn durable(&self) -> Position {
+        let written = self.metrics.records.load(Ordering::Relaxed);
+        Position(self.replayed.next.0.saturating_sub(1).saturating_add(written))
+    }
+
     /// Asks for `payload` to be made durable; `done` is called on the log's thread after the sync that covers it,
     /// in the order of the appends, and must be short. Waits for room in the queue: for threads, not for tasks.
     ///

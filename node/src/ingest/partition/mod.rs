@@ -70,8 +70,8 @@ pub enum Message {
         number: u64,
         /// The window.
         window: TimeRange,
-        /// Answered when it is durable; also when it had been sealed before.
-        reply: Reply<()>,
+        /// Answered when it is durable, also when it had been sealed before; false when damage is in the way.
+        reply: Reply<bool>,
     },
     /// Forget what was set aside, if it is what the cut holds.
     Forget {
@@ -143,7 +143,8 @@ impl Handle {
         self.addr.ask_in_line(|reply| Message::Retain { keep_ms, reply }, within).await
     }
 
-    /// Sets a window aside under the number of a seal; one that was applied before is left as it is.
+    /// Sets a window aside under the number of a seal; one that was applied before is left as it is. False when damage
+    /// is in the way.
     ///
     /// # Errors
     /// Why the actor did not answer.
@@ -153,7 +154,7 @@ impl Handle {
         number: u64,
         window: TimeRange,
         within: Duration,
-    ) -> Result<(), AskError> {
+    ) -> Result<bool, AskError> {
         let tenant = tenant.clone();
         self.addr.ask_in_line(|reply| Message::Seal { tenant, number, window, reply }, within).await
     }
@@ -336,8 +337,8 @@ impl State {
             }
             Message::Seal { tenant, number, window, reply } => {
                 self.settle(flushed).await?;
-                self.seal(&tenant, number, window).await?;
-                let _gone = reply.send(());
+                let done = self.seal(&tenant, number, window).await?;
+                let _gone = reply.send(done);
             }
             Message::Forget { tenant, number, proof, reply } => {
                 self.settle(flushed).await?;
@@ -351,6 +352,8 @@ impl State {
             }
             Message::Checkpoint { reply } => {
                 self.settle(flushed).await?;
+                // A sync that failed ends the actor, and with it the node: what the disk holds is unknown.
+                self.sync_files().await?;
                 let done = self.checkpoint().await;
                 let _gone = reply.send(done);
             }
@@ -460,7 +463,10 @@ impl State {
         };
         assert_eq!(pending.sequence, sequence, "the log answers in the order of the appends");
         match result {
-            Ok(_) => self.apply(pending).await,
+            Ok(_) => {
+                self.apply(pending).await?;
+                self.keep_full().await
+            }
             Err(error) => {
                 let error = storage_error(&error);
                 let _gone = pending.reply.send(Err(error.clone()));

@@ -6,6 +6,7 @@
 //! same after a crash, and who was told that it is forgotten must not find it again.
 
 use engram_model::digest::slot_of;
+use engram_model::error::Class;
 use engram_model::tenant::TenantId;
 use engram_model::{Millis, TimeRange};
 use engram_storage::head::Head;
@@ -20,14 +21,16 @@ impl State {
     pub(super) async fn retain(&mut self, keep_ms: i64) -> Result<(), Error> {
         for (tenant, head) in self.config.heads.all() {
             if head.read().bare_count() > 0 {
-                self.log_change(&tenant, &head, |head, payload| head.sweep(payload).is_ok()).await?;
+                self.log_change(&tenant, &head, |head, payload| head.sweep(payload).map_err(|e| e.to_string())).await?;
             }
             // Age is relative to the tenant's own newest sample: old data can be loaded and stays.
             let Some(newest) = head.read().max_time().filter(|_| keep_ms > 0) else { continue };
             let before = newest.saturating_sub(keep_ms);
             if head.read().floor() < slot_of(before) {
-                self.log_change(&tenant, &head, move |head, payload| head.forget_before(before, payload).is_ok())
-                    .await?;
+                let forget = move |head: &mut Head, payload: &mut Vec<u8>| {
+                    head.forget_before(before, payload).map(|gone| gone.samples).map_err(|e| e.to_string())
+                };
+                self.log_change(&tenant, &head, forget).await?;
             }
         }
         Ok(())
@@ -38,24 +41,31 @@ impl State {
         &self,
         tenant: &TenantId,
         head: &SharedHead,
-        change: impl FnOnce(&mut Head, &mut Vec<u8>) -> bool + Send + 'static,
+        change: impl FnOnce(&mut Head, &mut Vec<u8>) -> Result<u64, String> + Send + 'static,
     ) -> Result<(), Error> {
         let mut payload = Vec::new();
         entry::begin(&mut payload, Kind::Append, self.config.partition, tenant);
         let begins_at = payload.len();
         let (done, payload) = with_head(head, false, move |head| (change(head, &mut payload), payload)).await?;
-        assert!(done, "settled: nothing is staged");
+        if let Err(error) = done {
+            tracing::error!(%tenant, partition = self.config.partition.0, error, "what is old stays");
+        }
         if payload.len() > begins_at {
             self.config.log.append(payload, Box::new(|_| ())).map_err(|e| storage_error(&e))?;
         }
         Ok(())
     }
 
-    /// Sets a window aside.
-    pub(super) async fn seal(&mut self, tenant: &TenantId, number: u64, window: TimeRange) -> Result<(), Error> {
+    /// Sets a window aside; whether it is.
+    pub(super) async fn seal(&mut self, tenant: &TenantId, number: u64, window: TimeRange) -> Result<bool, Error> {
         let head = self.config.heads.get_or_create(tenant);
         if head.read().sealed() >= number {
-            return Ok(());
+            return Ok(true);
+        }
+        let can = with_head(&head, false, move |head| head.check_seal(number, window)).await?;
+        if let Err(error) = can {
+            tracing::error!(%tenant, partition = self.config.partition.0, number, %error, "not sealed");
+            return Ok(false);
         }
         let mut payload = Vec::new();
         entry::begin(&mut payload, Kind::Append, self.config.partition, tenant);
@@ -66,7 +76,7 @@ impl State {
             Ok(part) => {
                 let (samples, series) = (part.sample_count(), part.series_count());
                 tracing::debug!(%tenant, partition = self.config.partition.0, number, samples, series, "sealed");
-                Ok(())
+                Ok(true)
             }
             Err(error) => unreachable!("settled, and the number was looked at: {error}"),
         }
@@ -99,6 +109,30 @@ impl State {
             }
             Err(error) => unreachable!("settled, and the part was looked at: {error}"),
         }
+    }
+
+    /// Puts full chunks into files, when enough of them lie on the heap. A disk that refuses is no failure: the log
+    /// holds their samples, and they wait.
+    pub(super) async fn keep_full(&self) -> Result<(), Error> {
+        if !self.config.heads.has_full() {
+            return Ok(());
+        }
+        let heads = self.config.heads.clone();
+        let kept = tokio::task::spawn_blocking(move || heads.keep_full()).await;
+        if let Err(error) = kept.map_err(|e| Error::new(Class::Internal, format!("keeping full chunks failed: {e}")))? {
+            tracing::warn!(%error, partition = self.config.partition.0, "full chunks stay in memory for now");
+        }
+        Ok(())
+    }
+
+    /// Makes the chunk files durable that a checkpoint is about to name.
+    pub(super) async fn sync_files(&self) -> Result<(), Error> {
+        let Some(files) = self.config.heads.files().cloned() else { return Ok(()) };
+        let work = move || files.sync().map(|()| files.pin());
+        let synced = tokio::task::spawn_blocking(work).await;
+        synced
+            .map_err(|e| Error::new(Class::Internal, format!("syncing chunk files failed: {e}")))?
+            .map_err(|e| storage_error(&e))
     }
 
     /// Drops a head that holds nothing and is not written.
