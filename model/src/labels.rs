@@ -115,6 +115,11 @@ impl Labels {
         Self(bytes.into_boxed_slice())
     }
 
+    /// Appends the bytes of what [`Self::without`] would make: for looking up, where most are there already.
+    pub fn put_without(&self, out: &mut Vec<u8>, drop: impl Fn(&str) -> bool) {
+        self.pieces().filter(|(name, _)| !drop(name)).for_each(|(_, piece)| out.extend_from_slice(piece));
+    }
+
     /// Each name with the bytes of its pair.
     fn pieces(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let mut rest = &*self.0;
@@ -345,6 +350,11 @@ mod tests {
                 if v.is_empty() { model.remove(n); } else { model.insert(n.clone(), v.clone()); }
             }
             let labels = Labels::from_pairs(pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())));
+            let half = labels.without(|name| name < "m");
+            prop_assert!(half.iter().eq(labels.iter().filter(|(name, _)| *name >= "m")));
+            let mut key = Vec::new();
+            labels.put_without(&mut key, |name| name < "m");
+            prop_assert_eq!(key.as_slice(), half.as_bytes());
             let have: Vec<_> = labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
             let want: Vec<_> = model.clone().into_iter().collect();
             prop_assert_eq!(have, want);

@@ -243,7 +243,7 @@ impl Evaluator<'_> {
     /// The parameter over all steps; zeros where there is none.
     pub(super) fn param(&self, aggregate: &Aggregate, steps: Steps) -> Result<Vec<f64>, Error> {
         match &aggregate.param {
-            Some(param) => Ok(self.scalar(param, steps)?.values),
+            Some(param) => Ok(self.scalar(param, steps)?.values.to_vec()),
             None => Ok(vec![0.0; steps.count]),
         }
     }

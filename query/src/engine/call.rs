@@ -86,7 +86,7 @@ impl Evaluator<'_> {
                 let mut a = self.scalar(arg(0)?, steps)?;
                 let b = self.scalar(arg(1)?, steps)?;
                 let pick = if call.func == "min_of" { pointwise::min_of } else { pointwise::max_of };
-                a.values.iter_mut().zip(&b.values).for_each(|(a, b)| *a = pick(*a, *b));
+                a.values.iter_mut().zip(b.values.iter()).for_each(|(a, b)| *a = pick(*a, *b));
                 vec![Row { column: a, ..Row::default() }]
             }
             "absent" => self.absent(arg(0)?, steps)?,

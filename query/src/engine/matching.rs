@@ -35,15 +35,30 @@ fn match_labels(labels: &Labels, matching: &VectorMatching) -> Labels {
     }
 }
 
+/// Writes the bytes of [`match_labels`].
+fn match_key(labels: &Labels, matching: &VectorMatching, key: &mut Vec<u8>) {
+    let named = |name: &str| matching.labels.iter().any(|have| have == name);
+    match matching.on {
+        true => labels.put_without(key, |name| !named(name)),
+        false => labels.put_without(key, |name| name == METRIC_NAME || named(name)),
+    }
+}
+
 /// Groups in order of first appearance, left rows first.
 fn group(lhs: &[Row], rhs: &[Row], matching: &VectorMatching) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut index: HashMap<Labels, usize> = HashMap::with_capacity(lhs.len());
+    let mut index: HashMap<Labels, usize> = HashMap::with_capacity(lhs.len().min(rhs.len()));
+    let mut key = Vec::new();
     let mut place = |labels: &Labels, groups: &mut Vec<Group>| {
-        *index.entry(match_labels(labels, matching)).or_insert_with(|| {
-            groups.push(Group::default());
-            groups.len() - 1
-        })
+        key.clear();
+        match_key(labels, matching, &mut key);
+        // Most rows of the "many" side find their group there: they need no label set of their own to look it up.
+        if let Some(at) = index.get(key.as_slice()) {
+            return *at;
+        }
+        groups.push(Group::default());
+        index.insert(match_labels(labels, matching), groups.len() - 1);
+        groups.len() - 1
     };
     for (i, row) in lhs.iter().enumerate() {
         let at = place(&row.labels, &mut groups);
@@ -275,18 +290,18 @@ impl Matching<'_> {
             return Ok(false);
         }
         let right = &rhs[*one];
-        let operand = |row, labels| Operand { row, labels, value: Point::Float(0.0) };
         let mut both = Vec::with_capacity(group.left.len());
-        let mut targets = HashSet::with_capacity(group.left.len());
+        let mut targets = HashSet::new();
         for i in &group.left {
             let mut bits = lhs[*i].column.present.clone();
             bits.keep(&right.column.present);
             if bits.is_empty() {
                 continue;
             }
-            let left = operand(Some(*i), &lhs[*i].labels);
-            let target = self.target(&left, &operand(Some(*one), &right.labels)).0;
-            if !targets.insert(target) {
+            // Asked for once: only what is asked for step by step is kept in `made`.
+            let labels = result_labels(&lhs[*i].labels, &right.labels, self.binary, self.delayed);
+            let target = self.out.row(labels, self.binary.return_bool);
+            if group.left.len() > 1 && !targets.insert(target) {
                 return Ok(false);
             }
             both.push((*i, target, bits));

@@ -146,6 +146,15 @@ impl Numbers {
     pub(super) fn new(count: usize) -> Self {
         Self { one: [0.0], more: if count > 1 { vec![0.0; count] } else { Vec::new() } }
     }
+
+    /// As new, in the memory it has.
+    fn reset(&mut self, count: usize) {
+        self.one = [0.0];
+        self.more.clear();
+        if count > 1 {
+            self.more.resize(count, 0.0);
+        }
+    }
 }
 
 impl std::ops::Deref for Numbers {
@@ -168,7 +177,7 @@ impl std::ops::DerefMut for Numbers {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Column {
     /// A float for each step; without meaning where `present` says no.
-    pub(super) values: Vec<f64>,
+    pub(super) values: Numbers,
     /// Which steps have a float.
     pub(super) present: Bits,
     /// Histograms by step, in order; such a step has no float.
@@ -184,8 +193,7 @@ impl Column {
 
     /// Makes it empty, with room for `count` steps.
     pub(super) fn reset(&mut self, count: usize) {
-        self.values.clear();
-        self.values.resize(count, 0.0);
+        self.values.reset(count);
         self.present.reset(count);
         self.histograms.clear();
     }
@@ -439,7 +447,7 @@ mod tests {
         };
         let merged = merge_same(vec![row(1), row(0)]).unwrap();
         assert_eq!(merged.len(), 1);
-        assert_eq!(merged[0].column.values, [0.0, 1.0]);
+        assert_eq!(*merged[0].column.values, [0.0, 1.0]);
         assert_eq!(merge_same(vec![row(1), row(1)]).unwrap_err().to_string(), DUPLICATES);
     }
 }
