@@ -1,3 +1,5 @@
+//! The wants of placement, held against rings of any kind and against all placements of small ones.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use engram_model::place::{NodeId, PartitionId, Zone};
