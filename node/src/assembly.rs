@@ -29,8 +29,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
+use crate::blocks::check::Pace;
 use crate::blocks::cutter::{self, CutCounts};
-use crate::blocks::{Flusher, Snapshots};
+use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, repair, scrubber};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
 use crate::http::{self, App, HttpMetrics};
@@ -100,6 +101,7 @@ pub struct Node {
     blocks: Option<Supervisor>,
     partitions_stop: CancellationToken,
     keeper: keeper::Config,
+    scrubber: scrubber::Config,
     log: Arc<NodeLog>,
     group: Arc<Group>,
     log_failure: Arc<parking_lot::Mutex<Option<String>>>,
@@ -112,6 +114,8 @@ struct Paths {
     writer: Writer,
     snapshots: Snapshots,
     flusher: Flusher,
+    imports: Imports,
+    surveyor: Surveyor,
 }
 
 impl Node {
@@ -160,11 +164,14 @@ impl Node {
         let peers = Peers::local_only(meta.node_id(), Arc::new(local));
         let snapshots =
             Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), meta.clone(), peers.clone(), clock.clone())?;
+        let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), meta.clone(), clock.clone())?;
         let written = WriteMetrics::new(&metrics);
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
-        start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
+        let scrubber = start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
         let paths = Paths {
             snapshots,
+            imports,
+            surveyor: Surveyor::new(store.clone(), meta.clone()),
             flusher: Flusher::new(meta.clone(), peers.clone()),
             writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
             reader: Reader::new(read_options(&config), meta.clone(), peers, ReadMetrics::new(&metrics)),
@@ -184,6 +191,7 @@ impl Node {
             blocks: Some(blocks),
             partitions_stop,
             keeper,
+            scrubber,
             log,
             group,
             log_failure,
@@ -197,6 +205,14 @@ impl Node {
     /// The log failed; what was there before stays.
     pub async fn checkpoint(&self) -> Result<(), StartError> {
         keeper::round(&self.keeper).await.map_err(|e| StartError::Failed(format!("checkpoint: {e}")))
+    }
+
+    /// Checks every block once and quarantines what is damaged, as the scrubber does in its own time.
+    ///
+    /// # Errors
+    /// The object store or the metadata do not answer.
+    pub async fn scrub(&self) -> Result<(), StartError> {
+        scrubber::round(&self.scrubber).await.map_err(|e| StartError::Failed(format!("scrub: {e}")))
     }
 
     /// Runs until `stop` is cancelled, by the operator or by an essential part that failed, then stops in order.
@@ -444,7 +460,7 @@ fn start_blocks(
     (clock, stop): (&Clock, &CancellationToken),
     metrics: &Metrics,
     supervisor: &mut Supervisor,
-) {
+) -> scrubber::Config {
     let counts = Arc::new(CutCounts::default());
     let (readings, now) = (counts.clone(), clock.clone());
     metrics.collect(move || readings.readings(now.now()));
@@ -465,6 +481,9 @@ fn start_blocks(
         counts,
         stop: stop.clone(),
     }));
+    let scrubber = scrubber_of(config, dir, (meta, store), (clock, metrics), stop);
+    supervisor.spawn(scrubber::child(scrubber.clone()));
+    scrubber
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
@@ -487,6 +506,31 @@ fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, 
             ),
         ]
     });
+}
+
+fn scrubber_of(
+    config: &Config,
+    dir: &DataDir,
+    (meta, store): (&Meta, &Store),
+    (clock, metrics): (&Clock, &Metrics),
+    stop: &CancellationToken,
+) -> scrubber::Config {
+    let handle = scrubber::Scrubbing::default();
+    let (told, of, now) = (handle.clone(), meta.clone(), clock.clone());
+    metrics.collect(move || told.readings(&of, now.now()));
+    scrubber::Config {
+        shop: repair::Workshop {
+            meta: meta.clone(),
+            store: store.clone(),
+            disk: Arc::new(RealDisk),
+            work: dir.repairs(),
+            clock: clock.clone(),
+        },
+        state: dir.scrubbed(),
+        pace: Pace { bytes_per_second: config.blocks.scrub_bytes_per_second },
+        handle,
+        stop: stop.clone(),
+    }
 }
 
 fn collect_store(metrics: &Metrics, store: &Store) {
@@ -607,6 +651,8 @@ fn app(config: &Config, paths: Paths, status: Status, metrics: HttpMetrics, cloc
         tenants: Arc::new(status.meta.clone()),
         snapshots: Arc::new(paths.snapshots),
         flush: Arc::new(paths.flusher),
+        imports: Arc::new(paths.imports),
+        survey: Arc::new(paths.surveyor),
         node: Arc::new(status),
         metrics,
         clock: clock.clone(),

@@ -102,6 +102,24 @@ impl DataDir {
         self.root.join("snapshots")
     }
 
+    /// Where blocks of other systems are while they come in.
+    #[must_use]
+    pub fn imports(&self) -> PathBuf {
+        self.root.join("imports")
+    }
+
+    /// Where damaged blocks are made again.
+    #[must_use]
+    pub fn repairs(&self) -> PathBuf {
+        self.root.join("repairs")
+    }
+
+    /// The file that says how far the scrubber is.
+    #[must_use]
+    pub fn scrubbed(&self) -> PathBuf {
+        self.root.join("scrub.json")
+    }
+
     /// Where blocks lie when no other place was chosen for them.
     #[must_use]
     pub fn blocks(&self) -> PathBuf {

@@ -1,12 +1,14 @@
 //! The command line: what a person types.
 //!
 //! `engram` alone runs a node. Flags of options come from the table in `config/table.rs`, so that help, file and
-//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`, `flush`, `export`) speak HTTP like anybody else: what they can
+//! environment never differ. The small clients (`query`, `cluster status`, `tenant`, `snapshot`, `flush`, `export`, `import`, `verify`) speak HTTP like anybody else: what they can
 //! do, a script can.
 
 pub mod client;
 pub mod export;
+pub mod import;
 pub mod tenants;
+pub mod verify;
 
 mod explain;
 mod show;
@@ -55,6 +57,10 @@ pub enum Action {
     Change(tenants::Change),
     /// Write what a tenant has.
     Export(export::Export),
+    /// Take in blocks of another system.
+    Import(Box<import::Import>),
+    /// Hold blocks against the metadata.
+    Verify(verify::Verify),
 }
 
 /// Why nothing is done.
@@ -84,6 +90,8 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Ok(Action::Ask(ask)) => told(client::ask(&ask)),
         Ok(Action::Change(change)) => told(tenants::run(&change)),
         Ok(Action::Export(export)) => told(export::run(&export)),
+        Ok(Action::Import(import)) => told(import::run(&import)),
+        Ok(Action::Verify(verify)) => told(verify::run(&verify)),
         Err(Stop::Usage(error)) => {
             let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
             // With nobody to print to there is nobody to tell.
@@ -147,6 +155,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             tenants::Wanted::Change(change) => Action::Change(change),
         }),
         Some(("export", export)) => Ok(Action::Export(export::wanted(export, address(export, env)))),
+        Some(("import", import)) => Ok(Action::Import(Box::new(import::wanted(import, address(import, env))))),
+        Some(("verify", verify)) => Ok(Action::Verify(verify::wanted(verify, address(verify, env)))),
         Some(("snapshot", snapshot)) => Ok(Action::Ask(client::Ask::snapshot(&asked(snapshot, env)))),
         Some(("flush", flush)) => Ok(Action::Ask(client::Ask::flush(&asked(flush, env), flush.get_flag("wait")))),
         Some((_, query)) => {
@@ -255,6 +265,8 @@ pub fn command() -> Command {
                     .help("Answer when the blocks are there, not when they are ordered"),
             ),
         )
+        .subcommand(import::command())
+        .subcommand(verify::command())
         .subcommand(query_command());
     with_options(top)
 }

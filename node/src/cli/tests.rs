@@ -182,3 +182,22 @@ fn an_export_is_what_was_asked_for() {
         assert!(matches!(parsed(line), Err(Stop::Usage(_))), "{line}");
     }
 }
+
+#[test]
+fn an_import_is_what_was_asked_for() {
+    let import = |line: &str| match parsed(line) {
+        Ok(Action::Import(import)) => import,
+        other => panic!("{other:?}"),
+    };
+    let plain = import("engram import /data");
+    assert_eq!(
+        (plain.source.url.as_str(), plain.labels.add, plain.dry_run, plain.tenant),
+        ("/data", true, false, None)
+    );
+    let some = import(
+        "engram import s3://b/x --tenant a --external-labels ignore --drop-label replica --dry-run --endpoint http://h",
+    );
+    assert_eq!((some.labels.add, some.labels.drop, some.dry_run), (false, vec!["replica".to_owned()], true));
+    assert_eq!(some.source.endpoint, "http://h");
+    assert!(matches!(parsed("engram import"), Err(Stop::Usage(_))));
+}

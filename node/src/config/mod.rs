@@ -105,6 +105,7 @@ pub struct BlocksConfig {
     pub seal_late_max_ms: i64,
     pub seal_idle_ms: i64,
     pub work_dir: String,
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for Config {
@@ -144,6 +145,7 @@ impl Default for Config {
                 seal_late_max_ms: 12 * 60 * 60 * 1000,
                 seal_idle_ms: 60 * 60 * 1000,
                 work_dir: String::new(),
+                scrub_bytes_per_second: 8 << 20,
             },
             object_store: object::options::Options::default(),
             limits: TenantLimits::default(),

@@ -241,6 +241,12 @@ pub static KEYS: &[Key] = &[
         "Where blocks are built before they are uploaded, emptied at every start; nothing: blocks-work in the data directory. It needs room for a few windows of the largest tenants, and nobody else may use it."
     ),
     key!(
+        "blocks.scrub-bytes-per-second",
+        Size,
+        blocks.scrub_bytes_per_second,
+        "How fast blocks are read again to find damage, one after the other for ever. Raised when a round takes too long, lowered when the store or the network is too busy."
+    ),
+    key!(
         "object-store.url",
         StoreUrl,
         object_store.url,

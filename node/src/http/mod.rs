@@ -4,7 +4,8 @@
 //! connection (server.rs: deadlines, limits, ordered stop)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
-//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | snapshot.rs | flush.rs | admin.rs → port.rs: the rooms behind
+//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | snapshot.rs | flush.rs | import.rs | verify.rs |
+//!         admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -19,6 +20,7 @@ mod admin;
 mod body;
 mod features;
 mod flush;
+mod import;
 mod json;
 mod metrics;
 mod params;
@@ -29,6 +31,7 @@ mod series;
 mod snapshot;
 mod tenants;
 mod time;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -68,6 +71,10 @@ pub struct App {
     pub snapshots: Arc<dyn port::Snapshots>,
     /// From memory to blocks on demand.
     pub flush: Arc<dyn port::Flush>,
+    /// Blocks that come in.
+    pub imports: Arc<dyn port::Imports>,
+    /// The store held against the metadata.
+    pub survey: Arc<dyn port::Survey>,
     /// The node as a whole.
     pub node: Arc<dyn port::Node>,
     /// What is counted.
@@ -109,6 +116,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
         .route("/api/v1/admin/flush", post(flush::flush).put(flush::flush))
         .route("/api/v1/admin/digests", get(tenants::digests))
+        .route("/api/v1/admin/verify", post(verify::verify))
+        .route("/api/v1/admin/import/{block}", get(import::known).post(import::take))
         .route("/api/v1/user_stats", get(tenants::user_stats))
         .route("/api/v1/push", pushing())
         .route("/api/prom/push", pushing());

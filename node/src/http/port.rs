@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use engram_model::block::BlockId;
 use engram_model::digest::Digest;
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::tenant::TenantId;
@@ -15,9 +16,12 @@ use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse::Switches;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use serde_json::Value;
 
 use crate::blocks;
+use crate::blocks::check::Depth;
+use crate::blocks::import::{Imported, Known};
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::meta::tenants::TenantChange;
@@ -214,6 +218,46 @@ impl Flush for blocks::Flusher {
         wait: Option<Duration>,
     ) -> BoxFuture<'a, Result<Vec<blocks::SealedWindow>, Error>> {
         Box::pin(Self::flush(self, tenant, wait))
+    }
+}
+
+/// Blocks that come in, see [`blocks::Imports`].
+pub trait Imports: Send + Sync {
+    /// What is known of a block by its name.
+    fn known(&self, tenant: &TenantId, id: BlockId) -> Known;
+    /// Takes a block in that comes as a tar archive. Dropping the future gives it up.
+    fn take<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        id: BlockId,
+        archive: BoxStream<'static, Result<Bytes, Error>>,
+    ) -> BoxFuture<'a, Result<Imported, Error>>;
+}
+
+impl Imports for blocks::Imports {
+    fn known(&self, tenant: &TenantId, id: BlockId) -> Known {
+        Self::known(self, tenant, id)
+    }
+
+    fn take<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        id: BlockId,
+        archive: BoxStream<'static, Result<Bytes, Error>>,
+    ) -> BoxFuture<'a, Result<Imported, Error>> {
+        Box::pin(Self::take(self, tenant, id, archive))
+    }
+}
+
+/// The store held against the metadata, see [`blocks::survey`].
+pub trait Survey: Send + Sync {
+    /// Events as they come, of one tenant or of all. Dropping the stream ends it.
+    fn survey(&self, tenant: Option<TenantId>, depth: Depth) -> BoxStream<'static, Result<Value, Error>>;
+}
+
+impl Survey for blocks::Surveyor {
+    fn survey(&self, tenant: Option<TenantId>, depth: Depth) -> BoxStream<'static, Result<Value, Error>> {
+        Self::survey(self, tenant, depth)
     }
 }
 

@@ -390,3 +390,44 @@ async fn remote_read_negotiates_and_refuses_precisely() {
     );
     assert!(asked[0].contains("a=\"bc\""), "{}", asked[0]);
 }
+
+#[tokio::test]
+async fn blocks_are_imported_by_name() {
+    let fake = Arc::new(Fake::default());
+    let send_to = async |path: &str, body: Body| {
+        let request = Request::post(path).header("X-Scope-OrgID", "acme").body(body).unwrap();
+        let (status, _, text) = send(&fake, request).await;
+        (status.as_u16(), text)
+    };
+    let id = BlockId(7);
+    let path = format!("/api/v1/admin/import/{id}");
+    let pieces = ["ab", "", "cde"].map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
+    let (status, text) = send_to(&path, Body::from_stream(futures::stream::iter(pieces))).await;
+    assert_eq!(status, 200, "{text}");
+    assert!(text.contains("\"samples\":9") && text.contains("\"bytes\":5"), "{text}");
+    assert_eq!(*fake.asked.lock(), [format!("acme imports {id}, 5 bytes")]);
+    let broken = futures::stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
+    let (status, text) = send_to(&path, Body::from_stream(broken)).await;
+    assert!(status == 400 && text.contains("broke off"), "{status} {text}");
+    assert_eq!(send_to("/api/v1/admin/import/x", Body::empty()).await.0, 400);
+    assert!(get(&fake, &path).await.1.contains("within"), "it is a part of another one");
+    assert!(get(&fake, &format!("/api/v1/admin/import/{}", BlockId(1))).await.1.contains("\"known\":\"no\""));
+}
+
+#[tokio::test]
+async fn a_survey_is_answered_line_by_line() {
+    let fake = Arc::new(Fake::default());
+    let post = async |path: &str| {
+        let (status, headers, body) = send(&fake, Request::post(path).body(Body::empty()).unwrap()).await;
+        (status.as_u16(), headers["content-type"].to_str().unwrap().to_owned(), body)
+    };
+    let want = "{\"event\":\"block\"}\n{\"event\":\"end\"}\n";
+    assert_eq!(
+        post("/api/v1/admin/verify?deep=1&tenant=acme").await,
+        (200, "application/x-ndjson".into(), want.into())
+    );
+    assert_eq!(post("/api/v1/admin/verify").await.0, 200);
+    assert_eq!(fake.asked.lock().join(" "), "verify Some(acme) Deep verify None Objects");
+    assert_eq!(post("/api/v1/admin/verify?deep=x").await.0, 400);
+    assert_eq!(post("/api/v1/admin/verify?tenant=a%2Fb").await.0, 400);
+}

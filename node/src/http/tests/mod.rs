@@ -27,15 +27,19 @@ use engram_model::{Labels, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse::Switches;
 use engram_query::value::{Annotations, InstantSample, RangeSeries, Stats, Value};
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use super::port::{Exemplars, Flush, Listed, Node, Part, Push, Read, Snapshots, Tenants, Wanted};
+use super::port::{Exemplars, Flush, Imports, Listed, Node, Part, Push, Read, Snapshots, Survey, Tenants, Wanted};
 use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
+use crate::blocks::check::Depth;
+use crate::blocks::import::{Imported, Known};
 use crate::blocks::{SealedWindow, Taken};
 use crate::error::{Error, Stage};
 use crate::meta::tenants::TenantChange;
@@ -208,6 +212,36 @@ impl Flush for Fake {
     }
 }
 
+impl Imports for Fake {
+    fn known(&self, _: &TenantId, id: BlockId) -> Known {
+        if id == BlockId(7) { Known::Within(BlockId(8)) } else { Known::No }
+    }
+
+    fn take<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        id: BlockId,
+        mut archive: BoxStream<'static, Result<Bytes, Error>>,
+    ) -> BoxFuture<'a, Result<Imported, Error>> {
+        Box::pin(async move {
+            let mut bytes = 0;
+            while let Some(piece) = archive.next().await {
+                bytes += piece?.len() as u64;
+            }
+            self.ask(format!("{tenant} imports {id}, {bytes} bytes"));
+            Ok(Imported { series: 2, digest: Digest { count: 9, ..Digest::EMPTY }, bytes, repaired: false })
+        })
+    }
+}
+
+impl Survey for Fake {
+    fn survey(&self, tenant: Option<TenantId>, depth: Depth) -> BoxStream<'static, Result<serde_json::Value, Error>> {
+        self.ask(format!("verify {tenant:?} {depth:?}"));
+        let events = [serde_json::json!({"event": "block"}), serde_json::json!({"event": "end"})];
+        futures::stream::iter(events.map(Ok)).boxed()
+    }
+}
+
 impl Push for Fake {
     fn body_bytes_max(&self) -> usize {
         100
@@ -255,6 +289,8 @@ fn app_of(fake: &Arc<Fake>) -> (Arc<App>, Metrics) {
         tenants: fake.clone(),
         snapshots: fake.clone(),
         flush: fake.clone(),
+        imports: fake.clone(),
+        survey: fake.clone(),
         node: fake.clone(),
         metrics: HttpMetrics::new(&metrics),
         clock: Clock::test(1_000_500),
