@@ -112,11 +112,28 @@ pub struct SelectCost {
     pub fetch_seconds: f64,
 }
 
+/// Samples by evaluation time.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SamplesByStep {
+    /// First evaluation time.
+    pub start: Millis,
+    /// Distance of evaluation times.
+    pub step_ms: i64,
+    /// Samples looked at, of each step.
+    pub looked_at: Vec<u64>,
+    /// Samples read, of each step.
+    pub read: Vec<u64>,
+}
+
 /// What a query cost.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Stats {
     /// Samples looked at, as Prometheus counts `totalQueryableSamples`.
     pub samples_total: u64,
+    /// Samples read from storage, as Prometheus counts `samplesRead`; 0 where the budget does not ask for steps.
+    pub samples_read: u64,
+    /// Both by step, where the budget asks for it.
+    pub samples_by_step: Option<SamplesByStep>,
     /// Most samples held at once.
     pub samples_peak: u64,
     /// Series selected.

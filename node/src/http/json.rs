@@ -169,6 +169,16 @@ pub(crate) fn put_float_at(out: &mut Vec<u8>, at: Millis, value: f64) {
     out.push(b']');
 }
 
+/// `[t,"v"]` of a scalar: Prometheus writes those without exponents, however many digits that takes.
+pub(crate) fn put_scalar_at(out: &mut Vec<u8>, at: Millis, value: f64) {
+    if !value.is_finite() {
+        return put_float_at(out, at, value);
+    }
+    out.push(b'[');
+    put_time(out, at);
+    out.extend_from_slice(format!(",\"{value}\"]").as_bytes());
+}
+
 /// `[t,{…}]`
 fn put_histogram_at(out: &mut Vec<u8>, at: Millis, histogram: &Arc<Histogram>) {
     out.push(b'[');

@@ -145,7 +145,7 @@ impl Params {
         if text.is_empty() {
             return Ok(default);
         }
-        let invalid = |why| Failure::parameter(name, format!("Invalid time value for '{name}': {why}"));
+        let invalid = |why| Failure::parameter(name, format!("invalid time value for '{name}': {why}"));
         time::parse(text).map_err(invalid)
     }
 

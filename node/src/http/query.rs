@@ -15,7 +15,7 @@ use engram_model::{Millis, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse;
 use engram_query::parse::ast::Expr;
-use engram_query::value::{Stats, Value};
+use engram_query::value::{SamplesByStep, Stats, Value};
 
 use super::App;
 use super::answer::{Failure, Remarks, stream_success, success};
@@ -87,6 +87,7 @@ fn request_of(
         lookback_ms: lookback.map(|ns| ns / NANOS_PER_MILLI).filter(|ms| *ms > 0),
         limit,
         explain: matches!(params.get("explain"), "1" | "true"),
+        count_steps: !params.get("stats").is_empty(),
     })
 }
 
@@ -110,7 +111,7 @@ async fn evaluate(app: &App, tenant: &Tenant, params: &Params, request: QueryReq
     }
     let mut beside = String::new();
     if !stats.is_empty() {
-        beside.push_str(&stats_json(&outcome.stats, watch.elapsed()));
+        beside.push_str(&stats_json(&outcome.stats, stats == "all", watch.elapsed()));
     }
     if let Some(explain) = outcome.explain.take() {
         let tree = serde_json::to_string(&explain).map_err(|e| Failure::internal(e.to_string()))?;
@@ -144,7 +145,7 @@ fn answer(outcome: Outcome, stats: &str, remarks: &Remarks) -> Response {
         }
         Value::Scalar { at, value } => {
             let mut data = b"{\"resultType\":\"scalar\",\"result\":".to_vec();
-            json::put_float_at(&mut data, at, value);
+            json::put_scalar_at(&mut data, at, value);
             data.extend_from_slice(format!("{stats}}}").as_bytes());
             success(&data, remarks)
         }
@@ -160,19 +161,39 @@ fn answer(outcome: Outcome, stats: &str, remarks: &Remarks) -> Response {
 }
 
 /// Only what was measured: waiting is what remains of the whole after selecting and evaluating.
-fn stats_json(stats: &Stats, took: Duration) -> String {
+fn stats_json(stats: &Stats, by_step: bool, took: Duration) -> String {
     let total = took.as_secs_f64();
+    let points = |name: &str, counts: fn(&SamplesByStep) -> &Vec<u64>| match &stats.samples_by_step {
+        Some(steps) if by_step => step_points(name, steps, counts(steps)),
+        _ => String::new(),
+    };
     let eval_total = stats.select_seconds + stats.eval_seconds;
     format!(
         ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{eval_total},\"resultSortTime\":0,\"queryPreparationTime\":{},\
          \"innerEvalTime\":{},\"execQueueTime\":{},\"execTotalTime\":{total}}},\
-         \"samples\":{{\"totalQueryableSamples\":{},\"peakSamples\":{}}}}}",
+         \"samples\":{{{}\"totalQueryableSamples\":{},{}\"samplesRead\":{},\"peakSamples\":{}}}}}",
         stats.select_seconds,
         stats.eval_seconds,
         (total - eval_total).max(0.0),
+        points("totalQueryableSamplesPerStep", |s| &s.looked_at),
         stats.samples_total,
+        points("samplesReadPerStep", |s| &s.read),
+        stats.samples_read,
         stats.samples_peak,
     )
+}
+
+/// `"name":[[t,n],…],`
+fn step_points(name: &str, steps: &SamplesByStep, counts: &[u64]) -> String {
+    let mut out = format!("\"{name}\":[").into_bytes();
+    for (i, count) in counts.iter().enumerate() {
+        out.extend_from_slice(if i == 0 { b"[" } else { b",[" });
+        let at = i64::try_from(i).unwrap_or(i64::MAX).saturating_mul(steps.step_ms);
+        json::put_time(&mut out, steps.start.saturating_add(at));
+        out.extend_from_slice(format!(",{count}]").as_bytes());
+    }
+    out.extend_from_slice(b"],");
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// `query_exemplars`: exemplars of the series a query selects.

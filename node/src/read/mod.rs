@@ -77,6 +77,8 @@ pub struct QueryRequest {
     pub limit: usize,
     /// Whether the answer comes with what each operator did.
     pub explain: bool,
+    /// Whether samples are counted by step, too.
+    pub count_steps: bool,
 }
 
 /// The door of the read path. Cheap to clone.
@@ -194,6 +196,7 @@ impl Reader {
                 delayed_name_removal: experimental,
                 use_start_timestamps: experimental,
                 explain: query.explain,
+                count_steps: query.count_steps,
                 parallelism: self.threads_each(),
                 pool: Some(self.0.pool.clone()),
                 ..Budget::default()

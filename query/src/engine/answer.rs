@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::error::Error;
 use crate::parse::ast::ValueType;
 use crate::plan::Node;
-use crate::value::{InstantSample, RangeSeries, Stats, Value};
+use crate::value::{InstantSample, RangeSeries, SamplesByStep, Stats, Value};
 
 use super::eval::{Counters, Evaluator, Parts, without_metadata};
 use super::profile::Profile;
@@ -32,8 +32,17 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
     for selection in &prepared.selections {
         annotations.warnings.extend(selection.warnings.iter().cloned());
     }
+    let counted = evaluator.tally.take();
+    let steps = Steps::new(prepared.start, prepared.end, prepared.step_ms);
     let stats = Stats {
-        samples_total: counters.looked_at.load(Ordering::Relaxed),
+        samples_total: counted.looked_at,
+        samples_read: counted.read,
+        samples_by_step: counted.into_steps(steps.count).map(|(looked_at, read)| SamplesByStep {
+            start: steps.start,
+            step_ms: steps.step_ms,
+            looked_at,
+            read,
+        }),
         samples_peak: counters.peak.load(Ordering::Relaxed),
         series_total: prepared.selections.iter().map(|s| s.series.len() as u64).sum(),
         select_seconds: prepared.select_seconds,

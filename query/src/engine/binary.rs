@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use engram_model::histogram::Histogram;
+use hashbrown::HashMap;
 
 use crate::error::Error;
 pub(super) use crate::functions::operators::{compares, floats};
 use crate::functions::{HistogramOperation, Note, Point};
 use crate::histogram::{Joined, Side, equal};
-use crate::parse::ast::{BinaryOp, ValueType};
+use crate::parse::ast::{BinaryOp, Span, ValueType};
 use crate::plan::Binary;
 
 use super::eval::{Evaluator, Sink, weight};
@@ -90,6 +91,27 @@ fn join(op: BinaryOp, g: &Histogram, h: &Histogram) -> Result<Combined, Note> {
     Ok(Combined { value: Point::Histogram(out), keep: true, note })
 }
 
+/// The last remark of each step: upstream makes one a step, and the last one wins.
+#[derive(Default)]
+pub(super) struct StepNotes(HashMap<usize, (usize, Note)>);
+
+impl StepNotes {
+    /// `order`: of the series at this step.
+    pub(super) fn put(&mut self, step: usize, order: usize, note: Note) {
+        match self.0.get(&step) {
+            Some((have, _)) if *have > order => {}
+            _ => {
+                self.0.insert(step, (order, note));
+            }
+        }
+    }
+
+    /// Makes them.
+    pub(super) fn make(self, evaluator: &Evaluator<'_>, span: Span) {
+        self.0.into_values().for_each(|(_, note)| evaluator.note(&note, "", span));
+    }
+}
+
 impl Evaluator<'_> {
     /// Two scalars.
     pub(super) fn scalars(&self, binary: &Binary, steps: Steps) -> Result<Row, Error> {
@@ -107,27 +129,31 @@ impl Evaluator<'_> {
         let (vector, scalar) = if scalar_first { (&binary.rhs, &binary.lhs) } else { (&binary.lhs, &binary.rhs) };
         let scalar = self.scalar(scalar, steps)?;
         let drops_name = changes_meaning(binary.op) || binary.return_bool;
-        let apply = |row: &mut Row| {
-            self.apply_scalar(binary, scalar_first, &scalar.values, row);
+        let mut notes = StepNotes::default();
+        let mut apply = |row: &mut Row| {
+            self.apply_scalar(binary, scalar_first, &scalar.values, row, &mut notes);
             if drops_name {
                 row.labels = self.without_name(&row.labels);
                 row.drop_name = true;
             }
         };
         if !drops_name || self.names_stay_unique(vector) {
-            return self.stream(vector, steps, &mut |row| {
+            self.stream(vector, steps, &mut |row| {
                 apply(row);
                 if row.column.is_empty() { Ok(()) } else { sink(row) }
-            });
+            })?;
+            notes.make(self, binary.span);
+            return Ok(());
         }
         let mut rows = self.rows(vector, steps)?;
         self.release(weight(&rows));
         rows.iter_mut().for_each(apply);
+        notes.make(self, binary.span);
         rows.retain(|row| !row.column.is_empty());
         self.merged(rows, steps)?.iter_mut().try_for_each(sink)
     }
 
-    fn apply_scalar(&self, binary: &Binary, scalar_first: bool, scalar: &[f64], row: &mut Row) {
+    fn apply_scalar(&self, binary: &Binary, scalar_first: bool, scalar: &[f64], row: &mut Row, notes: &mut StepNotes) {
         let op = binary.op;
         let column = &mut row.column;
         if !op.is_comparison() && !is_trim(op) && column.histograms.is_empty() {
@@ -153,7 +179,7 @@ impl Evaluator<'_> {
                     column.put_point(step, if op.is_comparison() { value } else { combined.value });
                 }
                 Ok(_) => {}
-                Err(note) => self.note(&note, "", binary.span),
+                Err(note) => notes.put(step, 0, note),
             }
         }
         old.histograms.clear();

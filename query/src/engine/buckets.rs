@@ -1,8 +1,10 @@
 //! `histogram_quantile`, `histogram_quantiles`, `histogram_fraction`: of native histograms row by row, of classic ones
 //! from all series that differ in `le` only.
 
+use std::collections::BTreeMap;
+
 use engram_model::Labels;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::error::Error;
 use crate::functions::Note;
@@ -39,6 +41,44 @@ struct Family {
     native: Vec<usize>,
 }
 
+/// Buckets that had to be made to grow, by the name they are shown with, for one remark each.
+struct Forced {
+    steps: Steps,
+    /// Families and steps that are done: with several quantiles, the first to ask mends them for the others.
+    done: HashSet<(usize, usize)>,
+    /// What was done, and how often at each step.
+    by_name: HashMap<String, (ForcedMonotonicity, BTreeMap<usize, u64>)>,
+}
+
+impl Forced {
+    fn new(steps: Steps) -> Self {
+        Self { steps, done: HashSet::new(), by_name: HashMap::new() }
+    }
+
+    fn put(&mut self, place: (usize, usize), name: &str, found: ForcedMonotonicity) {
+        if !self.done.insert(place) {
+            return;
+        }
+        let (all, steps) = self.by_name.entry_ref(name).or_insert_with(|| (found, BTreeMap::new()));
+        all.join(found);
+        *steps.entry(place.1).or_insert(0) += 1;
+    }
+
+    /// Makes the remarks. Upstream adds what it has counted so far to itself at every step after the first, and a
+    /// number that is compared with upstream's has to be made the same way.
+    fn make(self, evaluator: &Evaluator<'_>, span: Span) {
+        for (name, (mut all, by_step)) in self.by_name {
+            let mut samples: u64 = 0;
+            for step in by_step.keys().next().copied().unwrap_or(0)..self.steps.count {
+                let new = by_step.get(&step).copied().unwrap_or(0);
+                samples = if samples == 0 { new } else { samples.wrapping_add(new).wrapping_mul(2) };
+            }
+            all.samples = samples;
+            evaluator.note(&Note::ForcedMonotonicity(all), &name, span);
+        }
+    }
+}
+
 /// What belongs to one call.
 struct Context<'a> {
     rows: &'a [Row],
@@ -53,18 +93,21 @@ impl Evaluator<'_> {
         let few = || Error::Execution(format!("{} has too few arguments", call.func));
         let args = call.args.as_slice();
         let mut asked = Vec::new();
+        let mut quantiles: &[Node] = &[];
         let vector = match (call.func, args) {
             ("histogram_quantile", [q, vector]) => {
                 asked.push((None, self.quantile_asked(q, steps)?));
+                quantiles = std::slice::from_ref(q);
                 vector
             }
             ("histogram_fraction", [lower, upper, vector]) => {
                 asked.push((None, Asked::Fraction(self.scalar(lower, steps)?, self.scalar(upper, steps)?)));
                 vector
             }
-            ("histogram_quantiles", [vector, label, quantiles @ ..]) => {
+            ("histogram_quantiles", [vector, label, several @ ..]) => {
                 let label = text_of(label)?;
-                for q in quantiles {
+                quantiles = several;
+                for q in several {
                     asked.push((Some(label.clone()), self.quantile_asked(q, steps)?));
                 }
                 vector
@@ -73,27 +116,36 @@ impl Evaluator<'_> {
         };
         let rows = self.rows(vector, steps)?;
         self.release(weight(&rows));
+        for ((_, asked), node) in asked.iter().zip(quantiles) {
+            self.check_quantiles(asked, node.span());
+        }
         let context = Context { rows: &rows, span: vector.span(), steps };
+        let mut forced = Forced::new(steps);
         let families = self.families(&context);
         let mut out = Vec::new();
         for (label, asked) in &asked {
-            for family in &families {
+            for (i, family) in families.iter().enumerate() {
                 self.tick(((family.classic.len() + 1) * steps.count) as u64)?;
-                let column = self.answer(family, asked, &context);
+                let column = self.answer((i, family), asked, &context, &mut forced);
                 if !column.is_empty() {
                     self.label_answers(family, label.as_deref(), asked, column, &mut out);
                 }
             }
         }
+        forced.make(self, context.span);
         self.merged(out, steps)
     }
 
     fn quantile_asked(&self, node: &Node, steps: Steps) -> Result<Asked, Error> {
-        let column = self.scalar(node, steps)?;
+        Ok(Asked::Quantile(self.scalar(node, steps)?))
+    }
+
+    /// Remarks upon quantiles out of bounds. After what the vector has to say, because of equal remarks the last stays.
+    fn check_quantiles(&self, asked: &Asked, span: Span) {
+        let Asked::Quantile(column) = asked else { return };
         for q in column.values.iter().filter(|q| !(0.0..=1.0).contains(*q)) {
-            self.note(&Note::InvalidQuantile(*q), "", node.span());
+            self.note(&Note::InvalidQuantile(*q), "", span);
         }
-        Ok(Asked::Quantile(column))
     }
 
     /// Puts rows together that differ in `le` only, in order of first appearance.
@@ -131,7 +183,13 @@ impl Evaluator<'_> {
         if self.budget.delayed_name_removal { labels.metric_name() } else { "" }
     }
 
-    fn answer(&self, family: &Family, asked: &Asked, context: &Context<'_>) -> Column {
+    fn answer(
+        &self,
+        (at, family): (usize, &Family),
+        asked: &Asked,
+        context: &Context<'_>,
+        forced: &mut Forced,
+    ) -> Column {
         let mut out = Column::new(context.steps.count);
         let name = self.shown_name(&family.labels);
         let mut buckets = Vec::with_capacity(family.classic.len());
@@ -159,15 +217,18 @@ impl Evaluator<'_> {
                 (None, false) => match asked {
                     Asked::Quantile(q) => {
                         let answer = of_classic(q.values[step], &mut buckets);
-                        let note = answer.forced.map(|forced| {
-                            Note::ForcedMonotonicity(ForcedMonotonicity {
-                                at: context.steps.at(step),
-                                bucket_min: forced.bucket_min,
-                                bucket_max: forced.bucket_max,
-                                diff_max: forced.diff_max,
-                            })
-                        });
-                        (answer.value, note)
+                        if let Some(found) = answer.forced {
+                            let note = ForcedMonotonicity {
+                                first: context.steps.at(step),
+                                last: context.steps.at(step),
+                                bucket_min: found.bucket_min,
+                                bucket_max: found.bucket_max,
+                                diff_max: found.diff_max,
+                                samples: 1,
+                            };
+                            forced.put((at, step), name, note);
+                        }
+                        (answer.value, None)
                     }
                     Asked::Fraction(lower, upper) => {
                         (fraction_of_classic(lower.values[step], upper.values[step], &mut buckets), None)

@@ -177,7 +177,8 @@ impl Evaluator<'_> {
                 let take = if is_start { Take::Start } else { Take::Time };
                 self.stream_taken(selector, take, steps, &mut |_, row| pass(row))?;
             }
-            _ if is_start => {}
+            // Only samples of a selector have one; the rest is evaluated for what is to be said about it.
+            _ if is_start => self.stream(arg, steps, &mut |_| Ok(()))?,
             _ => self.stream(arg, steps, &mut |row| {
                 let taken = row.column.taken();
                 row.column.reset(steps.count);

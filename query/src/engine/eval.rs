@@ -23,6 +23,7 @@ use crate::port::Selection;
 use super::profile::Profile;
 use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
 use super::shared::Kept;
+use super::tally::Tally;
 use super::{Budget, Cancel, SamplePool};
 
 /// Takes one row; it may take the row's memory and leave any other row in its place.
@@ -39,14 +40,12 @@ pub(super) struct Counters {
     held: AtomicU64,
     /// Most samples held at once.
     pub(super) peak: AtomicU64,
-    /// Samples looked at.
-    pub(super) looked_at: AtomicU64,
 }
 
 impl Counters {
     /// Nothing counted yet.
     pub(super) fn new(pool: Option<Arc<SamplePool>>) -> Self {
-        Self { pool, held: AtomicU64::new(0), peak: AtomicU64::new(0), looked_at: AtomicU64::new(0) }
+        Self { pool, held: AtomicU64::new(0), peak: AtomicU64::new(0) }
     }
 }
 
@@ -81,6 +80,8 @@ pub(super) struct Evaluator<'a> {
     pub(super) shard: Option<(&'a Selector, Range<usize>)>,
     /// Rows of what is written more than once, until the last place has them.
     pub(super) kept: RefCell<Kept>,
+    /// Samples looked at and read.
+    pub(super) tally: RefCell<Tally>,
     /// The node at work, by its place; only with a profile.
     pub(super) at: Cell<usize>,
     /// Work since the last look at the clock.
@@ -105,6 +106,7 @@ impl<'a> Evaluator<'a> {
             shard: None,
             notes: RefCell::default(),
             kept: RefCell::default(),
+            tally: RefCell::new(Tally::new(parts.budget.count_steps)),
             at: Cell::new(0),
             unchecked: Cell::new(CHECK_EVERY),
         }
@@ -147,14 +149,6 @@ impl<'a> Evaluator<'a> {
         let before = self.counters.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         if let (Some(pool), Ok(before)) = (&self.counters.pool, before) {
             pool.give(samples.min(before));
-        }
-    }
-
-    /// Counts samples looked at.
-    pub(super) fn look_at(&self, samples: u64) {
-        self.counters.looked_at.fetch_add(samples, Ordering::Relaxed);
-        if let Some(profile) = self.profile {
-            profile.looked_at(self.at.get(), samples);
         }
     }
 
@@ -201,7 +195,7 @@ impl<'a> Evaluator<'a> {
         match node {
             Node::Instant(selector) => self.stream_selector(selector, steps, sink),
             Node::Call(call) => self.stream_call(call, steps, sink),
-            Node::Negate(inner) => self.stream_negated(inner, steps, sink),
+            Node::Negate(inner, _) => self.stream_negated(inner, steps, sink),
             Node::Shared(shared) if !self.is_kept(shared, steps) => self.stream(&shared.inner, steps, sink),
             Node::Binary(binary) if binary.lhs.yields() != binary.rhs.yields() => {
                 self.stream_with_scalar(binary, steps, sink)
@@ -244,7 +238,7 @@ impl<'a> Evaluator<'a> {
                 Some(rows) => rows,
                 None => return self.collect(node, steps),
             },
-            Node::Instant(_) | Node::Negate(_) => return self.collect(node, steps),
+            Node::Instant(_) | Node::Negate(..) => return self.collect(node, steps),
             Node::Text(..) | Node::Range(_) | Node::Subquery(_) => {
                 return Err(Error::Execution("a range vector or string stands where a vector is needed".to_owned()));
             }
@@ -266,7 +260,11 @@ impl<'a> Evaluator<'a> {
 
     /// One value for each step: a scalar expression.
     pub(super) fn scalar(&self, node: &Node, steps: Steps) -> Result<Column, Error> {
-        let rows = self.rows(node, steps)?;
+        let (rows, counted) = self.framed(|| self.rows(node, steps))?;
+        // On several threads each evaluates it, and the first one counts.
+        if self.shard.as_ref().is_none_or(|(_, shard)| shard.start == 0) {
+            self.look_again(&counted);
+        }
         self.release(weight(&rows));
         match rows.into_iter().next() {
             Some(row) => Ok(row.column),
@@ -277,11 +275,8 @@ impl<'a> Evaluator<'a> {
     /// Evaluates at the first step and says the same at all.
     fn once(&self, inner: &Node, steps: Steps) -> Result<Vec<Row>, Error> {
         let first = Steps { count: 1, is_instant: true, ..steps };
-        let looked_at = || self.counters.looked_at.load(Ordering::Relaxed);
-        let before = looked_at();
-        let mut rows = self.rows(inner, first)?;
-        let each = looked_at() - before;
-        self.look_at(each.saturating_mul(steps.count as u64 - 1));
+        let (mut rows, counted) = self.framed(|| self.rows(inner, first))?;
+        self.look_at_all_steps(&counted, steps);
         if steps.count == 1 {
             return Ok(rows);
         }
@@ -334,7 +329,7 @@ impl<'a> Evaluator<'a> {
             Node::Number(..) | Node::Aggregate(_) | Node::Nothing(_) => true,
             Node::Instant(selector) => self.selection_stays_unique(selector),
             Node::Range(range) => self.selection_stays_unique(&range.of),
-            Node::Negate(inner) | Node::Once(inner) => self.names_stay_unique(inner),
+            Node::Negate(inner, _) | Node::Once(inner) => self.names_stay_unique(inner),
             Node::Shared(shared) => self.names_stay_unique(&shared.inner),
             Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
                 (ValueType::Scalar, ValueType::Scalar) => true,

@@ -83,6 +83,7 @@ impl Evaluator<'_> {
                 values.is_empty() || values.contains(labels.get(name).unwrap_or_default())
             };
             if IDENTIFYING.iter().zip(&values).all(|(name, values)| fits(name, values)) {
+                self.look_at_column(&row.column, row.column.present.count() as u64);
                 self.hold(row.column.weight())?;
                 infos.push(std::mem::take(row));
             }

@@ -11,11 +11,11 @@ use engram_model::labels::METRIC_NAME;
 use hashbrown::{HashMap, HashSet};
 
 use crate::error::Error;
-use crate::functions::{Note, Point};
+use crate::functions::Point;
 use crate::parse::ast::{BinaryOp, Cardinality, VectorMatching};
 use crate::plan::Binary;
 
-use super::binary::{changes_meaning, combine};
+use super::binary::{StepNotes, changes_meaning, combine};
 use super::eval::{Evaluator, is_metadata, taken, weight};
 use super::row::{Bits, Collector, Row, Steps, merge_same};
 
@@ -69,21 +69,6 @@ fn group(lhs: &[Row], rhs: &[Row], matching: &VectorMatching) -> Vec<Group> {
         groups[at].right.push(i);
     }
     groups
-}
-
-/// The last remark of each step: upstream makes one a step, and the last one wins.
-#[derive(Default)]
-struct StepNotes(HashMap<usize, (usize, Note)>);
-
-impl StepNotes {
-    fn put(&mut self, step: usize, order: usize, note: Note) {
-        match self.0.get(&step) {
-            Some((have, _)) if *have > order => {}
-            _ => {
-                self.0.insert(step, (order, note));
-            }
-        }
-    }
 }
 
 /// Everything one operation on two vectors needs. Sides are swapped for `group_right`: left is "many".
@@ -174,19 +159,41 @@ impl Evaluator<'_> {
             made: HashMap::new(),
         };
         let mut groups = group(lhs, rhs, &binary.matching);
+        let mut failed: Option<Failed> = None;
         for group in &groups {
-            matching.check_one_side(group)?;
+            keep_first(&mut failed, matching.check_one_side(group));
         }
         // What the right side alone gives to is made last, in its own order.
         groups.sort_by_key(|group| group.left.is_empty());
         for group in &groups {
             self.tick(((group.left.len() + group.right.len()) * steps.count) as u64)?;
-            matching.work_off(group)?;
+            keep_first(&mut failed, matching.work_off(group).err());
         }
-        for (_, note) in matching.notes.0.into_values() {
-            self.note(&note, "", binary.span);
+        if let Some(failed) = failed {
+            return Err(failed.error);
         }
-        Ok(matching.out.finish())
+        std::mem::take(&mut matching.notes).make(self, binary.span);
+        Ok(matching.finish())
+    }
+}
+
+/// An error and where upstream, which goes step by step, would meet it.
+struct Failed {
+    /// The step; what is met there: two series of one group, two matches, two results; which series.
+    at: (usize, u8, usize),
+    error: Error,
+}
+
+/// Two results of the same labels: found when a step is done.
+fn same_labels(step: usize, error: Error) -> Failed {
+    Failed { at: (step, 2, 0), error }
+}
+
+fn keep_first(have: &mut Option<Failed>, new: Option<Failed>) {
+    if let Some(new) = new
+        && have.as_ref().is_none_or(|have| new.at < have.at)
+    {
+        *have = Some(new);
     }
 }
 
@@ -202,20 +209,25 @@ impl Matching<'_> {
         self.binary.matching.cardinality == Cardinality::OneToOne
     }
 
-    /// # Errors
-    /// When two series of a group have a value at one step on the side that may have one.
-    fn check_one_side(&self, group: &Group) -> Result<(), Error> {
+    /// The first step at which two series of a group have a value on the side that may have one.
+    fn check_one_side(&self, group: &Group) -> Option<Failed> {
+        if group.right.len() < 2 {
+            return None;
+        }
         let mut seen = Bits::new(self.steps.count);
+        let mut first: Option<(usize, usize, usize)> = None;
         for (n, i) in group.right.iter().enumerate() {
             let mut bits = self.rhs[*i].column.taken();
             bits.keep(&self.active);
-            if let Some(step) = (seen.meets(&bits)).then(|| bits.iter().find(|step| seen.has(*step))).flatten() {
-                let earlier = group.right[..n].iter().rev().find(|j| self.rhs[**j].column.has(step));
-                return Err(self.duplicate(*i, *earlier.unwrap_or(i)));
+            if let Some(step) = (seen.meets(&bits)).then(|| bits.iter().find(|step| seen.has(*step))).flatten()
+                && first.is_none_or(|(have, ..)| step < have)
+            {
+                let earlier = group.right[..n].iter().find(|j| self.rhs[**j].column.has(step));
+                first = Some((step, *i, *earlier.unwrap_or(i)));
             }
             seen.join(&bits);
         }
-        Ok(())
+        first.map(|(step, i, earlier)| Failed { at: (step, 0, i), error: self.duplicate(i, earlier) })
     }
 
     fn duplicate(&self, a: usize, b: usize) -> Error {
@@ -231,7 +243,7 @@ impl Matching<'_> {
         ))
     }
 
-    fn work_off(&mut self, group: &Group) -> Result<(), Error> {
+    fn work_off(&mut self, group: &Group) -> Result<(), Failed> {
         let fill_right = self.binary.matching.fill_right;
         let fill_left = self.binary.matching.fill_left;
         if group.right.is_empty() && fill_right.is_none() || group.left.is_empty() && fill_left.is_none() {
@@ -274,7 +286,7 @@ impl Matching<'_> {
 
     /// Works off a group of floats with one series on the "one" side, column by column. Says no where a step needs a
     /// closer look.
-    fn work_off_floats(&mut self, group: &Group) -> Result<bool, Error> {
+    fn work_off_floats(&mut self, group: &Group) -> Result<bool, Failed> {
         let matching = &self.binary.matching;
         let op = self.binary.op;
         let (lhs, rhs) = (self.lhs, self.rhs);
@@ -311,11 +323,12 @@ impl Matching<'_> {
             let (a, b) = if self.swapped { (one, many) } else { (many, one) };
             if op.is_comparison() && !self.binary.return_bool {
                 for step in bits.iter().filter(|step| super::binary::compares(op, a[*step], b[*step])) {
-                    self.out.put(target, step, Point::Float(a[step]))?;
+                    self.out.put(target, step, Point::Float(a[step])).map_err(|e| same_labels(step, e))?;
                 }
                 continue;
             }
-            let out = self.out.free_steps(target, &bits)?;
+            let first = bits.iter().next().unwrap_or_default();
+            let out = self.out.free_steps(target, &bits).map_err(|e| same_labels(first, e))?;
             bits.iter().for_each(|step| out.put(step, super::binary::floats(op, a[step], b[step])));
         }
         Ok(true)
@@ -328,8 +341,9 @@ impl Matching<'_> {
         step: usize,
         matched: &mut bool,
         inserted: &mut HashSet<Labels>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failed> {
         let order = left.row.unwrap_or(self.lhs.len() + right.row.unwrap_or(0));
+        let failed = |what: &str| Failed { at: (step, 1, order), error: Error::Execution(what.to_owned()) };
         let (a, b) = if self.swapped { (&right.value, &left.value) } else { (&left.value, &right.value) };
         let combined = match combine(self.binary.op, a, b) {
             Ok(combined) => combined,
@@ -345,11 +359,11 @@ impl Matching<'_> {
             if *matched {
                 let what =
                     "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)";
-                return Err(Error::Execution(what.to_owned()));
+                return Err(failed(what));
             }
         } else if !inserted.insert(self.target(left, right).1.clone()) {
             let what = "multiple matches for labels: grouping labels must ensure unique matches";
-            return Err(Error::Execution(what.to_owned()));
+            return Err(failed(what));
         }
         *matched = true;
         let value = match (self.binary.return_bool, combined.keep) {
@@ -358,7 +372,19 @@ impl Matching<'_> {
             (false, false) => return Ok(()),
         };
         let row = self.target(left, right).0;
-        self.out.put(row, step, value)
+        self.out.put(row, step, value).map_err(|e| same_labels(step, e))
+    }
+
+    /// The rows, in the order of the "many" side, and then of what the other side alone gives to.
+    fn finish(self) -> Vec<Row> {
+        let mut order = vec![usize::MAX; self.out.rows.len()];
+        for ((left, right), (row, _)) in &self.made {
+            let place = if *left == usize::MAX { self.lhs.len().saturating_add(*right) } else { *left };
+            order[*row] = order[*row].min(place);
+        }
+        let mut rows: Vec<_> = order.into_iter().zip(self.out.rows).collect();
+        rows.sort_by_key(|(place, _)| *place);
+        rows.into_iter().map(|(_, row)| row).filter(|row| !row.column.is_empty()).collect()
     }
 
     /// The output row of two operands, and its labels.

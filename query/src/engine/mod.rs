@@ -12,7 +12,7 @@
 //! relabel.rs   label_replace, label_join      info.rs       info()
 //! histograms.rs operators on histograms       answer.rs     rows → answer
 //! shards.rs    aggregations on several threads   shared.rs  what is written twice
-//! profile.rs   what each node did
+//! profile.rs   what each node did        tally.rs      samples looked at and read, by step
 //! wanted.rs    what of the series is looked at
 //! ```
 
@@ -47,6 +47,7 @@ mod row;
 mod select;
 mod shards;
 mod shared;
+mod tally;
 mod wanted;
 
 /// What to evaluate, and over which times.
@@ -133,6 +134,8 @@ pub struct Budget {
     pub optimise: bool,
     /// Whether the answer comes with what each operator did, which costs some time.
     pub explain: bool,
+    /// Whether samples are counted by step, and those read, too; costs a little for each step of each series.
+    pub count_steps: bool,
 }
 
 impl Default for Budget {
@@ -150,6 +153,7 @@ impl Default for Budget {
             parallelism: 1,
             optimise: true,
             explain: false,
+            count_steps: false,
         }
     }
 }

@@ -157,7 +157,7 @@ fn operator(node: &Node) -> String {
         Node::Instant(_) => "select".to_owned(),
         Node::Range(_) => "select range".to_owned(),
         Node::Subquery(_) => "subquery".to_owned(),
-        Node::Negate(_) => "negate".to_owned(),
+        Node::Negate(..) => "negate".to_owned(),
         Node::Binary(binary) => binary.op.as_str().to_owned(),
         Node::Aggregate(aggregate) => aggregate.op.as_str().to_owned(),
         Node::Call(call) => call.func.to_owned(),

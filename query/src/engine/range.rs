@@ -20,6 +20,7 @@ use crate::value::RangeSeries;
 use super::eval::{Evaluator, Sink, weight};
 use super::row::{Bits, Column, Row, Steps};
 use super::select::drop_stale;
+use super::tally::{Reading, window_weight};
 
 /// Position of a window in the columns of a series.
 #[derive(Default)]
@@ -119,6 +120,14 @@ impl Ranged<'_> {
             Node::Range(range) => range.of.data_time(at),
             Node::Subquery(subquery) => subquery.data_time(at),
             _ => at,
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        match self.node {
+            Node::Subquery(_) => Reading::Inner,
+            Node::Range(range) if range.of.at.is_some() => Reading::Fixed,
+            _ => Reading::Moving,
         }
     }
 }
@@ -225,18 +234,13 @@ impl Evaluator<'_> {
         let params = &mut reused.params;
         let mut notes = self.notes.borrow_mut();
         notes.enter(labels.metric_name(), applied.span);
-        let mut looked_at = 0;
         self.each_window(&applied.ranged, columns, steps, |step, window| {
             params.clear();
             params.extend(applied.params.iter().map(|column| column.values[step]));
-            looked_at += window.times.len() as u64
-                + window.histograms.iter().map(|h| super::row::histogram_weight(h)).sum::<u64>();
             if let Some(point) = (applied.kernel)(window, params, &mut notes) {
                 out.put_point(step, point);
             }
-        })?;
-        self.look_at(looked_at);
-        Ok(())
+        })
     }
 
     /// Finds the windows of all steps that may have samples, and says which is the first of them. `None`: their times are
@@ -262,15 +266,18 @@ impl Evaluator<'_> {
         let first = times.partition_point(|at| *at <= end - ranged.range_ms);
         let (mut window, mut looked_at) = ((first, first), 0);
         let mut strides = (0, 0);
-        for _ in reached.clone() {
+        for step in reached.clone() {
             let start = end - ranged.range_ms;
             window.1 = first_after(times, window.1, end, &mut strides.1);
             window.0 = first_after(times, window.0, start, &mut strides.0).min(window.1);
             looked_at += window.1 - window.0;
+            if self.budget.count_steps {
+                self.look_at_window(step, (&times[window.0..window.1], &[], &[]), end, ranged.reading(), steps);
+            }
             places.push(Place { from: window.0, to: window.1, start, end });
             end = end.wrapping_add(each);
         }
-        self.look_at(looked_at as u64);
+        self.look_at_windows(looked_at as u64);
         self.tick((looked_at / 8 + reached.len() + steps.count / 64) as u64)?;
         Ok(Some(reached.start))
     }
@@ -290,6 +297,7 @@ impl Evaluator<'_> {
             Extension::Smoothed => (lookback, lookback),
         };
         let mut cursor = Cursor::default();
+        let mut looked_at = 0;
         for step in 0..steps.count {
             let at = steps.at(step);
             let end = ranged.data_time(at);
@@ -298,10 +306,15 @@ impl Evaluator<'_> {
             let window = cursor.window(columns, (start, end), at, ranged.extension);
             let samples = window.times.len() + window.histogram_times.len();
             if samples > 0 {
+                looked_at += window_weight(&window);
+                let read = (window.times, window.histogram_times, window.histograms);
+                let newest = end.saturating_add(after);
+                self.look_at_window(step, read, newest, ranged.reading(), steps);
                 f(step, &window);
             }
             self.tick(samples as u64 / 4 + 1)?;
         }
+        self.look_at_windows(looked_at);
         Ok(())
     }
 
@@ -319,7 +332,8 @@ impl Evaluator<'_> {
             }),
             Node::Subquery(subquery) => {
                 let inner = inner_steps(subquery, steps);
-                let rows = self.rows(&subquery.inner, inner)?;
+                let (rows, counted) = self.framed(|| self.rows(&subquery.inner, inner))?;
+                self.read_inner(&counted, subquery, inner, steps);
                 let held = weight(&rows);
                 let mut columns = Columns::default();
                 for row in &rows {
@@ -366,7 +380,9 @@ impl Evaluator<'_> {
     /// A subquery as the answer of a query.
     pub(super) fn subquery_result(&self, subquery: &Subquery, at: Millis) -> Result<(Vec<Row>, Steps), Error> {
         let steps = inner_steps(subquery, Steps::new(at, at, 1));
-        Ok((self.rows(&subquery.inner, steps)?, steps))
+        let (rows, counted) = self.framed(|| self.rows(&subquery.inner, steps))?;
+        self.look_at_answer(&counted);
+        Ok((rows, steps))
     }
 }
 

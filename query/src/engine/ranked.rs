@@ -24,12 +24,12 @@ use super::row::{Bits, Collector, Column, Row, Steps};
 /// A float and the row it is of.
 type Ranked = (f64, usize);
 
-/// Whether `a` goes before `b` on the heap: smaller first for `topk`, greater first for `bottomk`, NaN always.
+/// Whether `a` goes before `b` on the heap: greater first for `bottomk`, smaller first for all others, NaN always.
 fn goes_first(op: AggregateOp, a: f64, b: f64) -> bool {
     if a.is_nan() {
         return true;
     }
-    if op == AggregateOp::TopK { a < b } else { a > b }
+    if op == AggregateOp::BottomK { a > b } else { a < b }
 }
 
 /// A heap as Go's `container/heap` keeps it, so that ties end up alike.
@@ -123,7 +123,7 @@ impl Evaluator<'_> {
             order = match aggregate.op {
                 AggregateOp::TopK | AggregateOp::BottomK => self.best(aggregate, step, k, &rows, (groups, &of_row)),
                 AggregateOp::LimitK => first(step, k, &rows, (groups, &of_row)),
-                _ => sampled(step, *param, &rows),
+                _ => sampled(step, *param, &rows, (groups, &of_row)),
             };
             order.iter().for_each(|row| chosen[*row].set(step));
         }
@@ -318,24 +318,33 @@ fn whole(param: f64, rows: usize) -> usize {
 }
 
 fn first(step: usize, k: usize, rows: &[Row], (groups, of_row): (usize, &[usize])) -> Vec<usize> {
-    let mut taken = vec![Vec::new(); groups];
+    let mut taken: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
     for (i, row) in rows.iter().enumerate() {
-        let group: &mut Vec<usize> = &mut taken[of_row[i]];
-        if group.len() < k && row.column.has(step) {
-            group.push(i);
+        let group = &mut taken[of_row[i]];
+        if group.0.len() < k && row.column.has(step) {
+            group.push(AggregateOp::LimitK, (float_of(row, step), i));
         }
     }
-    taken.into_iter().flatten().collect()
+    taken.into_iter().flat_map(|heap| heap.0).map(|(_, row)| row).collect()
+}
+
+/// What a row is ordered by on the heap: a histogram counts as 0.
+fn float_of(row: &Row, step: usize) -> f64 {
+    if row.column.present.has(step) { row.column.values[step] } else { 0.0 }
 }
 
 /// Series by their hash: the same ones at every step and in every query.
-fn sampled(step: usize, ratio: f64, rows: &[Row]) -> Vec<usize> {
+fn sampled(step: usize, ratio: f64, rows: &[Row], (groups, of_row): (usize, &[usize])) -> Vec<usize> {
     let ratio = ratio.clamp(-1.0, 1.0);
     let is_chosen = |row: &Row| {
         let offset = upstream_hash(&row.labels) as f64 / u64::MAX as f64;
         if ratio >= 0.0 { offset < ratio } else { offset >= 1.0 + ratio }
     };
-    (0..rows.len()).filter(|i| rows[*i].column.has(step) && is_chosen(&rows[*i])).collect()
+    let mut taken: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
+    for (i, row) in rows.iter().enumerate().filter(|(_, row)| row.column.has(step) && is_chosen(row)) {
+        taken[of_row[i]].push(AggregateOp::LimitRatio, (float_of(row, step), i));
+    }
+    taken.into_iter().flat_map(|heap| heap.0).map(|(_, row)| row).collect()
 }
 
 /// The 64-bit hash Prometheus gives a label set: `limit_ratio` promises the same choice everywhere.

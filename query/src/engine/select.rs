@@ -31,7 +31,7 @@ pub(super) enum Take {
     Time,
     /// Its start timestamp in seconds.
     Start,
-    /// Its time in milliseconds; it must be a float.
+    /// Its time in milliseconds; it must be a float. Who takes it counts it.
     Millis,
 }
 
@@ -120,7 +120,9 @@ impl Evaluator<'_> {
                 }
                 weight += 1;
             }
-            self.look_at(weight);
+            if take != Take::Millis {
+                self.look_at_column(&row.column, weight);
+            }
             if row.column.is_empty() {
                 return Ok(());
             }
@@ -191,7 +193,7 @@ impl Evaluator<'_> {
             }
             let weight =
                 series.floats.len() as u64 + series.histograms.iter().map(|(_, h)| histogram_weight(h)).sum::<u64>();
-            self.look_at(weight);
+            self.look_at_once(weight);
             self.hold(weight)?;
             if weight > 0 {
                 out.push(series);

@@ -26,6 +26,7 @@ use super::aggregate::Groups;
 use super::call::is_row_by_row;
 use super::eval::{Evaluator, Parts};
 use super::row::Steps;
+use super::tally::Tally;
 
 /// Most series of a batch: enough that joining its groups is little beside making them.
 const BATCH_SERIES_MAX: usize = 1024;
@@ -59,9 +60,10 @@ struct Joined<'p> {
     /// Groups of the batches before `next`.
     groups: Option<Groups<'p>>,
     notes: Notes,
+    counted: Tally,
     next: usize,
     /// Those of later ones.
-    later: BTreeMap<usize, (Groups<'p>, Notes)>,
+    later: BTreeMap<usize, (Groups<'p>, Notes, Tally)>,
     /// Why no more is to be done: an error, or none where histograms came.
     stopped: Option<Option<Error>>,
 }
@@ -79,7 +81,8 @@ impl Evaluator<'_> {
         if threads < 2 || !self.names_stay_unique(&aggregate.inner) {
             return Ok(None);
         }
-        let (next, joined) = (AtomicUsize::new(0), Mutex::default());
+        let joined = Joined { counted: Tally::new(self.budget.count_steps), ..Joined::default() };
+        let (next, joined) = (AtomicUsize::new(0), Mutex::new(joined));
         let work = Work { parts: self.parts, aggregate, selector, steps, series, batch, next, joined };
         std::thread::scope(|scope| {
             (1..threads).for_each(|_| drop(scope.spawn(|| work.work_off())));
@@ -89,12 +92,13 @@ impl Evaluator<'_> {
         match done.stopped {
             Some(Some(error)) => Err(error),
             Some(None) => {
-                let gathered = done.groups.into_iter().chain(done.later.into_values().map(|(groups, _)| groups));
+                let gathered = done.groups.into_iter().chain(done.later.into_values().map(|(groups, ..)| groups));
                 gathered.for_each(|groups| self.release(groups.held));
                 Ok(None)
             }
             None => {
                 self.notes.borrow_mut().merge(done.notes);
+                self.look_again(&done.counted);
                 Ok(done.groups)
             }
         }
@@ -114,8 +118,8 @@ impl<'p> Work<'_, 'p> {
             let gathered = self.gather(start..end);
             let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
             match gathered {
-                Ok((Some(groups), notes)) => joined.add(at, groups, notes),
-                Ok((None, _)) => joined.stop(None),
+                Ok((Some(groups), notes, counted)) => joined.add(at, groups, notes, counted),
+                Ok((None, ..)) => joined.stop(None),
                 Err(error) => joined.stop(Some(error)),
             }
             if joined.stopped.is_some() {
@@ -125,21 +129,22 @@ impl<'p> Work<'_, 'p> {
     }
 
     /// The groups of some of the series; none where there are histograms.
-    fn gather(&self, series: Range<usize>) -> Result<(Option<Groups<'p>>, Notes), Error> {
+    fn gather(&self, series: Range<usize>) -> Result<(Option<Groups<'p>>, Notes, Tally), Error> {
         let mut evaluator = Evaluator::new(self.parts);
         evaluator.shard = Some((self.selector, series));
         let groups = evaluator.groups(self.aggregate, self.steps, false)?;
-        Ok((groups, evaluator.notes.into_inner()))
+        Ok((groups, evaluator.notes.into_inner(), evaluator.tally.into_inner()))
     }
 }
 
 impl<'p> Joined<'p> {
     /// Adds the groups of a batch, once those of all before it are there.
-    fn add(&mut self, at: usize, groups: Groups<'p>, notes: Notes) {
-        self.later.insert(at, (groups, notes));
-        while let Some((groups, notes)) = self.later.remove(&self.next) {
+    fn add(&mut self, at: usize, groups: Groups<'p>, notes: Notes, counted: Tally) {
+        self.later.insert(at, (groups, notes, counted));
+        while let Some((groups, notes, counted)) = self.later.remove(&self.next) {
             self.next += 1;
             self.notes.merge(notes);
+            self.counted.merge(&counted);
             match &mut self.groups {
                 Some(all) => all.merge(groups),
                 none => *none = Some(groups),

@@ -3,16 +3,16 @@
 //! Rows are kept only where they would be collected anyway or are few: `sum(rate(x[5m])) / count(rate(x[5m]))` over a
 //! hundred thousand series streams both times, because to hold its rows would cost more than to make them again.
 
-use std::sync::atomic::Ordering;
-
 use hashbrown::HashMap;
 
 use crate::error::Error;
+use crate::functions::Notes;
 use crate::plan::Shared;
 
 use super::eval::{Evaluator, weight};
 use super::row::{Row, Steps};
 use super::shards::{batch_series, only_selector};
+use super::tally::Tally;
 
 /// Most samples of a streamable expression that are kept, and the part of the budget they may be.
 const KEPT_SAMPLES_MAX: u64 = 4 << 20;
@@ -23,7 +23,9 @@ pub(super) type Kept = HashMap<(usize, Steps), KeptRows>;
 
 pub(super) struct KeptRows {
     rows: Vec<Row>,
-    looked_at: u64,
+    counted: Tally,
+    /// What was said: some remarks count how often they are made.
+    said: Notes,
     /// Places that have yet to come.
     left: usize,
 }
@@ -51,7 +53,8 @@ impl Evaluator<'_> {
         }
         let key = (shared.slot, steps);
         if let Some(kept) = self.kept.borrow_mut().get_mut(&key) {
-            self.look_at(kept.looked_at);
+            self.look_again(&kept.counted);
+            self.notes.borrow_mut().merge(kept.said.clone());
             kept.left = kept.left.saturating_sub(1);
             if kept.left > 0 {
                 self.hold(weight(&kept.rows))?;
@@ -61,11 +64,14 @@ impl Evaluator<'_> {
         if let Some(last) = self.kept.borrow_mut().remove(&key) {
             return Ok(last.rows);
         }
-        let before = self.counters.looked_at.load(Ordering::Relaxed);
-        let rows = self.rows(&shared.inner, steps)?;
-        let looked_at = self.counters.looked_at.load(Ordering::Relaxed) - before;
+        let above = self.notes.take();
+        let made = self.framed(|| self.rows(&shared.inner, steps));
+        let said = self.notes.replace(above);
+        let (rows, counted) = made?;
+        self.look_again(&counted);
+        self.notes.borrow_mut().merge(said.clone());
         self.hold(weight(&rows))?;
-        let kept = KeptRows { rows: rows.clone(), looked_at, left: shared.uses - 1 };
+        let kept = KeptRows { rows: rows.clone(), counted, said, left: shared.uses - 1 };
         self.kept.borrow_mut().insert(key, kept);
         Ok(rows)
     }

@@ -61,7 +61,7 @@ impl Walk<'_> {
             }
             Node::Range(range) => self.selector(&range.of, labels, false),
             Node::Subquery(subquery) => self.node(&subquery.inner, None),
-            Node::Negate(inner) | Node::Once(inner) => self.node(inner, labels),
+            Node::Negate(inner, _) | Node::Once(inner) => self.node(inner, labels),
             // Each of its places is walked, and wants of the same selects.
             Node::Shared(shared) => self.node(&shared.inner, labels),
             Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {

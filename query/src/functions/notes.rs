@@ -93,14 +93,29 @@ pub enum Note {
 /// What was done to classic buckets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ForcedMonotonicity {
-    /// Evaluation time.
-    pub at: Millis,
+    /// First evaluation time.
+    pub first: Millis,
+    /// Last evaluation time.
+    pub last: Millis,
     /// Lowest boundary that was changed.
     pub bucket_min: f64,
     /// Highest boundary that was changed.
     pub bucket_max: f64,
     /// Largest change of a count.
     pub diff_max: f64,
+    /// How many histograms it was done to.
+    pub samples: u64,
+}
+
+impl ForcedMonotonicity {
+    /// Widens it by what was done elsewhere; samples stay.
+    pub fn join(&mut self, other: Self) {
+        self.bucket_min = self.bucket_min.min(other.bucket_min);
+        self.bucket_max = self.bucket_max.max(other.bucket_max);
+        self.diff_max = self.diff_max.max(other.diff_max);
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+    }
 }
 
 /// How a remark changes when it is made again.
@@ -212,12 +227,12 @@ impl Notes {
         let (text, info) = note.text(&self.name);
         let extra = match note {
             Note::ForcedMonotonicity(f) => Extra::Forced {
-                first: f.at,
-                last: f.at,
+                first: f.first,
+                last: f.last,
                 bucket_min: f.bucket_min,
                 bucket_max: f.bucket_max,
                 diff_max: f.diff_max,
-                samples: 1,
+                samples: f.samples,
             },
             Note::StartTimeOverlap => Extra::Overlaps(1),
             _ => Extra::None,
@@ -247,7 +262,7 @@ impl Entry {
                 *bucket_min = bucket_min.min(low);
                 *bucket_max = bucket_max.max(high);
                 *diff_max = diff_max.max(d);
-                *samples += n;
+                *samples = samples.wrapping_add(n);
             }
             (Extra::Overlaps(count), Extra::Overlaps(more)) => *count += more,
             _ => self.span = new.span,
@@ -398,7 +413,14 @@ mod tests {
     use super::*;
 
     fn forced(at: Millis, bucket: f64) -> Note {
-        Note::ForcedMonotonicity(ForcedMonotonicity { at, bucket_min: bucket, bucket_max: bucket, diff_max: 1.234 })
+        Note::ForcedMonotonicity(ForcedMonotonicity {
+            first: at,
+            last: at,
+            bucket_min: bucket,
+            bucket_max: bucket,
+            diff_max: 1.234,
+            samples: 1,
+        })
     }
 
     #[test]

@@ -98,7 +98,11 @@ impl Builder {
             Expr::Paren(paren) => self.expr(&paren.expr, above),
             Expr::Unary(unary) => {
                 let inner = self.expr(&unary.expr, above);
-                if unary.minus { Built { node: Node::Negate(Box::new(inner.node)), ..inner } } else { inner }
+                if unary.minus {
+                    Built { node: Node::Negate(Box::new(inner.node), unary.span), ..inner }
+                } else {
+                    inner
+                }
             }
             Expr::Binary(binary) => self.binary(binary, above),
             Expr::Aggregate(aggregate) => self.aggregate(aggregate, above),

@@ -40,7 +40,7 @@ fn leave_out(node: &mut Node, selects: &[Select]) {
 fn is_empty(node: &Node, selects: &[Select]) -> bool {
     match node {
         Node::Instant(s) => selects.get(s.select).is_some_and(|select| select.is_empty),
-        Node::Negate(inner) | Node::Once(inner) => is_empty(inner, selects),
+        Node::Negate(inner, _) | Node::Once(inner) => is_empty(inner, selects),
         Node::Nothing(_) => true,
         Node::Binary(b) => {
             let (left, right) = (is_empty(&b.lhs, selects), is_empty(&b.rhs, selects));
@@ -62,7 +62,7 @@ fn is_silent(node: &Node, selects: &[Select]) -> bool {
     match node {
         Node::Instant(s) => s.extension == Extension::None,
         Node::Nothing(_) | Node::Number(..) => true,
-        Node::Negate(inner) | Node::Once(inner) => is_silent(inner, selects) && is_empty(inner, selects),
+        Node::Negate(inner, _) | Node::Once(inner) => is_silent(inner, selects) && is_empty(inner, selects),
         Node::Binary(b) => {
             let is_set = matches!(b.op, BinaryOp::And | BinaryOp::Or | BinaryOp::Unless);
             let one_is_empty = is_empty(&b.lhs, selects) && is_empty(&b.rhs, selects);

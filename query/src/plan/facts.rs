@@ -84,7 +84,7 @@ pub(super) fn promised(node: &Node) -> Vec<Matcher> {
     match node {
         Node::Instant(selector) => of_selector(selector),
         Node::Range(range) => of_selector(&range.of),
-        Node::Negate(inner) | Node::Once(inner) => promised(inner),
+        Node::Negate(inner, _) | Node::Once(inner) => promised(inner),
         Node::Subquery(subquery) => promised(&subquery.inner),
         Node::Shared(shared) => promised(&shared.inner),
         Node::Aggregate(a) if a.op == AggregateOp::CountValues => Vec::new(),
@@ -150,7 +150,7 @@ pub(super) fn have_one_name(node: &Node) -> bool {
     match node {
         Node::Instant(selector) => one(selector),
         Node::Range(range) => one(&range.of),
-        Node::Negate(inner) | Node::Once(inner) => have_one_name(inner),
+        Node::Negate(inner, _) | Node::Once(inner) => have_one_name(inner),
         Node::Subquery(subquery) => have_one_name(&subquery.inner),
         Node::Shared(shared) => have_one_name(&shared.inner),
         Node::Aggregate(a) if chooses(a.op) => have_one_name(&a.inner),
@@ -173,7 +173,7 @@ pub(super) fn are_apart(node: &Node, matching: &VectorMatching) -> bool {
     match node {
         Node::Instant(s) => selector(s),
         Node::Range(range) => selector(&range.of),
-        Node::Negate(inner) | Node::Once(inner) => are_apart(inner, matching),
+        Node::Negate(inner, _) | Node::Once(inner) => are_apart(inner, matching),
         Node::Subquery(subquery) => are_apart(&subquery.inner, matching),
         Node::Shared(shared) => are_apart(&shared.inner, matching),
         Node::Aggregate(a) if chooses(a.op) => are_apart(&a.inner, matching),

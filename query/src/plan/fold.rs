@@ -36,7 +36,7 @@ fn value(node: &Node) -> Option<f64> {
         _ => None,
     };
     match node {
-        Node::Negate(inner) => number(inner).map(|value| -value),
+        Node::Negate(inner, _) => number(inner).map(|value| -value),
         Node::Binary(b) => Some(floats(b.op, number(&b.lhs)?, number(&b.rhs)?)),
         Node::Call(call) => match (call.func, call.args.as_slice()) {
             ("pi", []) => Some(std::f64::consts::PI),

@@ -109,7 +109,7 @@ pub enum Node {
     /// `expr[1h:5m]`.
     Subquery(Box<Subquery>),
     /// `-expr`.
-    Negate(Box<Node>),
+    Negate(Box<Node>, Span),
     /// `a + b`.
     Binary(Box<Binary>),
     /// `sum(expr)`.
@@ -258,7 +258,7 @@ impl Node {
             Self::Text(..) => ValueType::String,
             Self::Instant(_) | Self::Aggregate(_) | Self::Nothing(_) => ValueType::Vector,
             Self::Range(_) | Self::Subquery(_) => ValueType::Matrix,
-            Self::Negate(inner) | Self::Once(inner) => inner.yields(),
+            Self::Negate(inner, _) | Self::Once(inner) => inner.yields(),
             Self::Shared(shared) => shared.inner.yields(),
             Self::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
                 (ValueType::Scalar, ValueType::Scalar) => ValueType::Scalar,
@@ -276,7 +276,8 @@ impl Node {
             Self::Instant(selector) => selector.span,
             Self::Range(selector) => selector.span,
             Self::Subquery(subquery) => subquery.span,
-            Self::Negate(inner) | Self::Once(inner) => inner.span(),
+            Self::Negate(_, span) => *span,
+            Self::Once(inner) => inner.span(),
             Self::Binary(b) => b.span,
             Self::Aggregate(a) => a.span,
             Self::Call(call) => call.span,
@@ -289,7 +290,7 @@ impl Node {
     pub fn children(&self) -> Vec<&Self> {
         match self {
             Self::Number(..) | Self::Text(..) | Self::Instant(_) | Self::Range(_) | Self::Nothing(_) => Vec::new(),
-            Self::Negate(inner) | Self::Once(inner) => vec![inner],
+            Self::Negate(inner, _) | Self::Once(inner) => vec![inner],
             Self::Subquery(subquery) => vec![&subquery.inner],
             Self::Shared(shared) => vec![&shared.inner],
             Self::Binary(b) => vec![&b.lhs, &b.rhs],
@@ -302,7 +303,7 @@ impl Node {
     fn children_mut(&mut self) -> Vec<&mut Self> {
         match self {
             Self::Number(..) | Self::Text(..) | Self::Instant(_) | Self::Range(_) | Self::Nothing(_) => Vec::new(),
-            Self::Negate(inner) | Self::Once(inner) => vec![inner],
+            Self::Negate(inner, _) | Self::Once(inner) => vec![inner],
             Self::Subquery(subquery) => vec![&mut subquery.inner],
             Self::Shared(shared) => vec![&mut shared.inner],
             Self::Binary(b) => {

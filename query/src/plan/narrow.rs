@@ -39,7 +39,7 @@ fn push(node: &mut Node, mut wanted: Vec<Matcher>, selects: &mut Vec<Select>) {
         Node::Once(inner) => push(inner, wanted, selects),
         Node::Subquery(subquery) => push(&mut subquery.inner, wanted, selects),
         Node::Shared(shared) => push(&mut shared.inner, wanted, selects),
-        Node::Negate(inner) => {
+        Node::Negate(inner, _) => {
             let wanted = if have_one_name(inner) { wanted } else { Vec::new() };
             push(inner, wanted, selects);
         }

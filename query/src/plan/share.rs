@@ -208,7 +208,7 @@ impl Said {
                 [s.range_ms, s.step_ms, s.offset_ms].into_iter().for_each(|number| self.number(number));
                 self.maybe(s.at);
             }
-            Node::Negate(_) => self.text(b"negate"),
+            Node::Negate(..) => self.text(b"negate"),
             Node::Once(_) => self.text(b"once"),
             Node::Nothing(_) => self.text(b"nothing"),
             Node::Shared(shared) => self.text(&shared.slot.to_le_bytes()),

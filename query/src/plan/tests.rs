@@ -71,7 +71,7 @@ fn buckets_are_left_out_where_only_statistics_are_asked_for() {
                 Node::Instant(s) => Some(s),
                 Node::Range(r) => Some(&r.of),
                 Node::Subquery(s) => selector(&s.inner),
-                Node::Negate(n) | Node::Once(n) => selector(n),
+                Node::Negate(n, _) | Node::Once(n) => selector(n),
                 Node::Binary(b) => selector(&b.lhs),
                 Node::Aggregate(a) => selector(&a.inner),
                 Node::Call(c) => c.args.iter().find_map(selector),

@@ -79,11 +79,11 @@ async fn bad_parameters_are_refused_in_prometheus_words() {
     for (path, text) in [
         (
             "query?query=up&time=x",
-            "invalid parameter \"time\": Invalid time value for 'time': cannot parse \"x\" to a valid timestamp",
+            "invalid parameter \"time\": invalid time value for 'time': cannot parse \"x\" to a valid timestamp",
         ),
         (
             "query?query=up&time=1e300",
-            "invalid parameter \"time\": Invalid time value for 'time': cannot parse \"1e300\" to a valid timestamp",
+            "invalid parameter \"time\": invalid time value for 'time': cannot parse \"1e300\" to a valid timestamp",
         ),
         ("query?query=up&limit=x", "invalid parameter \"limit\": strconv.Atoi: parsing \"x\": invalid syntax"),
         ("query?query=up&limit=-1", "invalid parameter \"limit\": limit must be non-negative"),
@@ -117,7 +117,7 @@ async fn bad_parameters_are_refused_in_prometheus_words() {
         ("labels?match[]=%7B%7D", "match[] must contain at least one non-empty matcher"),
         (
             "labels?start=NaN",
-            "invalid parameter \"start\": Invalid time value for 'start': cannot parse \"NaN\" to a valid timestamp",
+            "invalid parameter \"start\": invalid time value for 'start': cannot parse \"NaN\" to a valid timestamp",
         ),
         ("metadata?limit=x", "limit must be a number"),
         ("metadata?limit_per_metric=x", "limit_per_metric must be a number"),
