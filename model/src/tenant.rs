@@ -141,6 +141,8 @@ pub struct TenantLimits {
     pub max_fetched_series_per_query: u64,
     /// Most samples one query may hold in memory at once.
     pub max_samples_per_query: u64,
+    /// Most bytes one query may hold in memory at once, its series' labels included; 0: no limit.
+    pub max_bytes_per_query: u64,
     /// Whether this tenant may use the experimental part of PromQL; none: as the server says.
     pub promql_experimental: Option<bool>,
     /// How far behind the clock the newest sample of a block may lie before the block is deleted, in milliseconds; 0:
@@ -167,6 +169,7 @@ impl Default for TenantLimits {
             max_query_length_ms: 0,
             max_fetched_series_per_query: 0,
             max_samples_per_query: 50_000_000,
+            max_bytes_per_query: 0,
             promql_experimental: None,
             compactor_blocks_retention_period_ms: None,
         }

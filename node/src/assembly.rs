@@ -618,6 +618,7 @@ fn read_options(config: &Config) -> ReadOptions {
         timeout: config.query.timeout,
         lookback_ms: i64::try_from(config.query.lookback.as_millis()).unwrap_or(i64::MAX),
         samples_max: config.query.samples_max,
+        bytes_max: config.query.bytes_max,
         node_samples_max: config.query.node_samples_max,
         experimental: config.promql_experimental,
     }

@@ -48,10 +48,16 @@ impl Classed for SourceError {
     }
 }
 
+/// Up to so many series of a select come sorted by their labels; of more the engine puts into order what needs one.
+///
+/// Why not all: sorting a million label sets would take longer than the sum that was asked for, and does not change it
+/// but for last bits that its compensation loses.
+pub const SORTED_MAX: usize = 256;
+
 /// What a select yields.
 #[derive(Clone, Default)]
 pub struct Selection {
-    /// The series, none twice. Their order is that of sums, of equals in `topk`, and of an instant answer.
+    /// The series, none twice; sorted by labels where they are [`SORTED_MAX`] or fewer.
     pub series: Vec<Series>,
     /// Warnings for the user (partial data and the like).
     pub warnings: Vec<String>,

@@ -88,6 +88,8 @@ pub struct Step {
     pub samples: u64,
     /// Most samples the query held while it or its children were at work.
     pub samples_peak: u64,
+    /// Most bytes of samples and labels the query held while it or its children were at work.
+    pub bytes_peak: u64,
     /// Time it and its children took.
     pub total_seconds: f64,
     /// Time it took itself.
@@ -108,6 +110,8 @@ pub struct SelectCost {
     pub select: usize,
     /// Series it gave.
     pub series: u64,
+    /// Bytes they take, without samples.
+    pub bytes: u64,
     /// Time until they were there.
     pub fetch_seconds: f64,
 }
@@ -136,6 +140,8 @@ pub struct Stats {
     pub samples_by_step: Option<SamplesByStep>,
     /// Most samples held at once.
     pub samples_peak: u64,
+    /// Most bytes of samples and labels held at once.
+    pub bytes_peak: u64,
     /// Series selected.
     pub series_total: u64,
     /// Seconds spent on selecting.

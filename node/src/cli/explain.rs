@@ -9,7 +9,7 @@ const TEXT_CHARS_MAX: usize = 60;
 
 /// The tree of an answer's `explain`.
 pub(super) fn tree(explain: &Value) -> String {
-    let header = ["OPERATOR", "IN", "OUT", "SAMPLES", "PEAK", "SELF", "TOTAL", "TEXT", ""];
+    let header = ["OPERATOR", "IN", "OUT", "SAMPLES", "PEAK", "BYTES", "SELF", "TOTAL", "TEXT", ""];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     add(&mut rows, explain, "", "");
     table(&rows)
@@ -30,6 +30,7 @@ fn add(rows: &mut Vec<Vec<String>>, node: &Value, first: &str, rest: &str) {
         field("seriesOut"),
         field("samples"),
         field("samplesPeak"),
+        field("bytesPeak"),
         millis(node.get("selfSeconds")),
         millis(node.get("totalSeconds")),
         text,
@@ -53,15 +54,15 @@ mod tests {
     #[test]
     fn operators_stand_in_a_tree_with_columns() {
         let leaf = serde_json::json!({"operator": "select", "text": "up", "marks": ["narrowed by x=\"1\""],
-            "seriesIn": 3, "seriesOut": 3, "samples": 9, "samplesPeak": 3, "totalSeconds": 0.001, "selfSeconds": 0.001,
+            "seriesIn": 3, "seriesOut": 3, "samples": 9, "samplesPeak": 3, "bytesPeak": 400, "totalSeconds": 0.001, "selfSeconds": 0.001,
             "select": {"select": 0, "series": 3, "fetchSeconds": 0.0005}});
         let root = serde_json::json!({"operator": "+", "text": "up + up", "marks": [], "seriesIn": 6, "seriesOut": 3,
-            "samples": 0, "samplesPeak": 9, "totalSeconds": 0.0025, "selfSeconds": 0.0005, "children": [leaf, leaf]});
+            "samples": 0, "samplesPeak": 9, "bytesPeak": 500, "totalSeconds": 0.0025, "selfSeconds": 0.0005, "children": [leaf, leaf]});
         let lines = [
-            "OPERATOR   IN  OUT  SAMPLES  PEAK  SELF     TOTAL    TEXT",
-            "+          6   3    0        9     0.500ms  2.500ms  up + up",
-            "├─ select  3   3    9        3     1.000ms  1.000ms  up       select 0: 3 series in 0.500ms; narrowed by x=\"1\"",
-            "└─ select  3   3    9        3     1.000ms  1.000ms  up       select 0: 3 series in 0.500ms; narrowed by x=\"1\"",
+            "OPERATOR   IN  OUT  SAMPLES  PEAK  BYTES  SELF     TOTAL    TEXT",
+            "+          6   3    0        9     500    0.500ms  2.500ms  up + up",
+            "├─ select  3   3    9        3     400    1.000ms  1.000ms  up       select 0: 3 series in 0.500ms; narrowed by x=\"1\"",
+            "└─ select  3   3    9        3     400    1.000ms  1.000ms  up       select 0: 3 series in 0.500ms; narrowed by x=\"1\"",
         ];
         assert_eq!(tree(&root), format!("{}\n", lines.join("\n")));
     }

@@ -75,6 +75,7 @@ pub struct QueryConfig {
     pub concurrent_max: usize,
     pub queue_max: usize,
     pub samples_max: u64,
+    pub bytes_max: u64,
     pub node_samples_max: u64,
 }
 
@@ -130,6 +131,7 @@ impl Default for Config {
                 concurrent_max: 20,
                 queue_max: 200,
                 samples_max: 50_000_000,
+                bytes_max: 2 << 30,
                 node_samples_max: 200_000_000,
             },
             write: WriteConfig {

@@ -169,6 +169,12 @@ pub static KEYS: &[Key] = &[
         "Most samples one query may hold in memory, whatever the tenant's limit; 16 bytes each."
     ),
     key!(
+        "query.bytes-max",
+        Size,
+        query.bytes_max,
+        "Most bytes of samples and labels one query may hold in memory, whatever the tenant's limit."
+    ),
+    key!(
         "query.node-samples-max",
         Count,
         query.node_samples_max,
@@ -425,5 +431,11 @@ pub static KEYS: &[Key] = &[
         Count,
         limits.max_samples_per_query,
         "Most samples one query may hold in memory."
+    ),
+    key!(
+        "limits.max-bytes-per-query",
+        Count,
+        limits.max_bytes_per_query,
+        "Bytes of samples and labels one query may hold in memory. 0: no limit but the node's."
     ),
 ];

@@ -80,7 +80,7 @@ fn json_of(switches: &Switches) -> Value {
             "duration_expr": switches.duration_expressions, "fill": switches.binop_fill,
             "fill_left": switches.binop_fill, "fill_right": switches.binop_fill, "group_left": true,
             "group_right": true, "ignoring": true, "negative_offset": true, "offset": true, "on": true,
-            "per_query_lookback_delta": true, "per_step_stats": false, "subqueries": true, "without": true,
+            "per_query_lookback_delta": true, "per_step_stats": true, "subqueries": true, "without": true,
         },
         "promql_functions": functions,
         "promql_operators": operators,

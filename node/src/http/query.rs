@@ -50,12 +50,8 @@ pub(crate) async fn range(tenant: Tenant, State(app): State<Arc<App>>, params: P
 
 fn step(params: &Params, start: Millis, end: Millis) -> Result<i64, Failure> {
     let step_ns = super::time::parse_duration_ns(params.get("step")).map_err(|why| Failure::parameter("step", why))?;
-    // Below a millisecond two steps would fall onto one time.
-    if step_ns < NANOS_PER_MILLI {
-        return Err(Failure::parameter(
-            "step",
-            "zero or negative query resolution step widths are not accepted. Try a positive integer",
-        ));
+    if step_ns <= 0 {
+        return Err(no_step());
     }
     let length_ns = (i128::from(end) - i128::from(start)) * i128::from(NANOS_PER_MILLI);
     if length_ns / i128::from(step_ns) > POINTS_MAX {
@@ -64,7 +60,13 @@ fn step(params: &Params, start: Millis, end: Millis) -> Result<i64, Failure> {
              Try decreasing the query resolution (?step=XX)",
         ));
     }
-    Ok(step_ns / NANOS_PER_MILLI)
+    // Below a millisecond two steps would fall onto one time.
+    if step_ns < NANOS_PER_MILLI { Err(no_step()) } else { Ok(step_ns / NANOS_PER_MILLI) }
+}
+
+fn no_step() -> Failure {
+    let why = "zero or negative query resolution step widths are not accepted. Try a positive integer";
+    Failure::parameter("step", why)
 }
 
 fn request_of(

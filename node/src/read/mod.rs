@@ -52,6 +52,8 @@ pub struct ReadOptions {
     pub lookback_ms: i64,
     /// Most samples of one query in memory, whatever the tenant's limit says.
     pub samples_max: u64,
+    /// Most bytes one query holds in memory, whatever the tenant's limit says.
+    pub bytes_max: u64,
     /// Most samples all queries of this node hold in memory together.
     pub node_samples_max: u64,
     /// Whether the experimental part of PromQL may be used by tenants that have not chosen.
@@ -170,6 +172,12 @@ impl Reader {
         watch: Stopwatch,
     ) -> Result<Outcome, Error> {
         let mut expr = parse::parse(&query.text, &self.switches(tenant)).map_err(|e| parse_error(&e))?;
+        if timeout.is_zero() {
+            return Err(Error::from(engram_query::error::Error::Timeout { stage: "query execution" }));
+        }
+        if query.step_ms != 0 {
+            engine::check_range_type(expr.value_type()).map_err(|e| parse_error(&e))?;
+        }
         parse::resolve_durations(&mut expr, query.start, query.end, query.step_ms).map_err(|e| parse_error(&e))?;
         let view = select::View::new(&self.0.meta, &self.0.peers, tenant);
         let limits = view.config().limits.clone();
@@ -191,6 +199,11 @@ impl Reader {
             budget: Budget {
                 lookback_ms: query.lookback_ms.unwrap_or(self.0.options.lookback_ms),
                 samples_max: limits.max_samples_per_query.min(self.0.options.samples_max),
+                bytes_max: match limits.max_bytes_per_query {
+                    0 => self.0.options.bytes_max,
+                    max => max.min(self.0.options.bytes_max),
+                },
+                owner: format!("tenant {tenant}"),
                 series_max: limits.max_fetched_series_per_query,
                 timeout: timeout.saturating_sub(watch.elapsed()),
                 delayed_name_removal: experimental,

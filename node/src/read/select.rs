@@ -13,16 +13,12 @@ use engram_model::place::{NodeId, PartitionId, tenant_partitions};
 use engram_model::series::{Series, Wanted};
 use engram_model::tenant::TenantId;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
-use engram_query::port::{Queryable, SelectHints, Selection, SourceError};
+use engram_query::port::{Queryable, SORTED_MAX, SelectHints, Selection, SourceError};
 use futures::future::{BoxFuture, try_join_all};
 
 use crate::error::Error;
 use crate::meta::{Meta, RingView, TenantView};
 use crate::peer::{Counts, PartitionView, Peers, Replica, Select, too_many_series};
-
-/// Most series that are sorted: then a sum's last bits, the order of an answer and which of two equals is a `topk` do
-/// not depend on where series lie. Of more, sorting would take longer than all else.
-const SORTED_MAX: usize = 256;
 
 /// What one query sees of the cluster, from its first look to its answer.
 #[derive(Clone)]

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 
 use crate::error::Error;
 use crate::parse::ast::ValueType;
-use crate::plan::Node;
+use crate::plan::{Node, chooses};
 use crate::value::{InstantSample, RangeSeries, SamplesByStep, Stats, Value};
 
-use super::eval::{Counters, Evaluator, Parts, without_metadata};
+use super::call::is_row_by_row;
+use super::eval::{Counters, Evaluator, Parts, selection_bytes, without_metadata};
 use super::profile::Profile;
 use super::range::to_series;
 use super::row::{Row, Steps, merge_same};
@@ -16,7 +17,8 @@ use super::{Cancel, Outcome, Prepared};
 /// Runs a prepared query.
 pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error> {
     let started = prepared.watch.elapsed();
-    let counters = Counters::new(prepared.budget.pool.clone());
+    let series_bytes = prepared.selections.iter().map(selection_bytes).sum();
+    let counters = Counters::new(prepared.budget.pool.clone(), series_bytes);
     let profile = prepared.budget.explain.then(Profile::default);
     let evaluator = Evaluator::new(Parts {
         plan: &prepared.plan,
@@ -27,6 +29,7 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
         watch: prepared.watch,
         profile: profile.as_ref(),
     });
+    evaluator.hold(0)?;
     let value = value(prepared, &evaluator)?;
     let mut annotations = evaluator.notes.borrow().render(&prepared.text);
     for selection in &prepared.selections {
@@ -44,11 +47,12 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
             read,
         }),
         samples_peak: counters.peak.load(Ordering::Relaxed),
+        bytes_peak: counters.bytes(counters.peak.load(Ordering::Relaxed)),
         series_total: prepared.selections.iter().map(|s| s.series.len() as u64).sum(),
         select_seconds: prepared.select_seconds,
         eval_seconds: (prepared.watch.elapsed() - started).as_secs_f64(),
     };
-    let explain = profile.as_ref().map(|profile| Box::new(profile.tree(prepared)));
+    let explain = profile.as_ref().map(|profile| Box::new(profile.tree(prepared, &counters)));
     Ok(Outcome { value, annotations, stats, explain })
 }
 
@@ -66,7 +70,10 @@ fn value(prepared: &Prepared, evaluator: &Evaluator<'_>) -> Result<Value, Error>
             _ => {}
         }
     }
-    let rows = final_rows(evaluator.rows(&prepared.plan.root, steps)?, evaluator)?;
+    let mut rows = final_rows(evaluator.rows(&prepared.plan.root, steps)?, evaluator)?;
+    if prepared.step_ms == 0 && evaluator.is_unordered() && !gives_order(&prepared.plan.root) {
+        rows.sort_by(|a, b| a.labels.cmp(&b.labels));
+    }
     if prepared.step_ms != 0 {
         return Ok(Value::Matrix(sorted(to_series(rows, steps))));
     }
@@ -86,6 +93,20 @@ fn without_once(mut node: &Node) -> &Node {
         node = inner;
     }
     node
+}
+
+/// Whether the order of rows is what was asked for.
+fn gives_order(node: &Node) -> bool {
+    match node {
+        Node::Aggregate(aggregate) => chooses(aggregate.op),
+        Node::Call(call) => {
+            call.func.starts_with("sort") || (is_row_by_row(call.func) && call.args.iter().any(gives_order))
+        }
+        Node::Binary(binary) => gives_order(&binary.lhs) || gives_order(&binary.rhs),
+        Node::Negate(inner, _) | Node::Once(inner) => gives_order(inner),
+        Node::Shared(shared) => gives_order(&shared.inner),
+        _ => false,
+    }
 }
 
 /// Takes the names that were to go, and puts together what is the same then.

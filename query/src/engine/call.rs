@@ -223,6 +223,7 @@ impl Evaluator<'_> {
             self.note(&Note::SortInRangeQuery, "", call.span);
         }
         let mut rows = self.rows(arg, steps)?;
+        self.in_order(&mut rows);
         self.release(weight(&rows));
         let descending = call.func.ends_with("_desc");
         if call.func.starts_with("sort_by_label") {

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::functions::{Note, Notes};
 use crate::parse::ast::{Span, ValueType};
 use crate::plan::{Node, Plan, Selector};
-use crate::port::Selection;
+use crate::port::{SORTED_MAX, Selection};
 
 use super::profile::Profile;
 use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
@@ -29,6 +29,10 @@ use super::{Budget, Cancel, SamplePool};
 /// Takes one row; it may take the row's memory and leave any other row in its place.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(&mut Row) -> Result<(), Error>;
 
+/// What a sample takes, and a series besides its labels: the list's entry, the labels' head, the source's.
+const SAMPLE_BYTES: u64 = 16;
+const SERIES_BYTES: u64 = 96;
+
 /// Samples between two looks at the clock.
 const CHECK_EVERY: u64 = 8192;
 
@@ -38,15 +42,29 @@ pub(super) struct Counters {
     pool: Option<Arc<SamplePool>>,
     /// Samples held now.
     held: AtomicU64,
+    /// Bytes of the series selected, which are held as long as the query runs.
+    pub(super) series_bytes: u64,
     /// Most samples held at once.
     pub(super) peak: AtomicU64,
 }
 
 impl Counters {
     /// Nothing counted yet.
-    pub(super) fn new(pool: Option<Arc<SamplePool>>) -> Self {
-        Self { pool, held: AtomicU64::new(0), peak: AtomicU64::new(0) }
+    pub(super) fn new(pool: Option<Arc<SamplePool>>, series_bytes: u64) -> Self {
+        Self { pool, series_bytes, held: AtomicU64::new(0), peak: AtomicU64::new(0) }
     }
+}
+
+impl Counters {
+    /// Bytes in memory while `samples` are held.
+    pub(super) fn bytes(&self, samples: u64) -> u64 {
+        samples.saturating_mul(SAMPLE_BYTES).saturating_add(self.series_bytes)
+    }
+}
+
+/// Bytes of the series of a selection: their labels, and what stands around each.
+pub(super) fn selection_bytes(selection: &Selection) -> u64 {
+    selection.series.iter().map(|one| one.labels.as_bytes().len() as u64 + SERIES_BYTES).sum()
 }
 
 /// However a query ends, what it held is free again.
@@ -112,6 +130,18 @@ impl<'a> Evaluator<'a> {
         }
     }
 
+    /// Whether series come in an order that depends on where they lie.
+    pub(super) fn is_unordered(&self) -> bool {
+        self.selections.iter().any(|selection| selection.series.len() > SORTED_MAX)
+    }
+
+    /// Puts rows into the order Prometheus has them in, where it decides which are chosen or which comes first.
+    pub(super) fn in_order(&self, rows: &mut [Row]) {
+        if self.is_unordered() {
+            rows.sort_by(|a, b| a.labels.cmp(&b.labels));
+        }
+    }
+
     /// Counts work done and, every few thousand samples, stops when the time or the client is gone.
     pub(super) fn tick(&self, work: u64) -> Result<(), Error> {
         let unchecked = self.unchecked.get() + work;
@@ -138,7 +168,10 @@ impl<'a> Evaluator<'a> {
         }
         let room = self.counters.pool.as_ref().map_or(Ok(()), |pool| pool.take(samples));
         if held > self.budget.samples_max {
-            return Err(too_many_samples(self.budget.samples_max));
+            return Err(too_many_samples(self.budget));
+        }
+        if self.budget.bytes_max != 0 && self.counters.bytes(held) > self.budget.bytes_max {
+            return Err(too_many_bytes(self.budget));
         }
         room
     }
@@ -174,7 +207,7 @@ impl<'a> Evaluator<'a> {
     fn check_steps(&self, steps: Steps) -> Result<(), Error> {
         self.tick(1)?;
         if steps.count as u64 > self.budget.samples_max {
-            return Err(too_many_samples(self.budget.samples_max));
+            return Err(too_many_samples(self.budget));
         }
         Ok(())
     }
@@ -375,10 +408,21 @@ impl<'a> Evaluator<'a> {
     }
 }
 
-fn too_many_samples(max: u64) -> Error {
+fn too_many_samples(budget: &Budget) -> Error {
     Error::OverBudget(format!(
-        "query processing would load too many samples into memory in query execution: the limit is {max} samples at once \
-         (max_samples_per_query): take a shorter range, a longer step or fewer series"
+        "query processing would load too many samples into memory in query execution: the limit is {} samples at once \
+         ({}): take a shorter range, a longer step or fewer series",
+        budget.samples_max,
+        budget.limit("max_samples_per_query")
+    ))
+}
+
+fn too_many_bytes(budget: &Budget) -> Error {
+    Error::OverBudget(format!(
+        "the query would hold too many bytes of samples and labels in memory: the limit is {} bytes at once ({}): take a \
+         shorter range, a longer step or fewer series",
+        budget.bytes_max,
+        budget.limit("max_bytes_per_query")
     ))
 }
 

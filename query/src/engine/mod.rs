@@ -114,6 +114,10 @@ pub struct Budget {
     pub lookback_ms: i64,
     /// Most samples in memory at once.
     pub samples_max: u64,
+    /// Most bytes in memory at once: of samples, 16 each, and of the series selected; 0: no limit.
+    pub bytes_max: u64,
+    /// Whose query it is, for the texts of limits: `tenant acme`. Empty: nobody's.
+    pub owner: String,
     /// What all queries of the process may hold together; none: each has only its own bound.
     pub pool: Option<Arc<SamplePool>>,
     /// Most series one query may touch; 0: no limit.
@@ -143,6 +147,8 @@ impl Default for Budget {
         Self {
             lookback_ms: 5 * 60 * 1000,
             samples_max: 50_000_000,
+            bytes_max: 0,
+            owner: String::new(),
             pool: None,
             series_max: 0,
             timeout: Duration::from_secs(120),
@@ -155,6 +161,13 @@ impl Default for Budget {
             explain: false,
             count_steps: false,
         }
+    }
+}
+
+impl Budget {
+    /// A limit's name, with whose it is.
+    fn limit(&self, name: &str) -> String {
+        if self.owner.is_empty() { name.to_owned() } else { format!("{name} of {}", self.owner) }
     }
 }
 
@@ -228,11 +241,8 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
         plan::optimise(&mut plan);
     }
     wanted::fill_hints(&mut plan, &request.budget);
-    if request.step_ms != 0 && matches!(plan.yields, ValueType::Matrix | ValueType::String) {
-        return Err(Error::BadRequest(format!(
-            "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
-            plan.yields.documented()
-        )));
+    if request.step_ms != 0 {
+        check_range_type(plan.yields)?;
     }
     let selects = plan.selects.iter().map(|select| async move {
         if select.is_empty {
@@ -245,9 +255,9 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
     let series = selections.iter().map(|s| s.series.len() as u64).sum::<u64>();
     if request.budget.series_max != 0 && series > request.budget.series_max {
         return Err(Error::OverBudget(format!(
-            "the query selects {series} series, which is more than the limit of {} (max_fetched_series_per_query): narrow \
-             its selectors",
-            request.budget.series_max
+            "the query selects {series} series, which is more than the limit of {} ({}): narrow its selectors",
+            request.budget.series_max,
+            request.budget.limit("max_fetched_series_per_query")
         )));
     }
     Ok(Prepared {
@@ -262,6 +272,20 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
         select_seconds: watch.elapsed().as_secs_f64(),
         watch,
     })
+}
+
+/// Whether a range query can give values of this type.
+///
+/// # Errors
+/// [`Error::BadRequest`] for ranges and texts.
+pub fn check_range_type(yields: ValueType) -> Result<(), Error> {
+    if matches!(yields, ValueType::Matrix | ValueType::String) {
+        return Err(Error::BadRequest(format!(
+            "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
+            yields.documented()
+        )));
+    }
+    Ok(())
 }
 
 impl Prepared {

@@ -16,7 +16,7 @@ use crate::plan::{Node, Selector};
 use crate::value::{SelectCost, Step};
 
 use super::Prepared;
-use super::eval::{Evaluator, Sink};
+use super::eval::{Counters, Evaluator, Sink, selection_bytes};
 use super::row::{Row, Steps};
 
 /// Longest piece of the query's text that is shown.
@@ -58,17 +58,19 @@ impl Profile {
     }
 
     /// The tree as it is shown.
-    pub(super) fn tree(&self, prepared: &Prepared) -> Step {
-        self.step(&prepared.plan.root, prepared)
+    pub(super) fn tree(&self, prepared: &Prepared, counters: &Counters) -> Step {
+        self.step(&prepared.plan.root, prepared, counters)
     }
 
-    fn step(&self, node: &Node, prepared: &Prepared) -> Step {
-        let children: Vec<Step> = node.children().into_iter().map(|child| self.step(child, prepared)).collect();
+    fn step(&self, node: &Node, prepared: &Prepared, counters: &Counters) -> Step {
+        let children: Vec<Step> =
+            node.children().into_iter().map(|child| self.step(child, prepared, counters)).collect();
         let cost = self.of(node);
         let select = selector(node).map(|selector| select_cost(selector, prepared));
         let fetched = select.as_ref().map_or(0, |select| select.series);
         let total = cost.time.as_secs_f64();
         let inside: f64 = children.iter().map(|child| child.total_seconds).sum();
+        let samples_peak = cost.peak.max(children.iter().map(|child| child.samples_peak).max().unwrap_or(0));
         let below: u64 = children.iter().map(|child| child.series_out).sum();
         Step {
             operator: operator(node),
@@ -77,7 +79,8 @@ impl Profile {
             series_in: below + fetched,
             series_out: if let Node::Range(_) = node { fetched } else { cost.series },
             samples: cost.samples,
-            samples_peak: cost.peak.max(children.iter().map(|child| child.samples_peak).max().unwrap_or(0)),
+            samples_peak,
+            bytes_peak: counters.bytes(samples_peak),
             total_seconds: total,
             self_seconds: (total - inside).max(0.0),
             select,
@@ -146,6 +149,7 @@ fn select_cost(selector: &Selector, prepared: &Prepared) -> SelectCost {
     SelectCost {
         select: selector.select,
         series: prepared.selections.get(selector.select).map_or(0, |s| s.series.len() as u64),
+        bytes: prepared.selections.get(selector.select).map_or(0, selection_bytes),
         fetch_seconds: prepared.fetch_seconds.get(selector.select).copied().unwrap_or(0.0),
     }
 }

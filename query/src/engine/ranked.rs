@@ -108,7 +108,8 @@ impl Evaluator<'_> {
     /// `topk`, `bottomk`, `limitk`, `limit_ratio`.
     pub(super) fn ranked(&self, aggregate: &Aggregate, steps: Steps) -> Result<Vec<Row>, Error> {
         let param = self.param(aggregate, steps)?;
-        let rows = self.rows(&aggregate.inner, steps)?;
+        let mut rows = self.rows(&aggregate.inner, steps)?;
+        self.in_order(&mut rows);
         let held = weight(&rows);
         self.release(held);
         if !self.check_param(aggregate, &param)? {
@@ -127,7 +128,6 @@ impl Evaluator<'_> {
             };
             order.iter().for_each(|row| chosen[*row].set(step));
         }
-        let mut rows = rows;
         for (row, chosen) in rows.iter_mut().zip(&chosen) {
             row.column.keep(chosen);
         }

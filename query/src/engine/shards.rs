@@ -167,7 +167,7 @@ impl<'p> Joined<'p> {
 pub(super) fn only_selector(node: &Node) -> Option<&Selector> {
     match node {
         Node::Instant(selector) => Some(selector),
-        Node::Negate(inner) => only_selector(inner),
+        Node::Negate(inner, _) => only_selector(inner),
         Node::Shared(shared) => only_selector(&shared.inner),
         Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
             (ValueType::Vector, ValueType::Scalar) => only_selector(&b.lhs),

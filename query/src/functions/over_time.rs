@@ -109,7 +109,9 @@ pub(super) fn ts_of_first_over_time(w: &Window<'_>, _params: &[f64], _notes: &mu
 }
 
 pub(super) fn ts_of_last_over_time(w: &Window<'_>, _params: &[f64], _notes: &mut Notes) -> Option<Point> {
-    w.times.last().into_iter().chain(w.histogram_times.last()).max().map(|at| time(*at))
+    // Upstream starts from 0 for what is not there, which shows before 1970.
+    let of = |times: &[Millis]| times.last().copied().unwrap_or(0);
+    (!w.times.is_empty() || !w.histogram_times.is_empty()).then(|| time(of(w.times).max(of(w.histogram_times))))
 }
 
 pub(super) fn first_over_time(w: &Window<'_>, _params: &[f64], _notes: &mut Notes) -> Option<Point> {

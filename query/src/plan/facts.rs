@@ -39,7 +39,7 @@ pub(super) fn keeps(aggregate: &Aggregate, label: &str) -> bool {
 }
 
 /// Whether an aggregation gives back some of its series as they are.
-pub(super) fn chooses(op: AggregateOp) -> bool {
+pub(crate) fn chooses(op: AggregateOp) -> bool {
     matches!(op, AggregateOp::TopK | AggregateOp::BottomK | AggregateOp::LimitK | AggregateOp::LimitRatio)
 }
 

@@ -30,6 +30,7 @@ mod narrow;
 mod share;
 
 pub(crate) use build::info_names;
+pub(crate) use facts::chooses;
 
 /// Times and defaults a plan is made for.
 #[derive(Clone, Copy, Debug)]

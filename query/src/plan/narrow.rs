@@ -14,12 +14,14 @@
 //! Never: through what makes labels (`label_replace`, `absent`, `info` …), with `fill`, for the metric's name and the
 //! other labels that functions drop. Remarks and errors about series that cannot be in the answer are not made.
 
-use engram_model::Matcher;
+use engram_model::labels::METRIC_NAME;
+use engram_model::{MatchOp, Matcher};
 
+use crate::functions::is_counter_name;
 use crate::parse::ast::{AggregateOp, BinaryOp, Cardinality, ValueType};
 
 use super::facts::{add, are_apart, chooses, decides, have_one_name, is_same, keeps, only_vector, passes_on, promised};
-use super::{Binary, Node, Plan, Select, Selector, register};
+use super::{Binary, Call, Node, Plan, Select, Selector, register};
 
 /// Largest tree that is looked at: what is known of a node is found again at each level above it.
 const NODES_MAX: usize = 256;
@@ -53,7 +55,8 @@ fn push(node: &mut Node, mut wanted: Vec<Matcher>, selects: &mut Vec<Select>) {
         }
         Node::Call(call) => {
             let through = passes_on(call).filter(|(at, _)| have_one_name(&call.args[*at]));
-            wanted.retain(|m| through.is_some_and(|(_, lost)| Some(&*m.name) != lost));
+            let speaks = remarks_for_sure(call);
+            wanted.retain(|m| !speaks && through.is_some_and(|(_, lost)| Some(&*m.name) != lost));
             let args = if call.func == "info" { 1 } else { call.args.len() };
             for (i, arg) in call.args.iter_mut().take(args).enumerate() {
                 let wanted = if through.is_some_and(|(at, _)| at == i) { wanted.clone() } else { Vec::new() };
@@ -62,6 +65,18 @@ fn push(node: &mut Node, mut wanted: Vec<Matcher>, selects: &mut Vec<Select>) {
         }
         Node::Binary(binary) => push_binary(binary, wanted, selects),
         Node::Number(..) | Node::Text(..) | Node::Nothing(_) => {}
+    }
+}
+
+/// Whether a call makes a remark as soon as there is any series, so that a narrower fetch would silence it.
+fn remarks_for_sure(call: &Call) -> bool {
+    match (call.func, call.args.as_slice()) {
+        ("rate" | "increase", [Node::Range(range)]) => {
+            let name = range.of.matchers.iter().find(|m| m.op == MatchOp::Equal && &*m.name == METRIC_NAME);
+            name.is_none_or(|name| !is_counter_name(&name.value))
+        }
+        ("quantile_over_time" | "histogram_quantile", [Node::Number(q, _), ..]) => !(0.0..=1.0).contains(q),
+        _ => false,
     }
 }
 

@@ -1,0 +1,146 @@
+//! Goal: the engine, with its plan, columns, sliding windows and threads, answers what an evaluator answers that has none
+//! of them. Method: random data and random queries from a seed, evaluated by both, step by step.
+//!
+//! A failure names its seed; `ENGRAM_REFERENCE_SEED=<seed> cargo test -p engram-query --test reference` runs that one
+//! again, `ENGRAM_REFERENCE_CASES=<n>` runs more.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "test")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use engram_model::sample::Value as SampleValue;
+use engram_model::series::{Columns, Series};
+use engram_model::{Matcher, Millis, TimeRange};
+use engram_query::engine::{Budget, Cancel, Request, evaluate};
+use engram_query::parse::{Switches, parse};
+use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::value::Value;
+use futures::executor::block_on;
+use futures::future::BoxFuture;
+
+#[path = "reference/generate.rs"]
+mod generate;
+#[path = "reference/naive.rs"]
+mod naive;
+
+use generate::Dice;
+use naive::{Fail, Labels, Stored, World};
+
+const CASES: u64 = 1_000;
+
+/// Values by labels and time.
+type Points = BTreeMap<(Labels, Millis), f64>;
+
+struct Memory(Vec<Series>);
+
+impl Queryable for Memory {
+    fn select<'a>(
+        &'a self,
+        _: TimeRange,
+        matchers: &'a [Matcher],
+        _: &'a SelectHints,
+    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
+        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
+        let series = self.0.iter().filter(fits).cloned().collect();
+        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+    }
+}
+
+fn source(data: &[Stored]) -> SharedQueryable {
+    let mut series: Vec<Series> = data
+        .iter()
+        .map(|one| {
+            let (times, values) = one.samples.iter().copied().unzip();
+            let labels = engram_model::Labels::from_pairs(one.labels.clone());
+            Series { labels, source: Arc::new(Columns { times, values, ..Columns::default() }) }
+        })
+        .collect();
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    Arc::new(Memory(series))
+}
+
+fn of_engine(value: Value) -> Points {
+    let labels = |labels: &engram_model::Labels| -> Labels {
+        labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    let mut out = Points::new();
+    match value {
+        Value::Vector(samples) => {
+            for sample in samples {
+                let SampleValue::Float(float) = sample.value else { panic!("no histogram was stored") };
+                assert!(out.insert((labels(&sample.labels), sample.at), float).is_none(), "twice the same series");
+            }
+        }
+        Value::Matrix(series) => {
+            for one in series {
+                assert!(one.histograms.is_empty() && !one.floats.is_empty());
+                for (at, float) in one.floats {
+                    assert!(out.insert((labels(&one.labels), at), float).is_none(), "twice the same time");
+                }
+            }
+        }
+        other => panic!("not a vector: {other:?}"),
+    }
+    out
+}
+
+fn is_close(a: f64, b: f64) -> bool {
+    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-8 * a.abs().max(b.abs()).max(1e-3)
+}
+
+/// Whether the case was one both could answer.
+fn check(seed: u64) -> bool {
+    let mut dice = Dice(seed);
+    let data = generate::data(&mut dice);
+    let (start, end, step_ms) = generate::times(&mut dice);
+    let depth = 1 + dice.below(3);
+    let (text, _) = generate::vector(&mut dice, depth, true);
+    let expr = parse(&text, &Switches::all()).unwrap_or_else(|e| panic!("seed {seed}: {text}: {e}"));
+    let budget = Budget { parallelism: 1 + dice.below(2), optimise: dice.below(4) > 0, ..Budget::default() };
+    let request = Request { text: text.clone(), expr: expr.clone(), start, end, step_ms, budget };
+    let have = block_on(evaluate(&request, &source(&data), &Cancel::default()));
+    let world = World { data: &data, start, end };
+    let mut want = Ok(Points::new());
+    let mut at = start;
+    while at <= end {
+        match (&mut want, world.vector(&expr, at)) {
+            (Ok(points), Ok(row)) => points.extend(row.into_iter().map(|(labels, v)| ((labels, at), v))),
+            (Ok(_), Err(fail)) => want = Err(fail),
+            // What is refused at any step is refused.
+            (Err(have), Err(Fail::Refused)) => *have = Fail::Refused,
+            (Err(_), _) => {}
+        }
+        at += step_ms.max(1);
+        if step_ms == 0 {
+            break;
+        }
+    }
+    let case = format!("seed {seed}: {text} over {start} to {end}, step {step_ms}");
+    match (have, want) {
+        (_, Err(Fail::Unsure)) => return false,
+        (Err(_), Err(Fail::Refused)) => {}
+        (Ok(outcome), Ok(want)) => {
+            let have = of_engine(outcome.value);
+            let keys = |points: &Points| points.keys().cloned().collect::<Vec<_>>();
+            assert_eq!(keys(&have), keys(&want), "{case}");
+            for (key, want) in want {
+                assert!(is_close(have[&key], want), "{case}: {key:?} is {}, should be {want}", have[&key]);
+            }
+        }
+        (have, want) => panic!("{case}: {have:?}, should be {want:?}"),
+    }
+    true
+}
+
+#[test]
+fn the_engine_answers_what_the_definition_says() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Some(seed) = number("ENGRAM_REFERENCE_SEED") {
+        check(seed);
+        return;
+    }
+    let cases = number("ENGRAM_REFERENCE_CASES").unwrap_or(CASES);
+    let answered = (0..cases).filter(|seed| check(*seed)).count();
+    println!("{answered} of {cases} cases were compared");
+    assert!(answered as u64 > cases / 2, "too many cases cannot be compared: {answered} of {cases}");
+}
