@@ -22,9 +22,14 @@ impl SampleSource for Merged {
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
         let mut sum = Columns::default();
         for source in &self.0 {
+            // Blocks come oldest first, heads last: so most are appended.
             let mut one = Columns::default();
             source.read(range, &mut one)?;
-            sum = if sum.is_empty() { one } else { merge_columns(&sum, &one) };
+            if sum.is_empty() {
+                sum = one;
+            } else if !append(&mut sum, &mut one) {
+                sum = merge_columns(&sum, &one);
+            }
         }
         out.times.append(&mut sum.times);
         out.values.append(&mut sum.values);
@@ -34,6 +39,25 @@ impl SampleSource for Merged {
         out.histogram_starts.append(&mut sum.histogram_starts);
         Ok(())
     }
+}
+
+/// Moves all of `next` behind `sum` when all of it is later and neither has start timestamps, as blocks of one series
+/// mostly are: or a year of blocks would be copied once for each block.
+fn append(sum: &mut Columns, next: &mut Columns) -> bool {
+    let last = sum.times.last().max(sum.histogram_times.last());
+    let first = match (next.times.first(), next.histogram_times.first()) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    };
+    let starts = [&sum.starts, &sum.histogram_starts, &next.starts, &next.histogram_starts];
+    if last >= first && first.is_some() || starts.iter().any(|starts| !starts.is_empty()) {
+        return false;
+    }
+    sum.times.append(&mut next.times);
+    sum.values.append(&mut next.values);
+    sum.histogram_times.append(&mut next.histogram_times);
+    sum.histograms.append(&mut next.histograms);
+    true
 }
 
 /// Joins what several places gave, each of which gives no series twice: a series of several places becomes one whose
@@ -46,6 +70,8 @@ pub fn join_series(places: Vec<Vec<Series>>) -> Vec<Series> {
     let Some(mut all) = places.next() else { return Vec::new() };
     let Some(second) = places.next() else { return all };
     all.reserve_exact(count - all.len());
+    // The sources of series that came from several places, by the series' position.
+    let mut several: HashMap<usize, Vec<Arc<dyn SampleSource>>> = HashMap::new();
     let mut index: HashMap<u128, usize, BuildHasherDefault<LowHalf>> =
         HashMap::with_capacity_and_hasher(count, BuildHasherDefault::default());
     index.extend(all.iter().enumerate().map(|(i, series)| (hash_of(series), i)));
@@ -56,10 +82,13 @@ pub fn join_series(places: Vec<Vec<Series>>) -> Vec<Series> {
                 all.push(series);
             }
             Entry::Occupied(entry) => {
-                let have = &mut all[*entry.get()].source;
-                *have = Arc::new(Merged(vec![Arc::clone(have), series.source]));
+                let at = *entry.get();
+                several.entry(at).or_insert_with(|| vec![Arc::clone(&all[at].source)]).push(series.source);
             }
         }
+    }
+    for (at, sources) in several {
+        all[at].source = Arc::new(Merged(sources));
     }
     all
 }

@@ -139,6 +139,8 @@ pub struct TenantLimits {
     pub max_query_length_ms: i64,
     /// Most series one query may touch; 0: no limit.
     pub max_fetched_series_per_query: u64,
+    /// Most bytes of chunks one query may read from blocks; 0: no limit.
+    pub max_fetched_chunk_bytes_per_query: u64,
     /// Most samples one query may hold in memory at once.
     pub max_samples_per_query: u64,
     /// Most bytes one query may hold in memory at once, its series' labels included; 0: no limit.
@@ -168,6 +170,7 @@ impl Default for TenantLimits {
             max_native_histogram_buckets: 0,
             max_query_length_ms: 0,
             max_fetched_series_per_query: 0,
+            max_fetched_chunk_bytes_per_query: 2 << 30,
             max_samples_per_query: 50_000_000,
             max_bytes_per_query: 0,
             promql_experimental: None,

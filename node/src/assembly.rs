@@ -43,6 +43,7 @@ use crate::ingest::{LocalReplica, follower, keeper};
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::peer::Peers;
+use crate::read::store::Blocks;
 use crate::read::{ReadOptions, Reader};
 use crate::write::{WriteOptions, Writer};
 
@@ -149,8 +150,7 @@ impl Node {
             tenants_max: config.tenants_max,
         };
         let meta = Meta::new(group.clone(), defaults);
-        let store = Store::open(&config.object_store, &dir.blocks())?;
-        collect_store(&metrics, &store);
+        let (store, readable) = open_store(&config, &dir, &metrics)?;
         let (heads, log, reached) = recover(&config, &dir, &meta, &health).await?;
         let log_failure = end_on_failure(&log, &stop);
 
@@ -162,19 +162,20 @@ impl Node {
         supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
 
         let peers = Peers::local_only(meta.node_id(), Arc::new(local));
-        let snapshots =
-            Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), meta.clone(), peers.clone(), clock.clone())?;
+        let source = (meta.clone(), peers.clone(), readable.clone());
+        let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
         let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), meta.clone(), clock.clone())?;
         let written = WriteMetrics::new(&metrics);
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
         let scrubber = start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
+        let read = ReadMetrics::new(&metrics);
         let paths = Paths {
             snapshots,
             imports,
             surveyor: Surveyor::new(store.clone(), meta.clone()),
             flusher: Flusher::new(meta.clone(), peers.clone()),
             writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
-            reader: Reader::new(read_options(&config), meta.clone(), peers, ReadMetrics::new(&metrics)),
+            reader: Reader::new(read_options(&config), meta.clone(), peers, readable, read),
         };
         collect_queries(&metrics, &paths.reader);
         let app = app(&config, paths, Status { meta, metrics, health: health.clone() }, http_metrics, &clock);
@@ -533,9 +534,43 @@ fn scrubber_of(
     }
 }
 
-fn collect_store(metrics: &Metrics, store: &Store) {
-    let store = store.metrics().clone();
-    metrics.collect(move || store_readings(&store));
+/// Where blocks are, and what reads them.
+fn open_store(config: &Config, dir: &DataDir, metrics: &Metrics) -> Result<(Store, Blocks), StartError> {
+    let store = Store::open(&config.object_store, &dir.blocks())?;
+    let blocks = Blocks::new(store.clone(), config.block_cache, Some(dir.cache()));
+    let (told, readable) = (store.metrics().clone(), blocks.clone());
+    metrics.collect(move || store_readings(&told));
+    metrics.collect(move || block_readings(&readable));
+    Ok((store, blocks))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+fn block_readings(blocks: &Blocks) -> Vec<Reading> {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let (own, fetch) = (blocks.metrics(), blocks.fetcher().metrics());
+    let pages = blocks.fetcher().pages().metrics();
+    let page =
+        |kind, value| Reading::counter("blocks_cache_pages", "Pages of blocks by where they were", value).of(kind);
+    vec![
+        Reading::counter("blocks_opened", "Blocks opened by readers", get(&own.opened)),
+        Reading::counter("blocks_read_corrupt", "Readings of blocks that found damage", get(&own.corrupt)),
+        Reading::counter("blocks_chunk_bytes", "Bytes of chunks handed to queries", get(&own.chunk_bytes)),
+        Reading::counter("blocks_fetch_requests", "Requests for ranges of blocks", get(&fetch.requests)),
+        Reading::counter(
+            "blocks_fetch_hedged",
+            "Requests sent a second time because they were late",
+            get(&fetch.hedged),
+        ),
+        Reading::counter("blocks_fetch_hedge_wins", "Second requests that answered first", get(&fetch.hedge_wins)),
+        page("memory", get(&pages.memory_hits)),
+        page("disk", get(&pages.disk_hits)),
+        page("miss", get(&pages.misses)),
+        Reading::counter(
+            "blocks_cache_write_failures",
+            "Pages that could not be written to the disk",
+            get(&pages.write_failures),
+        ),
+    ]
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]

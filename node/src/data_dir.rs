@@ -132,6 +132,12 @@ impl DataDir {
         self.root.join("blocks-work")
     }
 
+    /// Where parts of blocks are kept that lie elsewhere. May be deleted while the node does not run.
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
     /// Where the metadata group lies.
     #[must_use]
     pub fn meta(&self) -> PathBuf {

@@ -5,6 +5,7 @@
 //! in between.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::error::Error;
 use crate::peer::Refused;
+use crate::read::fetch::Cost;
 use crate::write::Written;
 
 /// All telemetry of a node. Cheap to clone.
@@ -259,6 +261,8 @@ pub struct ReadMetrics {
     seconds: Family<Kind, Histogram>,
     samples: Counter,
     series: Counter,
+    requests_fetched: Histogram,
+    bytes_fetched: Histogram,
 }
 
 impl ReadMetrics {
@@ -270,11 +274,24 @@ impl ReadMetrics {
             seconds: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS)),
             samples: Counter::default(),
             series: Counter::default(),
+            requests_fetched: Histogram::new([0.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0]),
+            bytes_fetched: Histogram::new([0.0, 1e5, 1e6, 1e7, 1e8, 1e9]),
         };
         metrics.register(|r| {
             r.register("query_requests", "Queries by how they ended", all.requests.clone());
             r.register("query_samples", "Samples queries have looked at", all.samples.clone());
             r.register("query_series", "Series queries have selected", all.series.clone());
+            r.register(
+                "query_fetch_requests",
+                "Requests to the bucket of blocks for one query",
+                all.requests_fetched.clone(),
+            );
+            r.register_with_unit(
+                "query_fetched",
+                "Bytes that came from the bucket of blocks for one query",
+                Unit::Bytes,
+                all.bytes_fetched.clone(),
+            );
             r.register_with_unit(
                 "query_duration",
                 "Time of a query, waiting for its turn included, by kind",
@@ -283,6 +300,19 @@ impl ReadMetrics {
             );
         });
         all
+    }
+
+    /// Counts what one query fetched of blocks.
+    #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+    pub fn fetched(&self, cost: &Cost) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (blocks, requests, bytes) = (get(&cost.blocks), get(&cost.requests), get(&cost.bytes));
+        if blocks > 0 {
+            self.requests_fetched.observe(requests as f64);
+            self.bytes_fetched.observe(bytes as f64);
+            let (pages, chunk_bytes) = (get(&cost.cached_pages), get(&cost.chunk_bytes));
+            tracing::debug!(blocks, requests, bytes, pages, chunk_bytes, "blocks of a query");
+        }
     }
 
     /// Counts one query of `kind` (`instant`, `range`).

@@ -32,6 +32,9 @@ pub enum SourceError {
     /// A limit of the tenant on what one query may fetch.
     #[error("{0}")]
     Limited(String),
+    /// What is stored cannot be read: it is damaged, or gone.
+    #[error("{0}")]
+    Damaged(String),
     /// No quorum, still starting, too busy.
     #[error("{0}")]
     Unavailable(String),
@@ -40,7 +43,7 @@ pub enum SourceError {
 impl Classed for SourceError {
     fn class(&self) -> Class {
         match self {
-            Self::Read(_) => Class::Internal,
+            Self::Read(_) | Self::Damaged(_) => Class::Internal,
             // Asking again cannot help: the caller must ask for less.
             Self::Limited(_) => Class::Invalid,
             Self::Unavailable(_) => Class::Unavailable,

@@ -144,6 +144,11 @@ impl<T> Batches<T> {
         std::mem::take(&mut self.doing)
     }
 
+    /// How many bytes what is still to be done asks for.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.todo.iter().fold(0, |sum, (want, _)| sum.saturating_add(want.len))
+    }
+
     /// Puts back what needs more bytes than were asked for; it comes first again.
     pub(crate) fn again(&mut self, want: Want, thing: T) {
         self.todo.push_front((want, thing));

@@ -445,3 +445,54 @@ fn watch<R: Reading>(reading: &mut R, source: &dyn Source, largest: &mut u64) ->
         }
     }
 }
+
+/// A list that names half of all series is not worth fetching for the few that another matcher lets through.
+#[test]
+fn what_all_series_share_is_not_fetched_for_a_few() {
+    let labels = |n: u32| {
+        let name = if n.is_multiple_of(2000) { "rare" } else { "often" };
+        let job = if n.is_multiple_of(4000) { "a" } else { "b" };
+        Labels::from_pairs([("__name__", name.to_owned()), ("i", format!("{n:05}")), ("job", job.to_owned())])
+    };
+    let sample = BTreeMap::from([(1, Value::Float(1.0))]);
+    let model: Model = (0..20_000).map(|n| (labels(n), sample.clone())).collect();
+    let disk = FaultDisk::new();
+    let written = write(&disk, &model, spec(1 << 20)).unwrap().unwrap();
+    let bucket = Bucket::of(&disk, &written);
+    let block = bucket.open().unwrap();
+    let matcher = |name, op, value| Matcher::new(name, op, value).unwrap();
+    let select = |matchers: Vec<Matcher>, series_max| {
+        let mut reading = Select::new(Arc::clone(&block), matchers, TimeRange::ALL, series_max);
+        let (mut have, mut bytes) = (Fetched::new(), 0);
+        loop {
+            match reading.step(&have).unwrap() {
+                Step::Done(found) => return (found.into_iter().map(|one| one.labels).collect::<Vec<_>>(), bytes),
+                Step::Need(wants) => {
+                    have = Fetched::new();
+                    bytes += wants.iter().map(|want| want.len).sum::<u64>();
+                    wants.iter().for_each(|want| have.insert(*want, bucket.read(*want).unwrap()));
+                }
+            }
+        }
+    };
+    let rare = || matcher("__name__", MatchOp::Equal, "rare");
+    for job in [
+        matcher("job", MatchOp::Equal, "b"),
+        matcher("job", MatchOp::NotEqual, "a"),
+        matcher("job", MatchOp::NotRegex, "a|c"),
+        matcher("i", MatchOp::NotRegex, "0[048].*"),
+    ] {
+        let want: Vec<_> = model
+            .keys()
+            .filter(|l| l.get("__name__") == Some("rare") && job.matches(l.get(&job.name).unwrap_or("")))
+            .cloned()
+            .collect();
+        let (found, bytes) = select(vec![rare(), job.clone()], 1000);
+        assert_eq!(found, want);
+        assert!(&*job.name == "i" || bytes < 20_000, "{bytes} bytes for {job:?}");
+        assert_eq!(
+            select(vec![job.clone()], 1 << 20).0.len(),
+            model.keys().filter(|l| job.matches(l.get(&job.name).unwrap())).count()
+        );
+    }
+}

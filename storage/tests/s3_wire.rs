@@ -4,9 +4,10 @@
 //! otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
-use std::net::TcpListener;
+#[allow(unreachable_pub, reason = "tests of two crates use it")]
+mod moto;
+
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,63 +17,9 @@ use engram_model::tenant::TenantId;
 use engram_model::{Class, Classed};
 use engram_storage::Error;
 use engram_storage::object::metrics::Op;
-use engram_storage::object::options::{Encryption, Options, Secret};
+use engram_storage::object::options::{Encryption, Options};
 use engram_storage::object::{Store, block_key};
-
-const BUCKET: &str = "blocks";
-
-/// A running server; ends with the value.
-struct Moto {
-    child: Child,
-    endpoint: String,
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
-}
-
-impl Moto {
-    async fn start() -> Self {
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let python = std::env::var("ENGRAM_MOTO_PYTHON").expect("ENGRAM_MOTO_PYTHON: run scripts/e2e-s3");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(python)
-            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let moto = Self { child, endpoint: format!("http://127.0.0.1:{port}") };
-        let client = reqwest::Client::new();
-        for _ in 0..600 {
-            if let Ok(made) = client.put(format!("{}/{BUCKET}", moto.endpoint)).send().await {
-                assert!(made.status().is_success(), "{made:?}");
-                return moto;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("the server does not answer at {}", moto.endpoint);
-    }
-
-    fn options(&self) -> Options {
-        Options {
-            url: format!("s3://{BUCKET}/pre/fix"),
-            endpoint: self.endpoint.clone(),
-            access_key: "key".to_owned(),
-            secret_key: Secret("secret".to_owned()),
-            retries_max: 2,
-            part_bytes: 5 << 20,
-            ..Options::default()
-        }
-    }
-
-    fn store(&self) -> Store {
-        Store::open(&self.options(), Path::new("unused")).unwrap()
-    }
-}
+use moto::Moto;
 
 fn tenant() -> TenantId {
     TenantId::new("a!*'()-1").unwrap()
@@ -120,7 +67,7 @@ async fn blocks_go_and_come_over_the_wire() {
 #[ignore = "needs moto: scripts/e2e-s3"]
 async fn one_of_many_creates_and_lists_have_many_pages() {
     let moto = Moto::start().await;
-    let store = moto.store();
+    let store = Store::open(&moto.options(), Path::new("unused")).unwrap();
     for round in 0..20 {
         let key = format!("race/{round}");
         let tries = (0..16_u8).map(|i| {
@@ -145,7 +92,7 @@ async fn one_of_many_creates_and_lists_have_many_pages() {
 #[ignore = "needs moto: scripts/e2e-s3"]
 async fn what_is_not_there_is_told_apart_from_what_cannot_be_reached() {
     let moto = Moto::start().await;
-    let store = moto.store();
+    let store = Store::open(&moto.options(), Path::new("unused")).unwrap();
     assert_eq!(store.get("no/such").await.unwrap(), None);
     assert_eq!(store.size("no/such").await.unwrap(), None);
     store.remove("no/such").await.unwrap();

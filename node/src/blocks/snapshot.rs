@@ -10,6 +10,9 @@
 //! snapshots/<name>/<tenant>/<block>/…                    whole, durable, verified
 //! ```
 //!
+//! What lies in blocks already is read window by window, as a query would read it, and merged with what the heads hold of
+//! that window; deleted samples are left out.
+//!
 //! Memory: labels and references of all series of the tenant, and their open chunks; full chunks are shared with the
 //! head. That is about as much as the tenant's head without its samples, so few snapshots run at once.
 //!
@@ -41,7 +44,8 @@ use crate::error::Error;
 use crate::memory;
 use crate::meta::Meta;
 use crate::peer::{PartitionView, Peers};
-use crate::read::select::View;
+use crate::read::select::{View, digests_of};
+use crate::read::store::Blocks;
 
 /// What the directory of a snapshot ends in until it is whole.
 const UNFINISHED: &str = ".tmp-for-creation";
@@ -49,6 +53,9 @@ const UNFINISHED: &str = ".tmp-for-creation";
 const AT_ONCE_MAX: usize = 2;
 /// Blocks of one snapshot: nearly two years of windows. Each is a directory and some syncs.
 const BLOCKS_MAX: usize = 8192;
+
+/// Looks at heads that forget while they are asked.
+const LOOKS_MAX: u32 = 8;
 
 /// Digests by the start of their slot.
 type Slots = BTreeMap<Millis, Digest>;
@@ -73,8 +80,7 @@ pub struct Snapshots(Arc<Inner>);
 struct Inner {
     root: PathBuf,
     disk: Arc<dyn Disk>,
-    meta: Meta,
-    peers: Peers,
+    source: (Meta, Peers, Blocks),
     clock: Clock,
     running: Mutex<BTreeSet<TenantId>>,
 }
@@ -96,8 +102,7 @@ impl Snapshots {
     pub fn open(
         disk: Arc<dyn Disk>,
         root: &Path,
-        meta: Meta,
-        peers: Peers,
+        source: (Meta, Peers, Blocks),
         clock: Clock,
     ) -> Result<Self, engram_storage::Error> {
         disk.create_dir(root)?;
@@ -106,7 +111,7 @@ impl Snapshots {
         }
         // A path that works wherever the person who reads it stands; as it is where there is no current directory.
         let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
-        Ok(Self(Arc::new(Inner { root, disk, meta, peers, clock, running: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { root, disk, source, clock, running: Mutex::default() })))
     }
 
     /// Writes all the tenant has at this moment. The name is `moment` with some chance behind it.
@@ -122,18 +127,34 @@ impl Snapshots {
         let turn = self.turn(tenant)?;
         let cancel = CancellationToken::new();
         let _guard = cancel.clone().drop_guard();
-        let views = View::new(&self.0.meta, &self.0.peers, tenant).everything().await?;
+        let (view, parts) = self.look(tenant).await?;
         let name = format!("{moment}-{:016x}", uuid::Uuid::new_v4().as_u64_pair().0);
         let window_ms = HeadOptions::default().window_ms;
-        let job = Job { inner: self.0.clone(), tenant: tenant.clone(), name, window_ms, cancel };
+        let runtime = tokio::runtime::Handle::current();
+        let job = Job { inner: self.0.clone(), tenant: tenant.clone(), name, window_ms, cancel, view, runtime };
         let work = move || {
-            let done = job.run(views);
+            let done = job.run(parts);
             memory::give_back();
             drop(turn);
             done
         };
         let failed = |e| Error::new(Class::Internal, format!("taking the snapshot failed: {e}"));
         tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+
+    /// What the heads hold, and the blocks that were there when they were asked.
+    async fn look(&self, tenant: &TenantId) -> Result<(View, Vec<PartitionView>), Error> {
+        let (meta, peers, blocks) = &self.0.source;
+        let mut looks = 0;
+        loop {
+            let view = View::new(meta, peers, blocks, tenant);
+            match view.everything().await {
+                // A head has forgotten what a newer look finds in a block.
+                Err(error) if error.is_stale_view() && looks < LOOKS_MAX => meta.changed(view.index()).await?,
+                done => return Ok((view, done?)),
+            };
+            looks += 1;
+        }
     }
 
     fn turn(&self, tenant: &TenantId) -> Result<Turn, Error> {
@@ -158,6 +179,8 @@ struct Job {
     name: String,
     window_ms: i64,
     cancel: CancellationToken,
+    view: View,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Job {
@@ -196,7 +219,10 @@ impl Job {
     fn write(&self, unfinished: &Path, views: Vec<PartitionView>) -> Result<(usize, u64), Error> {
         let dir = unfinished.join(self.tenant.as_str());
         self.inner.disk.create_dir(&dir).map_err(|e| storage_error(&e))?;
-        let windows = windows(&views, self.window_ms);
+        let mut windows = windows(&views, self.window_ms);
+        for start in self.view.block_windows(TimeRange::ALL, self.window_ms) {
+            windows.entry(start).or_default();
+        }
         if windows.len() > BLOCKS_MAX {
             let text = format!(
                 "tenant {}: the samples lie in {} windows of time, a snapshot has at most {BLOCKS_MAX}",
@@ -209,19 +235,37 @@ impl Job {
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         let (mut blocks, mut samples) = (0, 0);
         for (start, held) in windows {
-            samples += self.block(&dir, start, &series, held)?;
-            blocks += 1;
+            // The first window of all time is cut short at its start, never at its end.
+            let end = (start.div_euclid(self.window_ms) + 1).saturating_mul(self.window_ms);
+            let range = TimeRange::new(start, end);
+            let count = match self.elsewhere(range, &series)? {
+                Some((all, slots)) => self.block(&dir, range, &all, slots)?,
+                None => self.block(&dir, range, &series, held)?,
+            };
+            samples += count;
+            blocks += usize::from(count > 0);
         }
         Ok((blocks, samples))
     }
 
-    /// Writes the block of the window that begins at `start`, of which the heads hold `held`; says how many samples it
-    /// has.
-    fn block(&self, dir: &Path, start: Millis, series: &[Series], held: Slots) -> Result<u64, Error> {
+    /// The series of a window that blocks hold or of which something is deleted, heads and blocks beside each other in
+    /// order of labels, and the digests of them all; none when the heads alone know all of it.
+    fn elsewhere(&self, range: TimeRange, heads: &[Series]) -> Result<Option<(Vec<Series>, Slots)>, Error> {
+        let hider = self.view.hider(range)?;
+        if hider.is_empty() && self.view.block_windows(range, self.window_ms).is_empty() {
+            return Ok(None);
+        }
+        let mut all: Vec<Series> = heads.iter().map(|series| hider.hide(series.clone())).collect();
+        all.extend(self.runtime.block_on(self.view.of_blocks(range))?);
+        all.sort_by(|a, b| a.labels.cmp(&b.labels));
+        let slots = digests_of(&all, range)?;
+        Ok(Some((all, slots)))
+    }
+
+    /// Writes the block of the window `range`, of which heads and blocks hold `held`; says how many samples it has.
+    fn block(&self, dir: &Path, range: TimeRange, series: &[Series], held: Slots) -> Result<u64, Error> {
         let storage = |e: engram_storage::Error| storage_error(&e);
-        // The first window of all time is cut short at its start, never at its end.
-        let end = (start.div_euclid(self.window_ms) + 1).saturating_mul(self.window_ms);
-        let range = TimeRange::new(start, end);
+        let start = range.start;
         let id = BlockId::new(self.inner.clock.now(), uuid::Uuid::new_v4().as_u128());
         let spec = Spec::cut(id, range, self.window_ms);
         let mut writer = BlockWriter::create(self.inner.disk.clone(), dir, spec).map_err(storage)?;
@@ -247,7 +291,7 @@ impl Job {
     }
 }
 
-/// What the heads say they hold of a window, less what was found to be in two of them.
+/// What heads and blocks hold of a window, less what was found to be in two of them.
 struct Held {
     slots: Slots,
     range: TimeRange,
@@ -287,7 +331,7 @@ impl Held {
             return Ok(());
         }
         let count = |slots: &Slots| slots.values().copied().sum::<Digest>().count;
-        Err(format!("what was written ({} samples) is not what the heads hold ({})", count(&found), count(&self.slots)))
+        Err(format!("what was written ({} samples) is not what is held ({})", count(&found), count(&self.slots)))
     }
 }
 
@@ -392,7 +436,7 @@ mod tests {
             let mut held = Held { slots, range };
             let columns = held.read(&other.series).unwrap();
             let found = block(&labels, &columns, range);
-            assert!(held.check(found).unwrap_err().contains("is not what the heads hold (2)"));
+            assert!(held.check(found).unwrap_err().contains("is not what is held (2)"));
         }
     }
 }

@@ -84,6 +84,23 @@ impl Codec for Size {
     }
 }
 
+/// `100MiB` or `0`.
+pub struct Bytes;
+
+impl Codec for Bytes {
+    type Value = u64;
+    const EXPECTS: &'static str = "a size such as 512KiB, 100MiB or 2GiB, or 0";
+    const SHORT: &'static str = "SIZE";
+
+    fn read(text: &str) -> Result<u64, String> {
+        units::parse_size(text).map_err(str::to_owned)
+    }
+
+    fn show(value: &u64) -> String {
+        if *value == 0 { "0".to_owned() } else { units::format_size(*value) }
+    }
+}
+
 /// A whole number up to 2^64.
 pub struct Count;
 

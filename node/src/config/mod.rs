@@ -26,6 +26,7 @@ use std::time::Duration;
 use engram_model::tenant::TenantLimits;
 use engram_storage::object;
 
+use crate::read::store::BlockOptions;
 use file::Value;
 use table::{KEYS, Key, section_title};
 
@@ -63,6 +64,7 @@ pub struct Config {
     pub log: LogConfig,
     pub blocks: BlocksConfig,
     pub object_store: object::options::Options,
+    pub block_cache: BlockOptions,
     pub limits: TenantLimits,
 }
 
@@ -150,6 +152,7 @@ impl Default for Config {
                 scrub_bytes_per_second: 8 << 20,
             },
             object_store: object::options::Options::default(),
+            block_cache: BlockOptions::default(),
             limits: TenantLimits::default(),
         }
     }

@@ -6,8 +6,8 @@
 
 use super::Config;
 use super::codec::{
-    Address, Codec, Count, Count32, Filter, Folder, Form, Hidden, Millis, Partitions, Size, Some1, Sse, StoreUrl,
-    Switch, Text, Time, Tries, Word,
+    Address, Bytes, Codec, Count, Count32, Filter, Folder, Form, Hidden, Millis, Partitions, Size, Some1, Sse,
+    StoreUrl, Switch, Text, Time, Tries, Word,
 };
 
 /// One option.
@@ -59,6 +59,7 @@ pub fn section_title(section: &str) -> &'static str {
         "write" => "Writes",
         "log" => "The log of samples",
         "blocks" => "From memory to blocks",
+        "block-cache" => "Reading blocks",
         "object-store" => "Where blocks are kept",
         "limits" => "Limits of a tenant that has none of its own",
         _ => "Other",
@@ -362,6 +363,36 @@ pub static KEYS: &[Key] = &[
         "Files larger than this are uploaded in parts of this size, at least 5MiB; four parts are in memory at once."
     ),
     key!(
+        "block-cache.index-bytes-max",
+        Size,
+        block_cache.index_bytes_max,
+        "Memory for the opened indexes of blocks. More when many blocks are read again and again."
+    ),
+    key!(
+        "block-cache.memory-bytes-max",
+        Size,
+        block_cache.memory_bytes_max,
+        "Memory for parts of blocks that lie in a bucket; a directory needs none."
+    ),
+    key!(
+        "block-cache.disk-bytes-max",
+        Bytes,
+        block_cache.disk_bytes_max,
+        "Space below cache in the data directory for parts of blocks that lie in a bucket; 0: none."
+    ),
+    key!(
+        "block-cache.in-flight-bytes-max",
+        Size,
+        block_cache.in_flight_bytes_max,
+        "Bytes of blocks on their way from a bucket, over all queries; others wait."
+    ),
+    key!(
+        "block-cache.hedging",
+        Switch,
+        block_cache.hedging,
+        "Whether a request to a bucket that takes longer than 19 of 20 is sent a second time; at most one in ten is."
+    ),
+    key!(
         "limits.ingestion-rate",
         Count,
         limits.ingestion_rate,
@@ -425,6 +456,12 @@ pub static KEYS: &[Key] = &[
         Count,
         limits.max_fetched_series_per_query,
         "Most series one query may touch; 0: no limit."
+    ),
+    key!(
+        "limits.max-fetched-chunk-bytes-per-query",
+        Bytes,
+        limits.max_fetched_chunk_bytes_per_query,
+        "Most bytes of chunks one query may read from blocks; 0: no limit."
     ),
     key!(
         "limits.max-samples-per-query",

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 
+use engram_model::block::BlockMeta;
 use engram_model::{Millis, TimeRange};
 
 use super::select::View;
@@ -29,6 +30,20 @@ pub struct Usage {
     pub chunks: u64,
     /// Times of the oldest and the newest sample.
     pub bounds: Option<(Millis, Millis)>,
+}
+
+impl Usage {
+    /// With what a block holds. Its series are not counted: most are those of the heads.
+    #[must_use]
+    pub fn with_block(self, block: &BlockMeta) -> Self {
+        let own = (block.range.start, block.range.end.saturating_sub(1));
+        Self {
+            samples: self.samples + block.digest.count,
+            chunks: self.chunks + block.chunks,
+            bounds: Some(self.bounds.map_or(own, |have| (have.0.min(own.0), have.1.max(own.1)))),
+            ..self
+        }
+    }
 }
 
 /// A name with its count.

@@ -4,12 +4,19 @@
 //! the engine on a thread of its own pool. A client that leaves cancels its query: the handler's future is dropped,
 //! the guard in it stops the engine at its next check.
 //!
+//! Blocks: [`store`] opens and reads them, [`fetch`] brings ranges of a bucket, [`cache`] keeps pages of it, [`hide`] takes
+//! out what is deleted.
+//!
 //! Beside queries: [`cardinality`] what makes a tenant large · [`remote`] raw samples for other servers.
 
+pub mod cache;
 pub mod cardinality;
+pub mod fetch;
+pub mod hide;
 pub mod queue;
 pub mod remote;
 pub mod select;
+pub mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,6 +33,8 @@ use engram_query::parse::{self, Switches};
 use engram_query::port::SharedQueryable;
 
 use cardinality::{Cardinality, Usage};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
 use crate::error::Error;
 use crate::memory;
@@ -35,6 +44,9 @@ use crate::peer::Peers;
 
 /// A query that held more samples at once, or failed, may have left much freed memory behind.
 const HEAVY_SAMPLES: u64 = 1_000_000;
+
+/// A query starts over so often at most because samples went from heads to blocks while it read.
+const RESTARTS_MAX: u32 = 8;
 
 /// Most threads of one query: past it, joining their groups costs what they save.
 const THREADS_MAX: usize = 16;
@@ -91,6 +103,7 @@ struct Inner {
     options: ReadOptions,
     meta: Meta,
     peers: Peers,
+    blocks: store::Blocks,
     queue: queue::Queue,
     cores: usize,
     pool: Arc<SamplePool>,
@@ -109,11 +122,11 @@ impl Drop for CancelOnDrop {
 impl Reader {
     /// A reader over the given ring and peers.
     #[must_use]
-    pub fn new(options: ReadOptions, meta: Meta, peers: Peers, metrics: ReadMetrics) -> Self {
+    pub fn new(options: ReadOptions, meta: Meta, peers: Peers, blocks: store::Blocks, metrics: ReadMetrics) -> Self {
         let queue = queue::Queue::new(options.concurrent_max, options.queue_max);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let pool = Arc::new(SamplePool::new(options.node_samples_max));
-        Self(Arc::new(Inner { options, meta, peers, queue, cores, pool, metrics }))
+        Self(Arc::new(Inner { options, meta, peers, blocks, queue, cores, pool, metrics }))
     }
 
     /// What the tenant may write in a query: all, or what Prometheus 3.14 takes without feature flags.
@@ -179,8 +192,7 @@ impl Reader {
             engine::check_range_type(expr.value_type()).map_err(|e| parse_error(&e))?;
         }
         parse::resolve_durations(&mut expr, query.start, query.end, query.step_ms).map_err(|e| parse_error(&e))?;
-        let view = select::View::new(&self.0.meta, &self.0.peers, tenant);
-        let limits = view.config().limits.clone();
+        let limits = self.0.meta.tenant(tenant).limits;
         let length = query.end.saturating_sub(query.start);
         if limits.max_query_length_ms > 0 && length > limits.max_query_length_ms {
             return Err(Error::invalid(format!(
@@ -215,10 +227,9 @@ impl Reader {
                 ..Budget::default()
             },
         };
-        let source: SharedQueryable = Arc::new(view);
         let cancel = Cancel::default();
         let _guard = CancelOnDrop(cancel.clone());
-        let prepared = engine::prepare(&request, &source).await?;
+        let prepared = self.prepare(tenant, &request).await?;
         let evaluation = tokio::task::spawn_blocking(move || {
             let outcome = prepared.run(&cancel);
             let heavy = outcome.as_ref().map_or(true, |done| done.stats.samples_peak > HEAVY_SAMPLES);
@@ -232,6 +243,20 @@ impl Reader {
         match evaluation.await {
             Ok(outcome) => Ok(outcome?),
             Err(failed) => Err(Error::new(Class::Internal, format!("the query failed inside the engine: {failed}"))),
+        }
+    }
+
+    /// Reads all a query needs.
+    async fn prepare(&self, tenant: &TenantId, request: &engine::Request) -> Result<engine::Prepared, Error> {
+        let mut restarts = 0;
+        loop {
+            let view = self.view(tenant);
+            let source: SharedQueryable = Arc::new(view.clone());
+            let prepared = engine::prepare(request, &source).await;
+            if !self.starts_over(&view, &mut restarts).await {
+                self.0.metrics.fetched(view.cost());
+                return Ok(prepared?);
+            }
         }
     }
 
@@ -251,7 +276,12 @@ impl Reader {
         range: TimeRange,
         limit: usize,
     ) -> Result<(Vec<Labels>, Vec<String>), Error> {
-        Ok(cut(self.in_turn(tenant, self.view(tenant).series(&selectors, range)).await?, limit))
+        let selectors = Arc::new(selectors);
+        let read = self.fresh(tenant, move |view| {
+            let selectors = selectors.clone();
+            async move { view.series(&selectors, range).await }.boxed()
+        });
+        Ok(cut(self.in_turn(tenant, read).await?, limit))
     }
 
     /// Label names, as [`Reader::series`].
@@ -265,7 +295,12 @@ impl Reader {
         range: TimeRange,
         limit: usize,
     ) -> Result<(Vec<String>, Vec<String>), Error> {
-        let names = self.in_turn(tenant, self.view(tenant).label_names(&selectors, range)).await?;
+        let selectors = Arc::new(selectors);
+        let read = self.fresh(tenant, move |view| {
+            let selectors = selectors.clone();
+            async move { view.label_names(&selectors, range).await }.boxed()
+        });
+        let names = self.in_turn(tenant, read).await?;
         Ok(cut(names.into_iter().collect(), limit))
     }
 
@@ -281,7 +316,12 @@ impl Reader {
         range: TimeRange,
         limit: usize,
     ) -> Result<(Vec<String>, Vec<String>), Error> {
-        let values = self.in_turn(tenant, self.view(tenant).label_values(name, &selectors, range)).await?;
+        let asked = Arc::new((name.to_owned(), selectors));
+        let read = self.fresh(tenant, move |view| {
+            let asked = asked.clone();
+            async move { view.label_values(&asked.0, &asked.1, range).await }.boxed()
+        });
+        let values = self.in_turn(tenant, read).await?;
         Ok(cut(values.into_iter().collect(), limit))
     }
 
@@ -315,7 +355,7 @@ impl Reader {
     /// # Errors
     /// Unavailable when data cannot be read.
     pub async fn digests(&self, tenant: &TenantId) -> Result<BTreeMap<Millis, Digest>, Error> {
-        self.view(tenant).digests(TimeRange::ALL).await
+        self.fresh(tenant, |view| async move { view.digests(TimeRange::ALL).await }.boxed()).await
     }
 
     /// Exemplars of all series that a query selects.
@@ -339,20 +379,22 @@ impl Reader {
         Ok(all.into_iter().collect())
     }
 
-    /// What makes the tenant's data large, over all its partitions; lists of at most `max` entries.
+    /// What makes the tenant's data large, over all its partitions, as far as it lies in heads; lists of at most `max` entries.
     ///
     /// # Errors
     /// Unavailable when data cannot be read, Timeout after `query.timeout`.
     pub async fn cardinality(&self, tenant: &TenantId, max: usize) -> Result<Cardinality, Error> {
-        self.in_time(cardinality::of(&self.view(tenant), max)).await
+        self.in_time(cardinality::of(&self.view(tenant).heads(), max)).await
     }
 
-    /// How much the tenant has.
+    /// How much the tenant has, in heads and blocks; the series are those of the heads.
     ///
     /// # Errors
     /// Unavailable when data cannot be read, Timeout after `query.timeout`.
     pub async fn usage(&self, tenant: &TenantId) -> Result<Usage, Error> {
-        Ok(cardinality::usage(&self.in_time(self.view(tenant).counts(0)).await?))
+        let view = self.view(tenant);
+        let usage = cardinality::usage(&self.in_time(view.counts(0)).await?);
+        Ok(view.block_rows().iter().fold(usage, |usage, row| usage.with_block(&row.meta)))
     }
 
     /// No answer takes longer than a query may.
@@ -373,7 +415,32 @@ impl Reader {
     }
 
     fn view(&self, tenant: &TenantId) -> select::View {
-        select::View::new(&self.0.meta, &self.0.peers, tenant)
+        select::View::new(&self.0.meta, &self.0.peers, &self.0.blocks, tenant)
+    }
+
+    /// Whether what was read with `view` is to be read again, with a newer one that is there now.
+    async fn starts_over(&self, view: &select::View, restarts: &mut u32) -> bool {
+        if !view.is_stale() || *restarts == RESTARTS_MAX {
+            return false;
+        }
+        *restarts += 1;
+        self.0.meta.changed(view.index()).await.is_ok()
+    }
+
+    /// Reads with one view of the metadata; starts over with a newer one where that is needed.
+    async fn fresh<T>(
+        &self,
+        tenant: &TenantId,
+        read: impl Fn(select::View) -> BoxFuture<'static, Result<T, Error>> + Send + Sync,
+    ) -> Result<T, Error> {
+        let mut restarts = 0;
+        loop {
+            let view = self.view(tenant);
+            let done = read(view.clone()).await;
+            if !self.starts_over(&view, &mut restarts).await {
+                return done;
+            }
+        }
     }
 }
 

@@ -1,24 +1,42 @@
-//! Answers the engine's port: one tenant's series from the replicas that hold them.
+//! Answers the engine's port: one tenant's series from the replicas and the blocks that hold them.
 //!
-//! One look at the ring per query ([`View`]): all partitions the tenant's shard ever had, each asked at its nearest
-//! replica; series that moved when the shard grew are joined from both partitions.
+//! One look at the metadata per query ([`View`]): all partitions the tenant's shard ever had, each asked at its nearest
+//! replica, and the blocks of that moment. A series of several places is joined, equal samples count once.
+//!
+//! ```text
+//! look (index k) ─┬─ heads, asked as of k ──── one forgot at an index > k: start over with a newer look
+//!                 └─ blocks visible at k, less deletions they do not carry out ─── merged by series
+//! ```
+//!
+//! So what moves from head to block, or from blocks to larger ones, while a query runs, is neither missed nor doubled:
+//! a sample is in the head, in a block the look knows, or the head says that the look is too old.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use engram_model::digest::Digest;
+use engram_model::block::BlockRow;
+use engram_model::digest::{Digest, slot_of};
 use engram_model::error::Class;
 use engram_model::merge::join_series;
 use engram_model::place::{NodeId, PartitionId, tenant_partitions};
-use engram_model::series::{Series, Wanted};
+use engram_model::series::{Columns, ReadError, Series, Wanted};
 use engram_model::tenant::TenantId;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::port::{Queryable, SORTED_MAX, SelectHints, Selection, SourceError};
-use futures::future::{BoxFuture, try_join_all};
+use engram_storage::head::HeadOptions;
+use futures::future::{BoxFuture, try_join, try_join_all};
 
+use super::fetch::Cost;
+use super::hide::{Hider, covers};
+use super::store::{Blocks, Selected};
 use crate::error::Error;
+use crate::meta::blocks::BlocksView;
 use crate::meta::{Meta, RingView, TenantView};
 use crate::peer::{Counts, PartitionView, Peers, Replica, Select, too_many_series};
+
+/// As of which index a reader asks a head when blocks are not its affair.
+const HEADS_ONLY: u64 = u64::MAX;
 
 /// What one query sees of the cluster, from its first look to its answer.
 #[derive(Clone)]
@@ -27,19 +45,89 @@ pub struct View {
     config: TenantView,
     ring: Arc<RingView>,
     peers: Peers,
+    blocks: Blocks,
+    /// The tenant's visible blocks, oldest samples first, and its deletions.
+    look: Arc<BlocksView>,
+    cost: Arc<Cost>,
+    stale: Arc<AtomicBool>,
+}
+
+/// What a read may fetch; 0: no limit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bounds {
+    series_max: u64,
+    chunk_bytes_max: u64,
 }
 
 impl View {
     /// Looks at the metadata once.
     #[must_use]
-    pub fn new(meta: &Meta, peers: &Peers, tenant: &TenantId) -> Self {
-        Self { tenant: tenant.clone(), config: meta.tenant(tenant), ring: meta.ring(), peers: peers.clone() }
+    pub fn new(meta: &Meta, peers: &Peers, blocks: &Blocks, tenant: &TenantId) -> Self {
+        // Blocks first: a ring that is newer than they are misses nobody.
+        let mut look = meta.blocks(tenant);
+        look.blocks.retain(|row| row.marked.is_none());
+        look.blocks.sort_by_key(|row| (row.meta.range.start, row.meta.id));
+        Self {
+            tenant: tenant.clone(),
+            config: meta.tenant(tenant),
+            ring: meta.ring(),
+            peers: peers.clone(),
+            blocks: blocks.clone(),
+            look: Arc::new(look),
+            cost: Arc::default(),
+            stale: Arc::default(),
+        }
+    }
+
+    /// The same without blocks: what the heads alone hold.
+    #[must_use]
+    pub fn heads(self) -> Self {
+        let look = BlocksView { index: HEADS_ONLY, blocks: Vec::new(), deletions: Vec::new() };
+        Self { look: Arc::new(look), ..self }
+    }
+
+    /// Whose data.
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
     }
 
     /// The tenant's configuration.
     #[must_use]
     pub fn config(&self) -> &TenantView {
         &self.config
+    }
+
+    /// Index of the metadata it looked at.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.look.index
+    }
+
+    /// Whether a head has forgotten what this view has no blocks of: a newer one is needed.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    /// What was fetched of blocks so far.
+    #[must_use]
+    pub fn cost(&self) -> &Cost {
+        &self.cost
+    }
+
+    /// The blocks it sees.
+    #[must_use]
+    pub fn block_rows(&self) -> &[Arc<BlockRow>] {
+        &self.look.blocks
+    }
+
+    fn bounds(&self) -> Bounds {
+        let limits = &self.config.limits;
+        Bounds {
+            series_max: limits.max_fetched_series_per_query,
+            chunk_bytes_max: limits.max_fetched_chunk_bytes_per_query,
+        }
     }
 
     /// Every partition that may hold data of the tenant.
@@ -55,81 +143,163 @@ impl View {
         })
     }
 
+    /// Remembers that a newer view is needed.
+    fn noticed<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        if done.as_ref().is_err_and(Error::is_stale_view) {
+            self.stale.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+
     /// Asks the nearest replica of every partition and hands each answer to the caller, in order of partition.
     async fn ask<T>(
         &self,
         matchers: &[Matcher],
         range: TimeRange,
+        as_of: u64,
         ask: impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>>,
     ) -> Result<Vec<T>, Error> {
         let matchers = Arc::new(matchers.to_vec());
         let wanted = Arc::new(Wanted::default());
-        try_join_all(self.partitions().into_iter().map(|partition| {
-            let (matchers, wanted) = (matchers.clone(), wanted.clone());
-            let request = Select {
-                tenant: self.tenant.clone(),
-                partition,
-                range,
-                matchers,
-                wanted,
-                series_max: 0,
-                as_of: u64::MAX,
-            };
+        let asked = try_join_all(self.partitions().into_iter().map(|partition| {
+            let (tenant, matchers, wanted) = (self.tenant.clone(), matchers.clone(), wanted.clone());
+            let request = Select { tenant, partition, range, matchers, wanted, series_max: 0, as_of };
             let ask = &ask;
             async move {
                 let replica = self.peers.replica(self.nearest(partition)?)?;
                 ask(replica.as_ref(), request).await
             }
-        }))
-        .await
+        }));
+        self.noticed(asked.await)
     }
 
     /// Series with samples in `range`, none twice, with what is wanted of them; few come sorted, with all labels.
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read, Limited when one has more series than the tenant may fetch.
+    /// Unavailable when a partition or a block cannot be read, or this view is too old ([`View::is_stale`]); Limited
+    /// when there are more series, or more bytes of blocks, than the tenant may fetch.
     pub async fn samples(&self, matchers: &[Matcher], range: TimeRange, wanted: Wanted) -> Result<Vec<Series>, Error> {
+        self.samples_within(matchers, range, wanted, self.bounds()).await
+    }
+
+    async fn samples_within(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+        mut wanted: Wanted,
+        bounds: Bounds,
+    ) -> Result<Vec<Series>, Error> {
+        let hider = Hider::new(&self.look.deletions, range)?;
+        if !hider.is_empty() {
+            // What is hidden is told by all labels, and the last sample may be.
+            wanted = Wanted::default();
+        }
         let some_labels = wanted.labels.is_some();
         let last_only = wanted.last_only;
-        let mut series = self.gather(matchers, range, wanted).await?;
+        let from_blocks = self.read_blocks(matchers, range, last_only, &hider, bounds);
+        let (blocks, mut heads) = try_join(from_blocks, self.read_heads(matchers, range, wanted, bounds)).await?;
+        let mut series = join(&blocks, heads, &hider);
         if series.len() > SORTED_MAX {
             return Ok(series);
         }
         if some_labels && series.len() > 1 {
-            series = self.gather(matchers, range, Wanted { last_only, labels: None }).await?;
+            heads = self.read_heads(matchers, range, Wanted { last_only, labels: None }, bounds).await?;
+            series = join(&blocks, heads, &hider);
         }
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         Ok(series)
     }
 
     /// Asks each node once for all its partitions.
-    async fn gather(&self, matchers: &[Matcher], range: TimeRange, wanted: Wanted) -> Result<Vec<Series>, Error> {
+    async fn read_heads(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+        wanted: Wanted,
+        bounds: Bounds,
+    ) -> Result<Vec<Vec<Series>>, Error> {
         let (matchers, wanted) = (Arc::new(matchers.to_vec()), Arc::new(wanted));
-        let series_max = self.config.limits.max_fetched_series_per_query;
+        let (series_max, as_of) = (bounds.series_max, self.look.index);
         let mut by_node: BTreeMap<NodeId, Vec<Select>> = BTreeMap::new();
         for partition in self.partitions() {
-            let (matchers, wanted) = (matchers.clone(), wanted.clone());
-            let request =
-                Select { tenant: self.tenant.clone(), partition, range, matchers, wanted, series_max, as_of: u64::MAX };
+            let (tenant, matchers, wanted) = (self.tenant.clone(), matchers.clone(), wanted.clone());
+            let request = Select { tenant, partition, range, matchers, wanted, series_max, as_of };
             by_node.entry(self.nearest(partition)?).or_default().push(request);
         }
         let asked = by_node.into_iter().map(|(node, requests)| async move {
             let replica = self.peers.replica(node)?;
             replica.select_all(requests).await
         });
-        Ok(join_series(try_join_all(asked).await?.into_iter().flatten().collect()))
+        Ok(self.noticed(try_join_all(asked).await)?.into_iter().flatten().collect())
+    }
+
+    /// What matches in each block of the range.
+    async fn found(&self, matchers: &[Matcher], range: TimeRange, series_max: u64) -> Result<Vec<Selected>, Error> {
+        let rows = self.look.blocks.iter().filter(|row| row.meta.range.overlaps(range));
+        let selects = rows.map(|row| self.blocks.select(row, matchers, range, series_max, &self.cost));
+        let mut all = try_join_all(selects).await?;
+        all.retain(|selected| !selected.found.is_empty());
+        Ok(all)
+    }
+
+    /// The samples of blocks, each block apart, oldest first, without what is hidden.
+    async fn read_blocks(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+        last_only: bool,
+        hider: &Hider,
+        bounds: Bounds,
+    ) -> Result<Vec<Vec<Series>>, Error> {
+        let mut found = self.found(matchers, range, bounds.series_max).await?;
+        if last_only {
+            found.iter_mut().for_each(Selected::keep_last);
+        }
+        let loads = found.into_iter().map(|selected| async {
+            let hider = hider.after(selected.row().meta.as_of);
+            let series = self.blocks.load(selected, bounds.chunk_bytes_max, &self.cost).await?;
+            Ok(if hider.is_empty() { series } else { series.into_iter().map(|one| hider.hide(one)).collect() })
+        });
+        try_join_all(loads).await
+    }
+
+    /// Label sets of blocks and, where something is hidden, of heads too: of series that have something left.
+    async fn labels(&self, matchers: &[Matcher], range: TimeRange, hider: &Hider) -> Result<Vec<Labels>, Error> {
+        let mut all = Vec::new();
+        for selected in self.found(matchers, range, 0).await? {
+            let hider = hider.after(selected.row().meta.as_of);
+            for series in selected.found {
+                let hidden = hider.ranges(&series.labels);
+                let shown = |first: Millis, last: Millis| {
+                    let inside = TimeRange::new(first.max(range.start), last.saturating_add(1).min(range.end));
+                    !covers(&hidden, inside)
+                };
+                if hidden.is_empty() || series.chunks.iter().any(|chunk| shown(chunk.first, chunk.last)) {
+                    all.push(series.labels);
+                }
+            }
+        }
+        if !hider.is_empty() {
+            let bounds = Bounds { series_max: self.bounds().series_max, ..Bounds::default() };
+            let heads = self.read_heads(matchers, range, Wanted::default(), bounds).await?;
+            all.extend(blocking_filter(heads.into_iter().flatten().collect(), hider.clone(), range).await?);
+        }
+        Ok(all)
     }
 
     /// Label sets of the series any of `selectors` selects; sorted.
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read.
+    /// Unavailable when a partition or a block cannot be read, or this view is too old.
     pub async fn series(&self, selectors: &[Vec<Matcher>], range: TimeRange) -> Result<Vec<Labels>, Error> {
+        let hider = Hider::new(&self.look.deletions, range)?;
         let mut all = BTreeSet::new();
         for matchers in selectors {
-            all.extend(
-                self.ask(matchers, range, |replica, request| replica.series(request)).await?.into_iter().flatten(),
-            );
+            if hider.is_empty() {
+                let parts = self.ask(matchers, range, self.look.index, |replica, request| replica.series(request));
+                all.extend(parts.await?.into_iter().flatten());
+            }
+            all.extend(self.labels(matchers, range, &hider).await?);
         }
         Ok(all.into_iter().collect())
     }
@@ -137,12 +307,29 @@ impl View {
     /// Names of labels of the series any of `selectors` selects (none given: of all series).
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read.
+    /// Unavailable when a partition or a block cannot be read, or this view is too old.
     pub async fn label_names(&self, selectors: &[Vec<Matcher>], range: TimeRange) -> Result<BTreeSet<String>, Error> {
+        let hider = Hider::new(&self.look.deletions, range)?;
         let mut all = BTreeSet::new();
         for matchers in or_everything(selectors) {
-            let parts = self.ask(&matchers, range, |replica, request| replica.label_names(request)).await?;
-            all.extend(parts.into_iter().flatten());
+            if hider.is_empty() {
+                let parts =
+                    self.ask(&matchers, range, self.look.index, |replica, request| replica.label_names(request));
+                all.extend(parts.await?.into_iter().flatten());
+            }
+            if hider.is_empty() && matchers.is_empty() {
+                let rows = self.look.blocks.iter().filter(|row| row.meta.range.overlaps(range));
+                let names = rows.map(|row| self.blocks.label_names(row, &self.cost));
+                all.extend(try_join_all(names).await?.into_iter().flatten());
+                continue;
+            }
+            for labels in self.labels(&matchers, range, &hider).await? {
+                for (name, _) in labels.iter() {
+                    if !all.contains(name) {
+                        all.insert(name.to_owned());
+                    }
+                }
+            }
         }
         Ok(all)
     }
@@ -150,18 +337,35 @@ impl View {
     /// Values of one label, as [`View::label_names`].
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read.
+    /// Unavailable when a partition or a block cannot be read, or this view is too old.
     pub async fn label_values(
         &self,
         name: &str,
         selectors: &[Vec<Matcher>],
         range: TimeRange,
     ) -> Result<BTreeSet<String>, Error> {
+        let hider = Hider::new(&self.look.deletions, range)?;
         let mut all = BTreeSet::new();
         for matchers in or_everything(selectors) {
-            let parts =
-                self.ask(&matchers, range, |replica, request| replica.label_values(request, name.to_owned())).await?;
-            all.extend(parts.into_iter().flatten());
+            if hider.is_empty() {
+                let parts = self.ask(&matchers, range, self.look.index, |replica, request| {
+                    replica.label_values(request, name.to_owned())
+                });
+                all.extend(parts.await?.into_iter().flatten());
+            }
+            if hider.is_empty() && matchers.is_empty() {
+                let rows = self.look.blocks.iter().filter(|row| row.meta.range.overlaps(range));
+                let values = rows.map(|row| self.blocks.label_values(row, name, &self.cost));
+                all.extend(try_join_all(values).await?.into_iter().flatten());
+                continue;
+            }
+            for labels in self.labels(&matchers, range, &hider).await? {
+                if let Some(value) = labels.get(name)
+                    && !all.contains(value)
+                {
+                    all.insert(value.to_owned());
+                }
+            }
         }
         Ok(all)
     }
@@ -171,36 +375,88 @@ impl View {
     /// # Errors
     /// Unavailable when a partition cannot be read.
     pub async fn metadata(&self) -> Result<Vec<(String, engram_model::sample::Metadata)>, Error> {
-        let parts = self.ask(&[], TimeRange::ALL, |replica, request| replica.metadata(request)).await?;
+        let parts = self.ask(&[], TimeRange::ALL, HEADS_ONLY, |replica, request| replica.metadata(request)).await?;
         Ok(parts.into_iter().flatten().collect())
     }
 
-    /// What makes each partition of the tenant large, lists cut at `max`.
+    /// What makes each partition of the tenant large, lists cut at `max`: what the heads hold.
     ///
     /// # Errors
     /// Unavailable when a partition cannot be read.
     pub async fn counts(&self, max: usize) -> Result<Vec<Counts>, Error> {
-        self.ask(&[], TimeRange::ALL, |replica, request| replica.counts(request, max)).await
+        self.ask(&[], TimeRange::ALL, HEADS_ONLY, |replica, request| replica.counts(request, max)).await
     }
 
-    /// Everything of the tenant, each partition under one look of its own.
+    /// Everything the heads hold of the tenant, each partition under one look of its own, deleted samples too.
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read.
+    /// Unavailable when a partition cannot be read, or this view is too old.
     pub async fn everything(&self) -> Result<Vec<PartitionView>, Error> {
-        self.ask(&[], TimeRange::ALL, |replica, request| replica.everything(request)).await
+        self.ask(&[], TimeRange::ALL, self.look.index, |replica, request| replica.everything(request)).await
     }
 
-    /// The digest of each slot that holds samples, over all partitions: what was stored, in three numbers a slot.
+    /// What is deleted in a range.
     ///
     /// # Errors
-    /// Unavailable when a partition cannot be read.
+    /// Internal when a selector that was taken does not parse.
+    pub fn hider(&self, range: TimeRange) -> Result<Hider, Error> {
+        Hider::new(&self.look.deletions, range)
+    }
+
+    /// All the blocks hold of a range, without what is deleted; no series twice.
+    ///
+    /// # Errors
+    /// Unavailable when a block cannot be read.
+    pub async fn of_blocks(&self, range: TimeRange) -> Result<Vec<Series>, Error> {
+        let hider = self.hider(range)?;
+        Ok(join_series(self.read_blocks(&[], range, false, &hider, Bounds::default()).await?))
+    }
+
+    /// Starts of the windows of `range` that a block reaches into.
+    #[must_use]
+    pub fn block_windows(&self, range: TimeRange, window_ms: i64) -> BTreeSet<Millis> {
+        let mut windows = BTreeSet::new();
+        for row in self.look.blocks.iter().filter(|row| row.meta.range.overlaps(range)) {
+            let (from, end) = (row.meta.range.start.max(range.start), row.meta.range.end.min(range.end));
+            let mut at = from.div_euclid(window_ms).saturating_mul(window_ms);
+            while at < end {
+                windows.insert(at);
+                at = at.saturating_add(window_ms);
+            }
+        }
+        windows
+    }
+
+    /// The digest of each slot that holds samples, over all partitions and blocks: what is answered, in three numbers a
+    /// slot. Where a window lies in heads alone and nothing of it is hidden, the heads' own; where several places hold
+    /// it, of what is left when they are merged, read window by window.
+    ///
+    /// # Errors
+    /// Unavailable when a partition or a block cannot be read, or this view is too old.
     pub async fn digests(&self, range: TimeRange) -> Result<BTreeMap<Millis, Digest>, Error> {
+        let window_ms = HeadOptions::default().window_ms;
+        let window_of = |at: Millis| at.div_euclid(window_ms).saturating_mul(window_ms);
+        let parts = self.ask(&[], range, self.look.index, |replica, request| replica.digests(request)).await?;
+        let mut windows = self.block_windows(range, window_ms);
         let mut all: BTreeMap<Millis, Digest> = BTreeMap::new();
-        for (slot, digest) in
-            self.ask(&[], range, |replica, request| replica.digests(request)).await?.into_iter().flatten()
-        {
-            all.entry(slot).or_default().add(digest);
+        for (slot, digest) in parts.into_iter().flatten() {
+            let window = window_of(slot);
+            let span = TimeRange::new(window, window.saturating_add(window_ms));
+            if self.look.deletions.iter().any(|deletion| deletion.range.overlaps(span)) {
+                windows.insert(window);
+            }
+            if !windows.contains(&window) {
+                all.entry(slot).or_default().add(digest);
+            }
+        }
+        for start in windows {
+            let span = TimeRange::new(start.max(range.start), start.saturating_add(window_ms).min(range.end));
+            let series = self.samples_within(&[], span, Wanted::default(), Bounds::default()).await?;
+            let work = tokio::task::spawn_blocking(move || digests_of(&series, span)).await;
+            let slots = work.map_err(|e| Error::new(Class::Internal, format!("reading samples failed: {e}")))??;
+            for (slot, digest) in slots {
+                all.entry(slot).or_default().add(digest);
+            }
         }
         Ok(all)
     }
@@ -214,9 +470,66 @@ impl View {
         matchers: &[Matcher],
         range: TimeRange,
     ) -> Result<Vec<(Labels, Vec<engram_model::sample::Exemplar>)>, Error> {
-        let parts = self.ask(matchers, range, |replica, request| replica.exemplars(request)).await?;
+        let parts = self.ask(matchers, range, HEADS_ONLY, |replica, request| replica.exemplars(request)).await?;
         Ok(parts.into_iter().flatten().collect())
     }
+}
+
+/// Blocks and heads as one, without what is hidden in the heads.
+fn join(blocks: &[Vec<Series>], heads: Vec<Vec<Series>>, hider: &Hider) -> Vec<Series> {
+    // Blocks first: they are older, and their series come with all labels.
+    let mut places = blocks.to_vec();
+    places.extend(heads.into_iter().map(|place| match hider.is_empty() {
+        true => place,
+        false => place.into_iter().map(|series| hider.hide(series)).collect(),
+    }));
+    join_series(places)
+}
+
+fn damaged(error: &ReadError) -> Error {
+    Error::new(Class::Internal, error.to_string())
+}
+
+/// Those of the series of heads that have samples in `range` which are not hidden.
+async fn blocking_filter(series: Vec<Series>, hider: Hider, range: TimeRange) -> Result<Vec<Labels>, Error> {
+    let filter = move || {
+        let mut left = Vec::new();
+        for series in series {
+            if !hider.ranges(&series.labels).is_empty() {
+                let mut columns = Columns::default();
+                hider.hide(series.clone()).source.read(range, &mut columns).map_err(|e| damaged(&e))?;
+                let mut times = columns.times.iter().chain(&columns.histogram_times);
+                if !times.any(|at| range.contains(*at)) {
+                    continue;
+                }
+            }
+            left.push(series.labels);
+        }
+        Ok(left)
+    };
+    let filtered = tokio::task::spawn_blocking(filter).await;
+    filtered.map_err(|e| Error::new(Class::Internal, format!("reading samples failed: {e}")))?
+}
+
+/// The digest of each slot of some series.
+///
+/// # Errors
+/// Internal for damage.
+pub(crate) fn digests_of(series: &[Series], range: TimeRange) -> Result<BTreeMap<Millis, Digest>, Error> {
+    let mut slots: BTreeMap<Millis, Digest> = BTreeMap::new();
+    let mut columns = Columns::default();
+    for one in series {
+        let hash = one.source.series_hash().unwrap_or_else(|| one.labels.hash128());
+        columns.clear();
+        one.source.read(range, &mut columns).map_err(|e| damaged(&e))?;
+        let floats = columns.times.iter().zip(&columns.values).map(|(at, v)| (*at, Digest::of_float(hash, *at, *v)));
+        let histograms = columns.histogram_times.iter().zip(&columns.histograms);
+        let histograms = histograms.map(|(at, histogram)| (*at, Digest::of_histogram(hash, *at, histogram)));
+        for (at, digest) in floats.chain(histograms).filter(|(at, _)| range.contains(*at)) {
+            slots.entry(slot_of(at)).or_default().add(digest);
+        }
+    }
+    Ok(slots)
 }
 
 fn or_everything(selectors: &[Vec<Matcher>]) -> Vec<Vec<Matcher>> {
@@ -234,6 +547,7 @@ impl Queryable for View {
             let wanted = Wanted { last_only: hints.last_only, labels: hints.projection.clone() };
             let series = self.samples(matchers, range, wanted).await.map_err(|error| match error.class {
                 Class::Limited => SourceError::Limited(error.message),
+                Class::Internal => SourceError::Damaged(error.message),
                 _ => SourceError::Unavailable(error.message),
             })?;
             let max = self.config.limits.max_fetched_series_per_query;

@@ -29,6 +29,10 @@ use crate::ranges::{Batches, Fetched, File, Place, Reading, Step, Want};
 
 /// What is fetched for a series entry at first: most have a dozen labels and chunks.
 const SERIES_GUESS: u64 = 256;
+/// What describing a series costs, about, when it is asked whether a posting list is worth more than what it spares.
+const SERIES_BYTES: u64 = 256;
+/// A part's posting lists of fewer bytes are always fetched.
+const LISTS_BYTES_MIN: u64 = 64 << 10;
 /// What is fetched for the last chunk of a series at first.
 const CHUNK_GUESS: u64 = 1024;
 /// A chunk is not thought longer than this because the next one begins later.
@@ -118,6 +122,8 @@ struct Part {
     /// The only values whose series are in the set, where known.
     literals: Option<Vec<String>>,
     set: RoaringBitmap,
+    /// Its lists are not fetched: the labels of what the others left are looked at instead.
+    late: bool,
 }
 
 impl Part {
@@ -126,7 +132,7 @@ impl Part {
         // `=` and alternations: those values pass. `!=` of these: those do not pass.
         let literals = (takes_away == matcher.is_negative()).then(|| matcher.literals()).flatten();
         let literals = literals.map(|all| all.into_iter().map(str::to_owned).collect());
-        Self { matcher, takes_away, literals, set: RoaringBitmap::new() }
+        Self { matcher, takes_away, literals, set: RoaringBitmap::new(), late: false }
     }
 
     /// The groups of values that must be looked at.
@@ -183,7 +189,7 @@ impl Select {
         if parts.iter().all(|part| part.takes_away) {
             // The list of all series stands under the empty name and value; this part is no matcher of a user's.
             let (matcher, literals) = (Matcher::equal("", ""), Some(vec![String::new()]));
-            parts.push(Part { matcher, takes_away: false, literals, set: RoaringBitmap::new() });
+            parts.push(Part { matcher, takes_away: false, literals, set: RoaringBitmap::new(), late: false });
         }
         let mut todo = Vec::new();
         for (i, part) in parts.iter().enumerate() {
@@ -255,7 +261,10 @@ impl Select {
     fn next_stage(&mut self) -> Result<Option<Stage>, Error> {
         let (index, place) = (&self.block.index, &self.block.place);
         Ok(match &mut self.stage {
-            Stage::Values(_, lists) => Some(Stage::Lists(Batches::new(std::mem::take(lists)))),
+            Stage::Values(_, lists) => {
+                let lists = put_off(&mut self.parts, std::mem::take(lists), self.series_max);
+                Some(Stage::Lists(Batches::new(lists)))
+            }
             Stage::Lists(_) => {
                 let set = combine(&mut self.parts);
                 if set.len() > self.series_max {
@@ -296,7 +305,11 @@ impl Select {
             if !pairs.is_sorted_by(|a, b| a.0 < b.0) || pairs.iter().any(|(_, value)| value.is_empty()) {
                 return Err(fail("labels of a series are not in order, or empty"));
             }
-            all.push(Found { series, labels: Labels::from_sorted(pairs.into_iter()), chunks: entry.chunks });
+            let labels = Labels::from_sorted(pairs.into_iter());
+            let late = self.parts.iter().filter(|part| part.late).map(|part| &part.matcher);
+            if late.into_iter().all(|matcher| matcher.matches(labels.get(&matcher.name).unwrap_or(""))) {
+                all.push(Found { series, labels, chunks: entry.chunks });
+            }
         }
         Ok(all)
     }
@@ -306,8 +319,25 @@ fn numbers(entries: &[(u32, Entry)]) -> impl Iterator<Item = u32> + '_ {
     entries.iter().flat_map(|(_, entry)| entry.pairs.iter().flat_map(|(name, value)| [*name, *value]))
 }
 
+/// Leaves out the lists of parts that would cost more than describing every series the smallest part lets through: the
+/// million series of one job are not listed to find the thousand of one metric.
+fn put_off(parts: &mut [Part], mut lists: Vec<(Want, usize)>, series_max: u64) -> Vec<(Want, usize)> {
+    let mut bytes = vec![0_u64; parts.len()];
+    lists.iter().for_each(|(want, i)| bytes[*i] = bytes[*i].saturating_add(want.len));
+    let keeping = parts.iter().zip(&bytes).filter(|(part, _)| !part.takes_away);
+    let series = keeping.map(|(_, bytes)| bytes / 4).min().unwrap_or(u64::MAX);
+    if series > series_max {
+        return lists;
+    }
+    for (part, bytes) in parts.iter_mut().zip(&bytes) {
+        part.late = *bytes > LISTS_BYTES_MIN.max(series.saturating_mul(SERIES_BYTES));
+    }
+    lists.retain(|(_, i)| !parts[*i].late);
+    lists
+}
+
 fn combine(parts: &mut [Part]) -> RoaringBitmap {
-    let (away, keep): (Vec<_>, Vec<_>) = parts.iter_mut().partition(|part| part.takes_away);
+    let (away, keep): (Vec<_>, Vec<_>) = parts.iter_mut().filter(|part| !part.late).partition(|part| part.takes_away);
     let sets = keep.into_iter().map(|part| std::mem::take(&mut part.set));
     let mut set = sets.reduce(|a, b| a & b).unwrap_or_default();
     for part in away {
@@ -352,6 +382,10 @@ pub struct BlockChunks {
 }
 
 impl SampleSource for BlockChunks {
+    fn series_hash(&self) -> Option<u128> {
+        Some(self.hash)
+    }
+
     fn read(&self, range: TimeRange, out: &mut Columns) -> Result<(), ReadError> {
         for chunk in self.chunks.iter().filter(|chunk| chunk.first < range.end && range.start <= chunk.last) {
             chunk.decode(out).map_err(|broken| ReadError::Corrupt {
@@ -397,6 +431,12 @@ impl Load {
         }
         let chunks = found.iter().map(|series| Vec::with_capacity(series.chunks.len())).collect();
         Self { block, found, batches: Batches::new(todo), chunks }
+    }
+
+    /// About how many bytes of chunks are still to be fetched.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.batches.bytes()
     }
 }
 

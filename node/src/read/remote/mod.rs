@@ -29,9 +29,11 @@ use engram_model::{Millis, TimeRange};
 use engram_query::engine::SamplePool;
 use engram_storage::chunk;
 use engram_storage::head::HeadOptions;
+use futures::FutureExt;
 
 use super::Reader;
 use super::queue::Place;
+use super::select::View;
 use crate::error::{Error, Stage};
 use crate::peer::too_many_series;
 use request::{Form, Query, Request};
@@ -81,6 +83,24 @@ impl Drop for Held {
     }
 }
 
+/// The series of all queries, each with its range, in order of labels.
+async fn find(view: &View, queries: &[Query], max: u64) -> Result<Vec<(TimeRange, Vec<Series>)>, Error> {
+    let (mut found, mut count) = (Vec::with_capacity(queries.len()), 0);
+    for query in queries {
+        let mut series = match query.range.is_empty() {
+            true => Vec::new(),
+            false => view.samples(&query.matchers, query.range, Wanted::default()).await?,
+        };
+        count += series.len() as u64;
+        if max > 0 && count > max {
+            return Err(too_many_series(view.tenant(), count, max));
+        }
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        found.push((query.range, series));
+    }
+    Ok(found)
+}
+
 impl Reader {
     /// Reads raw samples.
     ///
@@ -97,26 +117,17 @@ impl Reader {
     }
 
     async fn remote(&self, tenant: &TenantId, request: Request, watch: Stopwatch) -> Result<Answer, Error> {
-        let view = self.view(tenant);
-        let limits = view.config().limits.clone();
+        let limits = self.0.meta.tenant(tenant).limits;
         for query in &request.queries {
             check_length(tenant, query, limits.max_query_length_ms)?;
         }
         let place = self.0.queue.enter(tenant).await?;
-        let (mut found, mut count) = (Vec::with_capacity(request.queries.len()), 0);
-        for query in &request.queries {
-            let mut series = match query.range.is_empty() {
-                true => Vec::new(),
-                false => view.samples(&query.matchers, query.range, Wanted::default()).await?,
-            };
-            count += series.len() as u64;
-            let max = limits.max_fetched_series_per_query;
-            if max > 0 && count > max {
-                return Err(too_many_series(tenant, count, max));
-            }
-            series.sort_by(|a, b| a.labels.cmp(&b.labels));
-            found.push((query.range, series));
-        }
+        let (asked, max) = (Arc::new(request.queries), limits.max_fetched_series_per_query);
+        let found = self.fresh(tenant, move |view| {
+            let asked = asked.clone();
+            async move { find(&view, &asked, max).await }.boxed()
+        });
+        let found = found.await?;
         match request.form {
             Form::Chunks => {
                 let mut rest: Vec<_> = (0_u64..)

@@ -1,0 +1,568 @@
+//! Goal: heads and blocks together answer what a naive model answers: no hole, no double, nothing that was deleted, also
+//! while a cut or a compaction commits; what the store does wrong is told or mended. Method: a head in memory, blocks in
+//! a bucket in memory that fails when told to, a real metadata group; samples are put into several places at random.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use engram_model::block::{BlockId, BlockMeta, Origin};
+use engram_model::digest::{Digest, slot_of};
+use engram_model::error::Class;
+use engram_model::place::PartitionId;
+use engram_model::sample::{Metadata, Value as SampleValue};
+use engram_model::series::{Columns, Series, Wanted};
+use engram_model::tenant::{TenantId, TenantLimits};
+use engram_model::time::Clock;
+use engram_model::{Labels, MatchOp, Matcher, Millis, TimeRange};
+use engram_node::error::Error;
+use engram_node::meta::blocks::Replacement;
+use engram_node::meta::{Meta, TenantDefaults};
+use engram_node::metrics::{Metrics, ReadMetrics};
+use engram_node::peer::{
+    Append, Appended, Counts, Exemplars, Frozen, HeldWindows, PartitionView, Peers, Replica, Select,
+};
+use engram_node::read::cache::{PageKey, Pages};
+use engram_node::read::fetch::Cost;
+use engram_node::read::select::View;
+use engram_node::read::store::{BlockOptions, Blocks};
+use engram_node::read::{QueryRequest, ReadOptions, Reader};
+use engram_query::value::Value;
+use engram_raft::group::FirstStart;
+use engram_raft::state::NodeSpec;
+use engram_raft::{Group, GroupOptions};
+use engram_storage::block::{BlockWriter, Spec};
+use engram_storage::chunk::{self, ValueRef};
+use engram_storage::disk::real::RealDisk;
+use engram_storage::object::Store;
+use engram_storage::object::faults::{Fault, FaultStore, Faults};
+use engram_storage::object::metrics::Op;
+use engram_storage::object::options::Options;
+use engram_storage::ranges::File;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+const WINDOW: i64 = 7_200_000;
+const LONG: Duration = Duration::from_secs(30);
+
+type Model = BTreeMap<Labels, BTreeMap<Millis, f64>>;
+
+/// What happens when the head is asked next.
+type Hook = BoxFuture<'static, ()>;
+
+/// A head in memory; forgets when told to.
+#[derive(Default)]
+struct Head {
+    data: Mutex<Model>,
+    forgotten: Mutex<u64>,
+    hook: Mutex<Option<Hook>>,
+}
+
+fn columns(samples: &BTreeMap<Millis, f64>, range: TimeRange) -> Columns {
+    let inside = || samples.iter().filter(|(at, _)| range.contains(**at));
+    Columns { times: inside().map(|s| *s.0).collect(), values: inside().map(|s| *s.1).collect(), ..Columns::default() }
+}
+
+impl Head {
+    async fn answer(&self, request: &Select) -> Result<Vec<Series>, Error> {
+        let hook = self.hook.lock().take();
+        if let Some(hook) = hook {
+            hook.await;
+        }
+        let forgotten = *self.forgotten.lock();
+        if request.as_of < forgotten {
+            return Err(Error::stale_view(request.as_of, forgotten));
+        }
+        let passes = |labels: &Labels| request.matchers.iter().all(|m| m.matches(labels.get(&m.name).unwrap_or("")));
+        let data = self.data.lock();
+        let found = data.iter().filter(|(labels, _)| passes(labels));
+        let series = found.map(|(labels, samples)| (labels.clone(), columns(samples, request.range)));
+        let some = series.filter(|(_, columns)| !columns.is_empty());
+        Ok(some.map(|(labels, columns)| Series { labels, source: Arc::new(columns) }).collect())
+    }
+}
+
+impl Replica for Head {
+    fn append(&self, _: Append, _: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
+        unimplemented!()
+    }
+    fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
+        async move { self.answer(&request).await }.boxed()
+    }
+    fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>> {
+        async move { Ok(vec![self.answer(&requests[0]).await?]) }.boxed()
+    }
+    fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>> {
+        async move { Ok(self.answer(&request).await?.into_iter().map(|one| one.labels).collect()) }.boxed()
+    }
+    fn label_names(&self, request: Select) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        let names = |one: Series| one.labels.iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+        async move { Ok(self.answer(&request).await?.into_iter().flat_map(names).collect()) }.boxed()
+    }
+    fn label_values(&self, request: Select, name: String) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        let value = move |one: Series| one.labels.get(&name).map(str::to_owned);
+        async move { Ok(self.answer(&request).await?.into_iter().filter_map(value).collect()) }.boxed()
+    }
+    fn metadata(&self, _: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>> {
+        unimplemented!()
+    }
+    fn exemplars(&self, _: Select) -> BoxFuture<'_, Result<Exemplars, Error>> {
+        unimplemented!()
+    }
+    fn counts(&self, _: Select, _: usize) -> BoxFuture<'_, Result<Counts, Error>> {
+        async { Ok(Counts { series: 1, samples: 10, chunks: 1, bounds: Some((50, 60)), ..Counts::default() }) }.boxed()
+    }
+    fn everything(&self, _: Select) -> BoxFuture<'_, Result<PartitionView, Error>> {
+        unimplemented!()
+    }
+    fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>> {
+        async move {
+            let all = self.answer(&request).await?.into_iter().map(|one| {
+                let mut out = Columns::default();
+                one.source.read(TimeRange::ALL, &mut out).unwrap();
+                (one.labels, out.times.into_iter().zip(out.values).collect())
+            });
+            Ok(digests(&all.collect()).into_iter().collect())
+        }
+        .boxed()
+    }
+    fn windows(&self, _: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
+        unimplemented!()
+    }
+    fn frozen(&self, _: &TenantId, _: PartitionId, _: u64) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+        unimplemented!()
+    }
+}
+
+fn digests(model: &Model) -> BTreeMap<Millis, Digest> {
+    let mut all: BTreeMap<Millis, Digest> = BTreeMap::new();
+    for (labels, samples) in model {
+        for (at, value) in samples {
+            all.entry(slot_of(*at)).or_default().add(Digest::of_float(labels.hash128(), *at, *value));
+        }
+    }
+    all
+}
+
+fn tenant() -> TenantId {
+    TenantId::new("t").unwrap()
+}
+
+/// All that is needed to read. Cheap to clone.
+#[derive(Clone)]
+struct World {
+    dir: Arc<tempfile::TempDir>,
+    meta: Meta,
+    head: Arc<Head>,
+    store: Store,
+    faults: Faults,
+    blocks: Blocks,
+}
+
+impl World {
+    async fn new(local: bool, limits: TenantLimits) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let node = NodeSpec { zone: "z".into(), grpc: "g".into(), http: "h".into(), version: "1".into() };
+        let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
+        let options = GroupOptions::new(dir.path().join("meta"), node, first, Clock::test(0));
+        let group = Group::open(options).await.unwrap();
+        let meta = Meta::new(Arc::new(group), TenantDefaults { limits, shard_size: 0, tenants_max: 10 });
+        meta.tenant_or_create(&tenant(), LONG).await.unwrap();
+        let (bucket, faults) = FaultStore::memory(Arc::new(RealDisk), &Options::default());
+        let store = if local { Store::local(Arc::new(RealDisk), &dir.path().join("blocks")).unwrap() } else { bucket };
+        let blocks = Blocks::new(store.clone(), BlockOptions::default(), Some(dir.path().join("cache")));
+        Self { dir, meta, head: Arc::default(), store, faults, blocks }
+    }
+
+    fn peers(&self) -> Peers {
+        Peers::local_only(self.meta.node_id(), self.head.clone())
+    }
+
+    fn view(&self) -> View {
+        View::new(&self.meta, &self.peers(), &self.blocks, &tenant())
+    }
+
+    fn reader(&self) -> Reader {
+        let options = ReadOptions {
+            concurrent_max: 4,
+            queue_max: 10,
+            timeout: LONG,
+            lookback_ms: 300_000,
+            samples_max: 1 << 30,
+            bytes_max: 1 << 40,
+            node_samples_max: 1 << 30,
+            experimental: false,
+        };
+        let metrics = ReadMetrics::new(&Metrics::default());
+        Reader::new(options, self.meta.clone(), self.peers(), self.blocks.clone(), metrics)
+    }
+
+    /// Writes a block and uploads it.
+    async fn upload(&self, chance: u128, model: &Model, as_of: u64) -> BlockMeta {
+        let times = || model.values().flat_map(BTreeMap::keys);
+        let range = TimeRange::closed(*times().min().unwrap(), *times().max().unwrap());
+        let id = BlockId::new(1_700_000_000_000, chance);
+        let work = self.dir.path().join("work");
+        std::fs::create_dir_all(&work).unwrap();
+        let mut writer = BlockWriter::create(Arc::new(RealDisk), &work, Spec::cut(id, range, WINDOW)).unwrap();
+        for (labels, samples) in model.iter().filter(|(_, samples)| !samples.is_empty()) {
+            let chunks = chunk::encode(samples.iter().map(|(at, v)| (*at, ValueRef::Float(*v))), WINDOW);
+            writer.add(labels, &chunks).unwrap();
+        }
+        let written = writer.finish().unwrap().unwrap();
+        let files = self.store.put_block(&written.path, &tenant(), id).await.unwrap();
+        BlockMeta {
+            id,
+            tenant: tenant(),
+            range,
+            level: 1,
+            origin: Origin::Imported,
+            shard: None,
+            sources: Vec::new(),
+            series: written.report.series,
+            chunks: written.report.chunks,
+            digest: written.report.digest(),
+            files,
+            as_of,
+            made_at: 0,
+        }
+    }
+
+    async fn add(&self, chance: u128, model: &Model, as_of: u64) -> BlockMeta {
+        let meta = self.upload(chance, model, as_of).await;
+        self.meta.add_blocks("test", &tenant(), vec![meta.clone()], None, LONG).await.unwrap();
+        meta
+    }
+
+    async fn read(&self, matchers: &[Matcher], range: TimeRange) -> Model {
+        read(&self.view(), matchers, range).await.unwrap()
+    }
+
+    async fn count(&self) -> Result<f64, Error> {
+        let end = 3 * WINDOW;
+        let query = QueryRequest {
+            text: "sum(count_over_time({__name__=~\".+\"}[100d]))".to_owned(),
+            start: end,
+            end,
+            step_ms: 0,
+            timeout: None,
+            lookback_ms: None,
+            limit: 0,
+            explain: false,
+            count_steps: false,
+        };
+        match self.reader().query(&tenant(), query).await?.value {
+            Value::Vector(all) => Ok(all.first().map_or(0.0, |one| match one.value {
+                SampleValue::Float(value) => value,
+                SampleValue::Histogram(_) => panic!("{one:?}"),
+            })),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn read(view: &View, matchers: &[Matcher], range: TimeRange) -> Result<Model, Error> {
+    let mut model = Model::new();
+    for one in view.samples(matchers, range, Wanted::default()).await? {
+        let mut out = Columns::default();
+        one.source.read(range, &mut out).unwrap();
+        let samples: Vec<_> = out.times.into_iter().zip(out.values).filter(|(at, _)| range.contains(*at)).collect();
+        assert!(samples.is_sorted_by(|a, b| a.0 < b.0), "{samples:?}");
+        if !samples.is_empty() {
+            assert!(model.insert(one.labels, samples.into_iter().collect()).is_none(), "no series twice");
+        }
+    }
+    Ok(model)
+}
+
+fn labels(n: i64) -> Labels {
+    Labels::from_pairs([("__name__", format!("m{}", n % 2)), ("i", n.to_string()), ("job", "x".to_owned())])
+}
+
+/// `count` samples of each of `series` series, a minute apart.
+fn some(series: i64, count: i64, from: i64) -> Model {
+    let samples = |n: i64| (0..count).map(|i| (from + i * 60_000, f64::from(i32::try_from(n * i).unwrap()))).collect();
+    (0..series).map(|n| (labels(n), samples(n))).collect()
+}
+
+/// A small seeded generator (splitmix64).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// Puts samples into head and blocks at random, with deletions in between; all that was put.
+async fn scatter(world: &World, chance: &mut Chance) -> Model {
+    let mut all = Model::new();
+    for part in 0..4 {
+        let mut place = Model::new();
+        for (labels, samples) in some(5, 300, 0) {
+            let take = samples.into_iter().filter(|_| chance.below(3) == 0);
+            place.insert(labels, take.collect());
+        }
+        if part == 3 {
+            world.head.data.lock().clone_from(&place);
+        } else {
+            world.add(part, &place, world.meta.index()).await;
+        }
+        for (labels, samples) in place {
+            all.entry(labels).or_default().extend(samples);
+        }
+        if part < 3 && chance.below(2) == 0 {
+            // What comes after a deletion in blocks made later is no longer hidden; the head's is.
+            let (i, from) = (chance.below(5), i64::try_from(chance.below(9_000_000)).unwrap());
+            let (selector, range) = (format!("{{i=\"{i}\"}}"), TimeRange::new(from, from + 3_000_000));
+            world.meta.add_deletion("test", &tenant(), vec![selector], range, LONG).await.unwrap();
+        }
+    }
+    all
+}
+
+/// What is left of what each place holds, told one by one.
+async fn left(world: &World) -> Model {
+    let look = world.meta.blocks(&tenant());
+    let hidden = |labels: &Labels, at: Millis, as_of: u64| {
+        let of = format!("{{i=\"{}\"}}", labels.get("i").unwrap());
+        look.deletions.iter().any(|d| d.index > as_of && d.range.contains(at) && d.selectors[0] == of)
+    };
+    let mut places: Vec<(Model, u64)> = vec![(world.head.data.lock().clone(), 0)];
+    for row in &look.blocks {
+        let cost = Cost::default();
+        let found = world.blocks.select(row, &[], TimeRange::ALL, 0, &cost).await.unwrap();
+        let mut model = Model::new();
+        for one in world.blocks.load(found, 0, &cost).await.unwrap() {
+            let mut out = Columns::default();
+            one.source.read(TimeRange::ALL, &mut out).unwrap();
+            model.insert(one.labels, out.times.into_iter().zip(out.values).collect());
+        }
+        places.push((model, row.meta.as_of));
+    }
+    let mut all = Model::new();
+    for (place, as_of) in &places {
+        for (labels, samples) in place {
+            let left = samples.iter().filter(|(at, _)| !hidden(labels, **at, *as_of));
+            all.entry(labels.clone()).or_default().extend(left.map(|(at, v)| (*at, *v)));
+        }
+    }
+    all.retain(|_, samples| !samples.is_empty());
+    all
+}
+
+/// Samples go into head and blocks at random, deletions come in between: every way to read gives what is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_and_blocks_answer_as_one_without_what_is_deleted() {
+    for seed in 0..6 {
+        let world = World::new(seed % 2 == 0, TenantLimits::default()).await;
+        let put = scatter(&world, &mut Chance(seed)).await;
+        let all = left(&world).await;
+        if world.meta.blocks(&tenant()).deletions.is_empty() {
+            assert_eq!(all, put, "seed {seed}");
+        }
+        assert_eq!(world.read(&[], TimeRange::ALL).await, all, "seed {seed}");
+        assert_eq!(world.view().digests(TimeRange::ALL).await.unwrap(), digests(&all), "seed {seed}");
+        assert_eq!(world.view().label_values("job", &[], TimeRange::ALL).await.unwrap(), ["x".to_owned()].into());
+        let count = all.values().map(BTreeMap::len).sum::<usize>();
+        assert_eq!(world.count().await.unwrap(), f64::from(u32::try_from(count).unwrap()));
+
+        let range = TimeRange::new(3_000_000, 9_000_000);
+        let selector = vec![Matcher::new("i", MatchOp::Regex, "[0-2]").unwrap()];
+        let mut part = all;
+        part.retain(|labels, samples| {
+            samples.retain(|at, _| range.contains(*at));
+            !samples.is_empty() && selector[0].matches(labels.get("i").unwrap())
+        });
+        assert_eq!(world.read(&selector, range).await, part, "seed {seed}");
+        let (view, selectors) = (world.view(), [selector]);
+        let series = view.series(&selectors, range).await.unwrap();
+        assert_eq!(series, part.keys().cloned().collect::<Vec<_>>(), "seed {seed}");
+        let values = view.label_values("i", &selectors, range).await.unwrap();
+        assert_eq!(values, part.keys().map(|l| l.get("i").unwrap().to_owned()).collect(), "seed {seed}");
+        assert_eq!(view.label_names(&selectors, range).await.unwrap().len(), 3);
+    }
+}
+
+/// The head is asked with a view of before; while it answers, a block of all it has is committed and it forgets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_and_a_compaction_in_the_middle_of_a_query_leave_no_hole_and_no_double() {
+    let world = World::new(false, TenantLimits::default()).await;
+    let all = some(3, 50, 0);
+    world.head.data.lock().clone_from(&all);
+    assert_eq!(world.count().await.unwrap(), 150.0);
+
+    let (during, model) = (world.clone(), all.clone());
+    let hook: Hook = Box::pin(async move {
+        during.add(1, &model, 0).await;
+    });
+    *world.head.hook.lock() = Some(hook);
+    assert_eq!(world.count().await.unwrap(), 150.0, "the block is committed, the head has it still");
+    assert_eq!(world.count().await.unwrap(), 150.0, "both have it");
+
+    let (during, more) = (world.clone(), some(3, 50, WINDOW));
+    world.head.data.lock().extend(more.clone());
+    let hook: Hook = Box::pin(async move {
+        during.add(2, &more, 0).await;
+        during.head.data.lock().clear();
+        *during.head.forgotten.lock() = during.meta.index();
+    });
+    *world.head.hook.lock() = Some(hook);
+    assert_eq!(world.count().await.unwrap(), 300.0, "the head has forgotten: the query starts over");
+
+    let stale = world.view();
+    let mut both = all.clone();
+    for (labels, samples) in some(3, 50, WINDOW) {
+        both.entry(labels).or_default().extend(samples);
+    }
+    let lease = world.meta.lease("compact", LONG, LONG).await.unwrap().unwrap();
+    let sources = world.meta.blocks(&tenant()).blocks.iter().map(|row| row.meta.id).collect::<Vec<_>>();
+    let result =
+        BlockMeta { level: 2, origin: Origin::Compacted, sources: sources.clone(), ..world.upload(3, &both, 0).await };
+    let replacement = Replacement { sources, results: vec![result], ..Replacement::default() };
+    world.meta.replace_blocks(&tenant(), replacement, &lease, LONG).await.unwrap();
+    assert_eq!(world.count().await.unwrap(), 300.0);
+    assert_eq!(world.view().block_rows().len(), 1);
+    assert_eq!(read(&stale, &[], TimeRange::ALL).await.unwrap(), both, "an older view reads the sources to its end");
+    let usage = world.reader().usage(&tenant()).await.unwrap();
+    assert_eq!((usage.series, usage.samples, usage.bounds), (1, 310, Some((0, WINDOW + 49 * 60_000))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_of_too_many_bytes_is_refused() {
+    let limits = TenantLimits { max_fetched_chunk_bytes_per_query: 500, ..TenantLimits::default() };
+    let world = World::new(false, limits).await;
+    world.add(1, &some(20, 100, 0), 0).await;
+    let error = world.count().await.unwrap_err();
+    assert!(error.message.contains("max_fetched_chunk_bytes_per_query is 500"), "{error}");
+    assert_eq!(error.class, Class::Invalid, "asking again cannot help");
+    assert_eq!(world.faults.count(Op::Get).0, 2, "the index and meta.json before the upload; no chunk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_read_again_or_told() {
+    let world = World::new(false, TenantLimits::default()).await;
+    let all = some(20, 100, 0);
+    let block = world.add(1, &all, 0).await;
+    let fresh = || World { blocks: Blocks::new(world.store.clone(), BlockOptions::default(), None), ..world.clone() };
+    for (file, fault) in [("index", Fault::Flip(100)), ("000001", Fault::Flip(60)), ("000001", Fault::Cut(100))] {
+        let cold = fresh();
+        cold.faults.next(Op::Get, file, 1, fault);
+        assert_eq!(cold.read(&[], TimeRange::ALL).await, all, "{file} {fault:?} came right the second time");
+        let cold = fresh();
+        cold.faults.next(Op::Get, file, 1000, fault);
+        let error = read(&cold.view(), &[], TimeRange::ALL).await.unwrap_err();
+        assert_eq!(error.class, Class::Internal, "{error}");
+        assert!(error.message.contains(&block.id.to_string()), "{error}");
+        cold.faults.clear();
+        assert_eq!(cold.blocks.metrics().corrupt.load(Ordering::Relaxed), 1);
+    }
+    let cold = fresh();
+    cold.faults.next(Op::Get, "index", 1, Fault::Fail);
+    assert_eq!(read(&cold.view(), &[], TimeRange::ALL).await.unwrap_err().class, Class::Unavailable);
+    assert_eq!(cold.read(&[], TimeRange::ALL).await, all, "opening is tried again");
+
+    let view = cold.view();
+    read(&view, &[], TimeRange::ALL).await.unwrap();
+    assert_eq!(view.cost().requests.load(Ordering::Relaxed), 0, "all of it is cached");
+    assert!(view.cost().cached_pages.load(Ordering::Relaxed) > 0);
+    world.store.delete_block(&tenant(), block.id).await.unwrap();
+    let error = read(&fresh().view(), &[], TimeRange::ALL).await.unwrap_err();
+    assert_eq!(error.class, Class::Internal, "what metadata names must be there: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_on_disk_is_there_after_a_restart() {
+    let world = World::new(false, TenantLimits::default()).await;
+    world.add(1, &some(20, 100, 0), 0).await;
+    let cache = world.dir.path().join("cache");
+    let id = world.view().block_rows()[0].meta.id;
+    let key = PageKey::new(id, File::Index, 0);
+    loop {
+        // Opened anew each time, as after a restart; what was read before the disk was open is not on it.
+        let (pages, max) = (Pages::new(0), BlockOptions::default().disk_bytes_max);
+        pages.open_disk(&RealDisk, &cache, max).unwrap();
+        if pages.get(&[key]).await.len() == 1 {
+            break;
+        }
+        let blocks = Blocks::new(world.store.clone(), BlockOptions::default(), Some(cache.clone()));
+        assert_eq!(World { blocks, ..world.clone() }.read(&[], TimeRange::ALL).await.len(), 20);
+    }
+}
+
+/// What a cold query costs, as a figure: a day of one metric's 1,000 series, out of a million that share a job.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: a figure, not a gate"]
+async fn a_day_of_a_thousand_series_out_of_a_million_takes_few_requests() {
+    let world = World::new(false, TenantLimits::default()).await;
+    let (id, day) = (BlockId::new(1_700_000_000_000, 1), 12 * WINDOW);
+    let (work, range) = (world.dir.path().join("work"), TimeRange::new(0, day));
+    std::fs::create_dir_all(&work).unwrap();
+    let mut writer = BlockWriter::create(Arc::new(RealDisk), &work, Spec::cut(id, range, WINDOW)).unwrap();
+    let chance = &mut Chance(1);
+    for metric in 0..1000 {
+        for instance in 0..1000 {
+            let labels = Labels::from_pairs([
+                ("__name__", format!("metric_{metric:04}_total")),
+                ("instance", format!("host-{instance:04}:9100")),
+                ("job", "node".to_owned()),
+                ("zone", format!("zone-{}", instance % 3)),
+            ]);
+            let count = if metric == 500 { 5760 } else { 10 };
+            let mut value = 0.0;
+            // As scraped: every 15 s, and every other value is the one before.
+            let samples: Vec<_> = (0..count)
+                .map(|i| {
+                    value += f64::from(u32::try_from(chance.below(2) * chance.below(10)).unwrap());
+                    (i * 15_000, value)
+                })
+                .collect();
+            writer
+                .add(&labels, &chunk::encode(samples.iter().map(|(at, v)| (*at, ValueRef::Float(*v))), WINDOW))
+                .unwrap();
+        }
+    }
+    let written = writer.finish().unwrap().unwrap();
+    let files = world.store.put_block(&written.path, &tenant(), id).await.unwrap();
+    let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+    let meta = BlockMeta {
+        id,
+        tenant: tenant(),
+        range,
+        level: 1,
+        origin: Origin::Imported,
+        shard: None,
+        sources: Vec::new(),
+        series: written.report.series,
+        chunks: written.report.chunks,
+        digest: written.report.digest(),
+        files,
+        as_of: 0,
+        made_at: 0,
+    };
+    world.meta.add_blocks("test", &tenant(), vec![meta], None, LONG).await.unwrap();
+    let matchers = [Matcher::equal("__name__", "metric_0500_total"), Matcher::equal("job", "node")];
+    for round in ["cold", "warm"] {
+        world.faults.forget();
+        let view = world.view();
+        let series = view.samples(&matchers, range, Wanted::default()).await.unwrap();
+        assert_eq!(series.len(), 1000);
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let (requests, fetched) = (load(&view.cost().requests), load(&view.cost().bytes));
+        eprintln!(
+            "{round}: {requests} requests, {fetched} bytes, of them chunks {}; the block has {bytes} bytes",
+            load(&view.cost().chunk_bytes)
+        );
+        for seen in world.faults.seen() {
+            eprintln!("  {} {:?} {}", seen.key, seen.range, seen.bytes);
+        }
+        assert!(requests < 20 && fetched < 10_000_000);
+    }
+}
