@@ -29,8 +29,8 @@ const ROOMS: [(&str, &[&str], &[&str]); 8] = [
     ("read", &["peer", "meta", "actor"], &["query", "storage"]),
     // `peer` is also the port a partition answers through, so that a local replica is asked like a remote one.
     ("ingest", &["blocks", "peer", "meta", "actor"], &["storage"]),
-    // A snapshot asks all replicas of a tenant, as a query does.
-    ("blocks", &["read", "peer", "meta", "actor"], &["storage"]),
+    // A snapshot asks all replicas of a tenant, as a query does; deletions name series by selectors, which `query` parses.
+    ("blocks", &["read", "peer", "meta", "actor"], &["storage", "query"]),
     ("peer", &[], &[]),
     ("meta", &[], &["raft"]),
 ];

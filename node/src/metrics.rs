@@ -182,7 +182,7 @@ impl Collector for AskedDistribution {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Distribution { name, help, sum, buckets } = (self.0)();
         let count = buckets.iter().map(|bucket| bucket.1).sum();
-        let name = format!("engram_{name}");
+        let name = ["engram_", name].concat();
         let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
         metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
