@@ -3,7 +3,8 @@
 A real Prometheus scrapes itself, a node exporter and Engram, and remote-writes every sample to Engram. Then scraping
 ends (so staleness markers are written too), the queue drains, and each question below is put to both at the same
 moments: same result type, same label sets, same times, same values to 1 part in 10^9. A second Prometheus that has
-nothing but remote read of Engram is asked as well: its answers are Engram's.
+nothing but remote read of Engram is asked as well: its answers are Engram's. Prometheus' own blocks, as a snapshot of it
+holds them, are imported for another tenant: its answers are Prometheus'.
 
 Engram speaks Prometheus 3, Debian's is Prometheus 2; where the two are known to differ nothing is asked. So moments
 are chosen off every scrape (3 leaves out a sample exactly at the left end of a window), no window reaches back to
@@ -198,11 +199,22 @@ class Processes:
             return ''.join(log.readlines()[-15:])
 
 
+class Tenant(str):
+    """A server's address, and whose data is asked for there."""
+
+    def __new__(cls, server, tenant):
+        self = super().__new__(cls, server)
+        self.tenant = tenant
+        return self
+
+
 def ask(server, path, params, post=False):
     """The data of a successful answer, or Failed with the error type."""
     query = urllib.parse.urlencode(params, doseq=True)
     url = f'{server}/api/v1/{path}'
-    request = urllib.request.Request(url, data=query.encode()) if post else url + '?' + query
+    request = urllib.request.Request(url, data=query.encode()) if post else urllib.request.Request(url + '?' + query)
+    if isinstance(server, Tenant):
+        request.add_header('X-Scope-OrgID', server.tenant)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             body = json.load(answer)
@@ -447,6 +459,28 @@ def compare_remote_read(c, processes, folder, engram, port, last, gone):
     c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
 
 
+def compare_imported(c, args, folder, engram, last, gone):
+    """Prometheus' own blocks, by `engram import`, for a tenant that has nothing else: its answers are Prometheus'."""
+    name = ask(c.prometheus, 'admin/tsdb/snapshot', {}, post=True)['name']
+    blocks = os.path.join(folder, 'prometheus', 'snapshots', name)
+    command = [args.engram, 'import', '--url', engram, '--tenant', 'imported', blocks]
+    for words in ('imported (', ' there already'):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        good = done.returncode == 0 and re.search(r'[1-9]\d*' + re.escape(' ' + words.strip()), done.stdout)
+        c.check('engram import' + words, None if good else f'{done.returncode}: {done.stdout}{done.stderr}')
+    fraction = quiet_fraction(c.prometheus, last)
+    moment = f'{int(last) - 3 + fraction:.3f}'
+    start, end = f'{int(last) - 12 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
+    asked = Comparison(c.prometheus, Tenant(engram, 'imported'))
+    for text in EXPRESSIONS:
+        asked.query(text, 'query', time=moment)
+        asked.query(text, 'query_range', start=start, end=end, step='3s')
+    print(f'e2e: of imported blocks {asked.full} answers held something, {asked.empty} were empty')
+    c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
+    verified = subprocess.run([args.engram, 'verify', '--deep', '--url', engram], capture_output=True, text=True, timeout=120)
+    c.check('engram verify', None if verified.returncode == 0 else verified.stdout + verified.stderr)
+
+
 def run(args, folder):
     e_http, e_grpc, p_port, n_port, r_port = free_ports(5)
     engram, prometheus = f'http://127.0.0.1:{e_http}', f'http://127.0.0.1:{p_port}'
@@ -459,7 +493,7 @@ def run(args, folder):
     scrapes = [('prometheus', f'127.0.0.1:{p_port}'), ('node', f'127.0.0.1:{n_port}'), ('engram', f'127.0.0.1:{e_http}')]
     path = config(folder, scrapes, push)
     processes.start('prometheus', 'prometheus', f'--config.file={path}', f'--storage.tsdb.path={folder}/prometheus',
-                    f'--web.listen-address=127.0.0.1:{p_port}', '--web.enable-lifecycle')
+                    f'--web.listen-address=127.0.0.1:{p_port}', '--web.enable-lifecycle', '--web.enable-admin-api')
     processes.wait_for('prometheus', prometheus + '/-/ready')
     print(f'e2e: scraping for {args.seconds} s', flush=True)
     time.sleep(args.seconds)
@@ -476,6 +510,7 @@ def run(args, folder):
     c.check('remote write', None if dropped == 0 else f'Engram refused {dropped:.0f} samples:\n{processes.tail("prometheus")}')
     compare_all(c, last, gone)
     compare_remote_read(c, processes, folder, engram, r_port, last, gone)
+    compare_imported(c, args, folder, engram, last, gone)
     try:
         c.check('metadata', same_metadata(metadata, ask(engram, 'metadata', {})))
     except Failed as error:

@@ -387,6 +387,11 @@ async fn blocks_are_imported_once_and_only_when_they_are_sound() {
     assert!(is_good);
     let stored = data.join("blocks/copy");
     assert_eq!(blocks_digest(&stored), (count, digest));
+    // Queries read the imported blocks as they read what was written.
+    assert_eq!(self::stored(&node, "copy").await, self::stored(&node, "acme").await);
+    let all = [query(0, i64::MAX, &[])];
+    let (written, imported) = (read(&node, "acme", &all, true).await.2, read(&node, "copy", &all, true).await.2);
+    assert_eq!(digest_of(&parts(&imported)), digest_of(&parts(&written)));
     let (text, _) = import(&node, "copy", &source).await;
     assert!(text.starts_with(&format!("0 imported (0 samples), {count} there already")), "{text}");
     verified_as_agreed(&node, &stored, count).await;
