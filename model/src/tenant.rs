@@ -147,8 +147,8 @@ pub struct TenantLimits {
     pub max_bytes_per_query: u64,
     /// Whether this tenant may use the experimental part of PromQL; none: as the server says.
     pub promql_experimental: Option<bool>,
-    /// How far behind the clock the newest sample of a block may lie before the block is deleted, in milliseconds; 0:
-    /// blocks are kept for ever; none: as the server says.
+    /// How far behind the tenant's newest sample all of a block must lie for it to be deleted, in milliseconds; 0: blocks
+    /// are kept for ever; none: as the server says.
     pub compactor_blocks_retention_period_ms: Option<i64>,
 }
 

@@ -29,8 +29,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
+use crate::blocks::catalog::Catalog;
 use crate::blocks::check::Pace;
 use crate::blocks::cutter::{self, CutCounts};
+use crate::blocks::keeping::Keeping;
 use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, repair, scrubber};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
@@ -99,6 +101,7 @@ pub struct Node {
     config: Config,
     servers: JoinSet<Result<(), StartError>>,
     supervisor: Option<Supervisor>,
+    /// What makes blocks and what becomes of them; stops first.
     blocks: Option<Supervisor>,
     partitions_stop: CancellationToken,
     keeper: keeper::Config,
@@ -117,6 +120,7 @@ struct Paths {
     flusher: Flusher,
     imports: Imports,
     surveyor: Surveyor,
+    catalog: Catalog,
 }
 
 impl Node {
@@ -167,9 +171,11 @@ impl Node {
         let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), meta.clone(), clock.clone())?;
         let written = WriteMetrics::new(&metrics);
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
-        let scrubber = start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
+        let (scrubber, catalog) =
+            start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
         let read = ReadMetrics::new(&metrics);
         let paths = Paths {
+            catalog,
             snapshots,
             imports,
             surveyor: Surveyor::new(store.clone(), meta.clone()),
@@ -453,7 +459,7 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// From heads to blocks.
+/// From heads to blocks, and what becomes of them.
 fn start_blocks(
     config: &Config,
     dir: &DataDir,
@@ -461,7 +467,7 @@ fn start_blocks(
     (clock, stop): (&Clock, &CancellationToken),
     metrics: &Metrics,
     supervisor: &mut Supervisor,
-) -> scrubber::Config {
+) -> (scrubber::Config, Catalog) {
     let counts = Arc::new(CutCounts::default());
     let (readings, now) = (counts.clone(), clock.clone());
     metrics.collect(move || readings.readings(now.now()));
@@ -484,7 +490,9 @@ fn start_blocks(
     }));
     let scrubber = scrubber_of(config, dir, (meta, store), (clock, metrics), stop);
     supervisor.spawn(scrubber::child(scrubber.clone()));
-    scrubber
+    let keeping = Keeping::new(config, dir.compaction(), (meta, peers, store), clock, metrics);
+    keeping.start(config, supervisor, stop);
+    (scrubber, keeping.catalog())
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
@@ -685,6 +693,7 @@ fn app(config: &Config, paths: Paths, status: Status, metrics: HttpMetrics, cloc
         read: Arc::new(paths.reader),
         push: Arc::new(paths.writer),
         tenants: Arc::new(status.meta.clone()),
+        blocks: Arc::new(paths.catalog),
         snapshots: Arc::new(paths.snapshots),
         flush: Arc::new(paths.flusher),
         imports: Arc::new(paths.imports),

@@ -138,6 +138,12 @@ impl DataDir {
         self.root.join("cache")
     }
 
+    /// Where compaction copies sources to and builds results.
+    #[must_use]
+    pub fn compaction(&self) -> PathBuf {
+        self.root.join("compaction")
+    }
+
     /// Where the metadata group lies.
     #[must_use]
     pub fn meta(&self) -> PathBuf {

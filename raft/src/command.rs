@@ -97,6 +97,13 @@ pub enum Command {
         /// The version the caller has read.
         expected: u64,
     },
+    /// Forgets a tenant that is marked for deletion, has no deletion of series and no open seal. The caller has seen that
+    /// it has no blocks and that no head holds anything of it. Its seal numbers stay: a tenant that comes again under
+    /// this name goes on counting.
+    RemoveTenant {
+        /// Its name.
+        tenant: TenantId,
+    },
     /// Ends a window of a tenant in a partition: every replica sets aside what it holds of it.
     Seal {
         /// Whose.
@@ -270,6 +277,7 @@ impl Command {
             Self::CreateTenant { .. } => "create_tenant",
             Self::UpdateTenant { .. } => "update_tenant",
             Self::DeleteTenant { .. } => "delete_tenant",
+            Self::RemoveTenant { .. } => "remove_tenant",
             Self::Seal { .. } => "seal",
             Self::CommitCut { .. } => "commit_cut",
             Self::Forgot { .. } => "forgot",

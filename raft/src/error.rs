@@ -92,6 +92,14 @@ pub enum Refusal {
         /// The name.
         tenant: TenantId,
     },
+    /// Something of the tenant is left.
+    #[error("tenant {tenant} cannot be forgotten: {why}")]
+    TenantInUse {
+        /// The name.
+        tenant: TenantId,
+        /// What is left.
+        why: String,
+    },
     /// Somebody else changed the tenant first.
     #[error("tenant {tenant} is at version {found}, not {expected}")]
     Version {
@@ -254,6 +262,7 @@ impl Classed for Refusal {
             | Self::UnknownDeletion { .. } => Class::NotFound,
             Self::TooMany { .. } => Class::Limited,
             Self::Version { .. }
+            | Self::TenantInUse { .. }
             | Self::SealNumber { .. }
             | Self::CutAlready { .. }
             | Self::NotCut { .. }

@@ -19,6 +19,11 @@ pub struct BlockFile {
     pub crc32c: u32,
 }
 
+/// Highest level: what is compacted more often stays there.
+pub const LEVEL_MAX: u32 = 64;
+/// Most parts the series of a tenant are divided into.
+pub const SHARDS_MAX: u32 = 4_096;
+
 /// A part of a tenant's series: those whose stable hash modulo `count` is `index`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Shard {
@@ -54,7 +59,8 @@ pub struct BlockMeta {
     pub tenant: TenantId,
     /// Every sample lies inside.
     pub range: TimeRange,
-    /// 1 for a block cut from heads or imported, one more than its highest source after a compaction.
+    /// 1 for a block cut from heads or imported, one more than its highest source after a compaction, at most
+    /// [`LEVEL_MAX`].
     pub level: u32,
     /// Where it comes from.
     pub origin: Origin,

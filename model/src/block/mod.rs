@@ -20,6 +20,6 @@ pub mod seal;
 
 pub use deletion::Deletion;
 pub use id::{BlockId, NotBlockId};
-pub use meta::{BlockFile, BlockMeta, Origin, Shard};
+pub use meta::{BlockFile, BlockMeta, LEVEL_MAX, Origin, SHARDS_MAX, Shard};
 pub use row::{BlockRow, Mark};
 pub use seal::{Cut, Seal, Seals};

@@ -4,23 +4,33 @@
 //! copied, kept, checked and read without Engram.
 //!
 //! Map: [`sealer`] when a window has ended, [`flush`] because somebody says so · [`cutter`] seals → blocks: [`build`] what
-//! replicas set aside → a verified directory, [`uploader`] → objects and what is agreed of them · [`snapshot`] all of a
-//! tenant at one moment → verified blocks below the data directory · [`import`] blocks of other systems, [`tar`] how they
-//! come · [`check`] one block against the metadata, [`survey`] all of them · [`scrubber`] all of them for ever, [`repair`]
-//! a damaged one.
+//! replicas set aside → a verified directory, [`uploader`] → objects and what is agreed of them · [`compactor`] many small
+//! blocks become few large ones: [`planning`] which, [`job`] one of them, [`fetch`] its sources · [`sweeper`] takes away
+//! what is old, replaced or orphaned · [`heads`] what heads still hold · [`catalog`] what a person may ask of blocks ·
+//! [`keeping`] compaction and sweeping put together from a node's options · [`snapshot`] all of a tenant at one moment →
+//! verified blocks below the data directory · [`import`] blocks of other systems, [`tar`] how they come · [`check`] one
+//! block against the metadata, [`survey`] all of them · [`scrubber`] all of them for ever, [`repair`] a damaged one.
 //!
 //! Samples come through the port of replicas, as queries have them: this room knows no head and no log.
 
 pub mod build;
+pub mod catalog;
 pub mod check;
+pub mod compactor;
 pub mod cutter;
+pub mod fetch;
 pub mod flush;
+pub mod heads;
 pub mod import;
+pub mod job;
+pub mod keeping;
+pub mod planning;
 pub mod repair;
 pub mod scrubber;
 pub mod sealer;
 pub mod snapshot;
 pub mod survey;
+pub mod sweeper;
 pub mod tar;
 pub mod uploader;
 

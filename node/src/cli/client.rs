@@ -50,6 +50,34 @@ pub enum Shape {
     Snapshot,
     /// A flush.
     Flush,
+    /// All blocks.
+    Blocks,
+    /// One block.
+    Block,
+    /// A block that was checked.
+    Verified,
+    /// What compaction would do.
+    Plan,
+    /// Nothing: series are deleted.
+    Deleted,
+    /// Nothing: deleted samples are taken out.
+    Cleaned,
+}
+
+impl Shape {
+    /// What to print where a success says nothing.
+    fn done(self) -> Option<&'static str> {
+        match self {
+            Self::Deleted => Some("deleted: no query sees them any more\n"),
+            Self::Cleaned => Some("cleaned: no block holds deleted samples any more\n"),
+            _ => None,
+        }
+    }
+
+    /// Whether the node has all of a block or a tenant to read before it answers.
+    fn takes_long(self) -> bool {
+        matches!(self, Self::Snapshot | Self::Flush | Self::Verified | Self::Cleaned)
+    }
 }
 
 /// One question.
@@ -150,6 +178,9 @@ pub fn ask(ask: &Ask) -> Result<Said, String> {
     if !is_good {
         return Err(show::failure(&body));
     }
+    if let Some(done) = ask.shape.done() {
+        return Ok(Said { text: done.to_owned(), is_good });
+    }
     let table = show::answer(&body, ask.shape).map(|text| Said { text, is_good });
     table.ok_or_else(|| format!("{} did not answer as a node does: {}", ask.url, show::cut(&body)))
 }
@@ -170,7 +201,7 @@ async fn exchange(ask: &Ask) -> Result<(bool, String), String> {
     // A second installation fails and changes nothing: another part of the program was first.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
-        .timeout(if matches!(ask.shape, Shape::Snapshot | Shape::Flush) { SNAPSHOT_WITHIN } else { ANSWER_WITHIN })
+        .timeout(if ask.shape.takes_long() { SNAPSHOT_WITHIN } else { ANSWER_WITHIN })
         .build()
         .map_err(|error| format!("cannot make a client: {error}"))?;
     let of_type = |request: reqwest::RequestBuilder, kind: &str| request.header(http::header::CONTENT_TYPE, kind);

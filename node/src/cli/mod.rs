@@ -10,6 +10,7 @@ pub mod import;
 pub mod tenants;
 pub mod verify;
 
+mod blocks;
 mod explain;
 mod show;
 mod tables;
@@ -154,6 +155,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             tenants::Wanted::Ask(ask) => Action::Ask(ask),
             tenants::Wanted::Change(change) => Action::Change(change),
         }),
+        Some(("blocks", inner)) => Ok(Action::Ask(blocks::wanted(inner, |inner| asked(inner, env)))),
+        Some(("delete-series", inner)) => Ok(Action::Ask(blocks::deletion(inner, &asked(inner, env)))),
         Some(("export", export)) => Ok(Action::Export(export::wanted(export, address(export, env)))),
         Some(("import", import)) => Ok(Action::Import(Box::new(import::wanted(import, address(import, env))))),
         Some(("verify", verify)) => Ok(Action::Verify(verify::wanted(verify, address(verify, env)))),
@@ -256,6 +259,8 @@ pub fn command() -> Command {
             Command::new("snapshot")
                 .about("Write all a tenant has as blocks of Prometheus, below the node's data directory"),
         ))
+        .subcommand(blocks::command())
+        .subcommand(blocks::delete_command())
         .subcommand(export::command())
         .subcommand(
             with_target(Command::new("flush").about("Bring what a tenant has in memory to blocks, now")).arg(

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::client::Shape;
-use super::{explain, tables};
+use super::{blocks, explain, tables};
 
 /// Longest piece of a foreign answer that is shown.
 const SHOWN_CHARS_MAX: usize = 300;
@@ -41,6 +41,11 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
         Shape::Tenant => tables::tenant(data),
         Shape::Snapshot => tables::snapshot(data),
         Shape::Flush => tables::flush(data),
+        Shape::Blocks => blocks::list(data),
+        Shape::Block => blocks::one(data),
+        Shape::Verified => blocks::verified(data),
+        Shape::Plan => blocks::plan(data),
+        Shape::Deleted | Shape::Cleaned => None,
     };
     if known.is_some() {
         return known;

@@ -64,6 +64,40 @@ impl Codec for Millis {
     }
 }
 
+/// `15d`, `0`, or `auto` for nothing.
+pub struct Maybe;
+
+impl Codec for Maybe {
+    type Value = Option<i64>;
+    const EXPECTS: &'static str = "a duration such as 30d, 0, or auto";
+    const SHORT: &'static str = "DURATION";
+
+    fn read(text: &str) -> Result<Option<i64>, String> {
+        if text == "auto" { Ok(None) } else { Millis::read(text).map(Some) }
+    }
+
+    fn show(value: &Option<i64>) -> String {
+        value.as_ref().map_or_else(|| "auto".to_owned(), Millis::show)
+    }
+}
+
+/// `2h,12h,24h`, in milliseconds.
+pub struct Ranges;
+
+impl Codec for Ranges {
+    type Value = Vec<i64>;
+    const EXPECTS: &'static str = "durations with commas between, such as 2h,12h,24h";
+    const SHORT: &'static str = "DURATIONS";
+
+    fn read(text: &str) -> Result<Vec<i64>, String> {
+        text.split(',').map(|one| units::parse_duration_ms(one.trim()).map_err(str::to_owned)).collect()
+    }
+
+    fn show(value: &Vec<i64>) -> String {
+        value.iter().map(|one| units::format_duration_ms(*one)).collect::<Vec<_>>().join(",")
+    }
+}
+
 /// `100MiB`.
 pub struct Size;
 

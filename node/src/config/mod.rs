@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engram_model::tenant::TenantLimits;
+use engram_storage::compact::Rules;
 use engram_storage::object;
 
 use crate::read::store::BlockOptions;
@@ -65,6 +66,7 @@ pub struct Config {
     pub blocks: BlocksConfig,
     pub object_store: object::options::Options,
     pub block_cache: BlockOptions,
+    pub compaction: CompactionConfig,
     pub limits: TenantLimits,
 }
 
@@ -111,6 +113,53 @@ pub struct BlocksConfig {
     pub scrub_bytes_per_second: u64,
 }
 
+/// Options of what becomes of blocks.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the table says what each is")]
+pub struct CompactionConfig {
+    pub ranges_ms: Vec<i64>,
+    pub interval: Duration,
+    pub jobs_max: usize,
+    pub series_max: u64,
+    pub bytes_max: u64,
+    pub space_bytes_max: u64,
+    pub deletion_delay_ms: i64,
+    pub grace_ms: i64,
+    pub orphan_after_ms: i64,
+}
+
+impl CompactionConfig {
+    /// The rules of planning.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules {
+            ranges_ms: self.ranges_ms.clone(),
+            series_max: self.series_max,
+            bytes_max: self.bytes_max,
+            rewrite_after_ms: self.deletion_delay_ms,
+            ..Rules::default()
+        }
+    }
+}
+
+impl Default for CompactionConfig {
+    fn default() -> Self {
+        const HOUR: i64 = 3_600_000;
+        let rules = Rules::default();
+        Self {
+            ranges_ms: rules.ranges_ms,
+            interval: Duration::from_secs(30),
+            jobs_max: 1,
+            series_max: rules.series_max,
+            bytes_max: rules.bytes_max,
+            space_bytes_max: 64 << 30,
+            deletion_delay_ms: rules.rewrite_after_ms,
+            grace_ms: 2 * HOUR,
+            orphan_after_ms: 24 * HOUR,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -153,6 +202,7 @@ impl Default for Config {
             },
             object_store: object::options::Options::default(),
             block_cache: BlockOptions::default(),
+            compaction: CompactionConfig::default(),
             limits: TenantLimits::default(),
         }
     }
@@ -372,6 +422,16 @@ fn check_together(config: &Config) -> Result<(), Error> {
             config.http_listen
         )));
     }
+    let rules = config.compaction.rules().check(config.window_ms());
+    rules.map_err(|why| Error::Together(format!("compaction.ranges: {why}")))?;
+    let longest = i64::try_from(config.query.timeout.as_millis()).unwrap_or(i64::MAX);
+    if config.compaction.grace_ms < longest {
+        return Err(Error::Together(format!(
+            "compaction.grace ({}) is shorter than query.timeout ({}): blocks would be deleted under a query",
+            units::format_duration_ms(config.compaction.grace_ms),
+            units::format_duration_ms(longest),
+        )));
+    }
     let store = config.object_store.check(config.data_dir.clone());
     store.map_err(|why| Error::Together(format!("object-store: {why}")))?;
     Ok(())
@@ -405,6 +465,12 @@ impl Config {
     #[must_use]
     pub fn to_flags(&self) -> Vec<(String, String)> {
         KEYS.iter().map(|key| (key.flag(), (key.get)(self))).collect()
+    }
+
+    /// Length of the windows heads are cut by, in milliseconds.
+    #[must_use]
+    pub fn window_ms(&self) -> i64 {
+        i64::try_from(self.blocks.window.as_millis()).unwrap_or(i64::MAX)
     }
 
     /// This node's name: the machine's, when none was given.

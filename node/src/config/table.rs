@@ -6,8 +6,8 @@
 
 use super::Config;
 use super::codec::{
-    Address, Bytes, Codec, Count, Count32, Filter, Folder, Form, Hidden, Millis, Partitions, Size, Some1, Sse,
-    StoreUrl, Switch, Text, Time, Tries, Word,
+    Address, Bytes, Codec, Count, Count32, Filter, Folder, Form, Hidden, Maybe, Millis, Partitions, Ranges, Size,
+    Some1, Sse, StoreUrl, Switch, Text, Time, Tries, Word,
 };
 
 /// One option.
@@ -61,6 +61,7 @@ pub fn section_title(section: &str) -> &'static str {
         "blocks" => "From memory to blocks",
         "block-cache" => "Reading blocks",
         "object-store" => "Where blocks are kept",
+        "compaction" => "What becomes of blocks",
         "limits" => "Limits of a tenant that has none of its own",
         _ => "Other",
     }
@@ -123,7 +124,7 @@ pub static KEYS: &[Key] = &[
         "retention",
         Millis,
         retention_ms,
-        "How long samples are kept behind a tenant's newest one; 0 keeps them for ever. They are kept in memory."
+        "How long samples are kept behind a tenant's newest one, unless the tenant says otherwise; 0 keeps them for ever."
     ),
     key!(
         "shutdown-timeout",
@@ -393,6 +394,60 @@ pub static KEYS: &[Key] = &[
         "Whether a request to a bucket that takes longer than 19 of 20 is sent a second time; at most one in ten is."
     ),
     key!(
+        "compaction.ranges",
+        Ranges,
+        compaction.ranges_ms,
+        "Lengths of time whose blocks become one, each a multiple of the one before. Longer ones: fewer blocks to look into, more bytes rewritten."
+    ),
+    key!(
+        "compaction.interval",
+        Time,
+        compaction.interval,
+        "How often to look for something to do, besides after each job."
+    ),
+    key!(
+        "compaction.jobs-max",
+        Some1,
+        compaction.jobs_max,
+        "Jobs this node does at once; each keeps a CPU busy. More when compaction falls behind."
+    ),
+    key!(
+        "compaction.series-max",
+        Count,
+        compaction.series_max,
+        "Series a block is meant to have; larger tenants are divided by series. Indexes are held in memory while a block is written."
+    ),
+    key!(
+        "compaction.bytes-max",
+        Size,
+        compaction.bytes_max,
+        "Bytes a block is meant to have; above it, as with series."
+    ),
+    key!(
+        "compaction.space-bytes-max",
+        Size,
+        compaction.space_bytes_max,
+        "Bytes of the data directory that jobs may use for copies and results; one job alone may use more."
+    ),
+    key!(
+        "compaction.deletion-delay",
+        Millis,
+        compaction.deletion_delay_ms,
+        "How long deleted series, hidden at once, stay in blocks: so that several deletions cost one rewrite."
+    ),
+    key!(
+        "compaction.grace",
+        Millis,
+        compaction.grace_ms,
+        "How long the objects of a block that is not read any more stay: longer than the longest query."
+    ),
+    key!(
+        "compaction.orphan-age",
+        Millis,
+        compaction.orphan_after_ms,
+        "Age at which objects of ours that no metadata names are deleted: longer than the longest upload."
+    ),
+    key!(
         "limits.ingestion-rate",
         Count,
         limits.ingestion_rate,
@@ -435,6 +490,12 @@ pub static KEYS: &[Key] = &[
         Millis,
         limits.out_of_order_time_window_ms,
         "How far behind the tenant's newest sample one may still come; 0: series must be in order."
+    ),
+    key!(
+        "limits.compactor-blocks-retention-period",
+        Maybe,
+        limits.compactor_blocks_retention_period_ms,
+        "How far behind the tenant's newest sample a block may lie before it is deleted; 0: for ever; auto: as retention says."
     ),
     key!("limits.max-exemplars", Count32, limits.max_exemplars, "Exemplars kept in memory; 0: none."),
     key!("limits.max-metadata-per-user", Count32, limits.max_metadata_per_user, "Metrics with metadata kept."),

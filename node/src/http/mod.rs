@@ -4,8 +4,8 @@
 //! connection (server.rs: deadlines, limits, ordered stop)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
-//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | snapshot.rs | flush.rs | import.rs | verify.rs |
-//!         admin.rs → port.rs: the rooms behind
+//!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | blocks.rs | snapshot.rs | flush.rs | import.rs |
+//!         verify.rs | admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -17,6 +17,7 @@ pub mod port;
 pub mod server;
 
 mod admin;
+mod blocks;
 mod body;
 mod features;
 mod flush;
@@ -67,6 +68,8 @@ pub struct App {
     pub push: Arc<dyn port::Push>,
     /// The tenants, for operators.
     pub tenants: Arc<dyn port::Tenants>,
+    /// The blocks of tenants, for operators.
+    pub blocks: Arc<dyn port::Blocks>,
     /// Snapshots of what tenants have.
     pub snapshots: Arc<dyn port::Snapshots>,
     /// From memory to blocks on demand.
@@ -118,6 +121,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/admin/digests", get(tenants::digests))
         .route("/api/v1/admin/verify", post(verify::verify))
         .route("/api/v1/admin/import/{block}", get(import::known).post(import::take))
+        .route("/api/v1/admin/blocks", get(blocks::list))
+        .route("/api/v1/admin/blocks/plan", get(blocks::plan))
+        .route("/api/v1/admin/blocks/{id}", get(blocks::inspect))
+        .route("/api/v1/admin/blocks/{id}/verify", post(blocks::verify))
         .route("/api/v1/user_stats", get(tenants::user_stats))
         .route("/api/v1/push", pushing())
         .route("/api/prom/push", pushing());
@@ -178,6 +185,8 @@ fn api() -> Router<Arc<App>> {
         .route("/status/flags", get(admin::flags))
         .route("/status/config", get(admin::config))
         .route("/status/tsdb", get(tenants::tsdb))
+        .route("/admin/tsdb/delete_series", post(blocks::delete_series).put(blocks::delete_series))
+        .route("/admin/tsdb/clean_tombstones", post(blocks::clean_tombstones).put(blocks::clean_tombstones))
         .route("/admin/tsdb/snapshot", post(snapshot::take).put(snapshot::take))
 }
 

@@ -261,6 +261,58 @@ impl Survey for blocks::Surveyor {
     }
 }
 
+/// The blocks of tenants, see [`blocks::catalog::Catalog`]. Answers are JSON.
+pub trait Blocks: Send + Sync {
+    /// All of them.
+    fn list(&self, tenant: &TenantId) -> Value;
+    /// What compaction would do next.
+    fn plan(&self, tenant: &TenantId) -> Value;
+    /// One of them.
+    fn inspect<'a>(&'a self, tenant: &'a TenantId, id: BlockId) -> BoxFuture<'a, Result<Value, Error>>;
+    /// Recomputes one of them.
+    fn verify<'a>(&'a self, tenant: &'a TenantId, id: BlockId) -> BoxFuture<'a, Result<Value, Error>>;
+    /// Deletes series; the order's index.
+    fn delete_series<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        selectors: Vec<String>,
+        range: TimeRange,
+    ) -> BoxFuture<'a, Result<Option<u64>, Error>>;
+    /// Takes deleted samples out of the blocks now.
+    fn clean<'a>(&'a self, tenant: &'a TenantId, wait: bool) -> BoxFuture<'a, Result<(), Error>>;
+}
+
+impl Blocks for blocks::catalog::Catalog {
+    fn list(&self, tenant: &TenantId) -> Value {
+        Self::list(self, tenant)
+    }
+
+    fn plan(&self, tenant: &TenantId) -> Value {
+        Self::plan(self, tenant)
+    }
+
+    fn inspect<'a>(&'a self, tenant: &'a TenantId, id: BlockId) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(Self::inspect(self, tenant, id))
+    }
+
+    fn verify<'a>(&'a self, tenant: &'a TenantId, id: BlockId) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(Self::verify(self, tenant, id))
+    }
+
+    fn delete_series<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        selectors: Vec<String>,
+        range: TimeRange,
+    ) -> BoxFuture<'a, Result<Option<u64>, Error>> {
+        Box::pin(Self::delete_series(self, tenant, selectors, range))
+    }
+
+    fn clean<'a>(&'a self, tenant: &'a TenantId, wait: bool) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(Self::clean(self, tenant, wait))
+    }
+}
+
 /// The write path, see [`Writer`].
 pub trait Push: Send + Sync {
     /// Largest body taken, in bytes as sent.

@@ -7,6 +7,7 @@
 //! What a refusal means is in its class: Conflict: somebody else was faster, look again; `NotFound`: what was meant is
 //! gone; Internal: the digests do not add up, which nobody may wave through.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,6 +147,45 @@ impl Meta {
     #[must_use]
     pub fn open_seal(&self, tenant: &TenantId, partition: PartitionId, number: u64) -> Option<Seal> {
         self.seals(tenant, partition)?.get(number).cloned()
+    }
+
+    /// The open seals of a tenant, by partition.
+    #[must_use]
+    pub fn open_seals_of(&self, tenant: &TenantId) -> Vec<Arc<Seals>> {
+        let view = self.view();
+        view.seals.get(tenant).map_or_else(Vec::new, |seals| seals.open.iter().map(|(_, row)| row.clone()).collect())
+    }
+
+    /// Tenants that have blocks or deletions, sorted.
+    #[must_use]
+    pub fn tenants_with_storage(&self) -> Vec<TenantId> {
+        let view = self.view();
+        let with_blocks = view.blocks.iter().map(|(tenant, _)| tenant);
+        let all: BTreeSet<_> = with_blocks.chain(view.deletions.iter().map(|(tenant, _)| tenant)).cloned().collect();
+        all.into_iter().collect()
+    }
+
+    /// Tenants that have blocks or deletions, or are marked for deletion, sorted.
+    #[must_use]
+    pub fn tenants_to_sweep(&self) -> Vec<TenantId> {
+        let view = self.view();
+        let deleted = view.tenants.iter().filter(|(_, row)| row.deleted.is_some()).map(|(tenant, _)| tenant.clone());
+        let all: BTreeSet<_> = self.tenants_with_storage().into_iter().chain(deleted).collect();
+        all.into_iter().collect()
+    }
+
+    /// When the cluster was made, in log time; none before it is.
+    #[must_use]
+    pub fn cluster_made_at(&self) -> Option<engram_model::Millis> {
+        self.views.borrow().cluster.as_ref().map(|cluster| cluster.made.at)
+    }
+
+    /// Forgets a tenant that is marked for deletion, once nothing of it is left.
+    ///
+    /// # Errors
+    /// Conflict while it has open seals or deletions, or when it is not marked; `NotFound` when it is gone.
+    pub async fn remove_tenant(&self, tenant: &TenantId, within: Duration) -> Result<(), Error> {
+        self.done("sweeper", Command::RemoveTenant { tenant: tenant.clone() }, within).await
     }
 
     /// Everything that has open seals, by tenant and partition.

@@ -127,7 +127,8 @@ impl Meta {
         self.commit(tenant, change.version, command, within).await
     }
 
-    /// Marks a tenant for deletion: from now on it takes no samples. What it has is read until retention takes it.
+    /// Marks a tenant for deletion: from now on it takes no samples. The sweeper takes its blocks, and forgets it when
+    /// nothing of it is left.
     ///
     /// # Errors
     /// `NotFound`, Conflict, and as [`Meta::set_tenant`].

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use engram_model::TimeRange;
-use engram_model::block::{BlockId, BlockMeta, BlockRow, Mark, Origin};
+use engram_model::block::{BlockId, BlockMeta, BlockRow, LEVEL_MAX, Mark, Origin};
 use engram_model::digest::Digest;
 use engram_model::tenant::TenantId;
 use serde::{Deserialize, Serialize};
@@ -220,7 +220,8 @@ pub(super) fn replace(
     if sources.digest != accounted {
         return Err(Refusal::Digest { sources: sources.digest, accounted }.into());
     }
-    let level = sources.level.saturating_add(1);
+    // A day that late samples keep coming into is merged again and again.
+    let level = sources.level.saturating_add(1).min(LEVEL_MAX);
     swap(draft, (tenant, ids), (sources, results, level), stamp)
 }
 

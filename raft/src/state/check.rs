@@ -5,7 +5,7 @@
 //! could lead out of the block's directory. Checking needs no I/O; that the objects are there is the proposer's word.
 
 use engram_model::TimeRange;
-use engram_model::block::{BlockFile, BlockId, BlockMeta, Origin};
+use engram_model::block::{BlockFile, BlockId, BlockMeta, LEVEL_MAX, Origin, SHARDS_MAX};
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
 
@@ -16,10 +16,6 @@ use crate::error::Refusal;
 pub const FILES_MAX: usize = 4_096;
 /// Most blocks one block may replace.
 pub const SOURCES_MAX: usize = 1_024;
-/// Highest level.
-const LEVEL_MAX: u32 = 64;
-/// Most parts a tenant's series are split into.
-const SHARDS_MAX: u32 = 4_096;
 
 /// Checks what holds of every block.
 pub(super) fn block(block: &BlockMeta, tenant: &TenantId, index: u64) -> Result<(), Refusal> {

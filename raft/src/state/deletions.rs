@@ -60,7 +60,8 @@ impl Row for Count {
     }
 }
 
-fn count(draft: &Draft<'_>, tenant: &TenantId) -> Result<u32, Stop> {
+/// How many deletions a tenant has that are not carried out everywhere.
+pub(super) fn count(draft: &Draft<'_>, tenant: &TenantId) -> Result<u32, Stop> {
     Ok(draft.row::<Count>(tenant)?.map_or(0, |row| row.deletions))
 }
 

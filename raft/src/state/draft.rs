@@ -116,8 +116,8 @@ pub(crate) enum Change {
     Node(NodeId, Arc<NodeRow>),
     /// A partition's row.
     Partition(PartitionId, Arc<PartitionRow>),
-    /// A tenant's row.
-    Tenant(TenantId, Arc<TenantRow>),
+    /// A tenant's row; none: it is gone.
+    Tenant(TenantId, Option<Arc<TenantRow>>),
     /// A block's row; none: it is gone.
     Block(TenantId, BlockId, Option<Arc<BlockRow>>),
     /// The seals of a tenant in a partition.

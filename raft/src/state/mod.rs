@@ -109,6 +109,7 @@ fn step(draft: &mut Draft<'_>, command: &Command, stamp: Stamp) -> Result<Outcom
             tenants::update(draft, (tenant, *expected), limits.as_ref(), *shard_size, stamp)
         }
         Command::DeleteTenant { tenant, expected } => tenants::delete(draft, tenant, *expected, stamp),
+        Command::RemoveTenant { tenant } => tenants::remove(draft, tenant),
         other => storage_step(draft, other, stamp),
     }
 }

@@ -151,3 +151,13 @@ pub(super) fn forgot(draft: &mut Draft<'_>, key: &Key, number: u64, node: NodeId
     draft.put(key, row)?;
     Ok(Outcome::Done)
 }
+
+/// A partition in which a tenant has open seals.
+pub(super) fn first_open(draft: &Draft<'_>, tenant: &TenantId, partitions: u32) -> Result<Option<PartitionId>, Stop> {
+    for partition in (0..partitions).map(PartitionId) {
+        if draft.row::<Seals>(&(tenant.clone(), partition))?.is_some_and(|row| !row.open.is_empty()) {
+            return Ok(Some(partition));
+        }
+    }
+    Ok(None)
+}

@@ -179,6 +179,34 @@ fn a_lease_is_one_nodes_and_an_old_holder_decides_nothing() {
 }
 
 #[test]
+fn a_tenant_is_forgotten_when_nothing_of_it_is_left() {
+    let mut fed = fed();
+    let remove = || Command::RemoveTenant { tenant: acme() };
+    assert!(matches!(refused(fed.one(remove())), Refusal::TenantInUse { .. }), "it is not marked");
+    fed.one(seal(1));
+    let range = TimeRange { start: 0, end: 1 };
+    let order = Command::AddDeletion { tenant: acme(), selectors: vec!["up".to_owned()], range };
+    let Outcome::Deletion { index } = fed.one(order) else { panic!("no deletion") };
+    let version = fed.view.tenants.get(&acme()).unwrap().version;
+    fed.one(Command::DeleteTenant { tenant: acme(), expected: version });
+    assert!(matches!(refused(fed.one(remove())), Refusal::TenantInUse { .. }), "a deletion is left");
+    fed.one(Command::RemoveDeletion { tenant: acme(), index, fence: None });
+    assert!(matches!(refused(fed.one(remove())), Refusal::TenantInUse { .. }), "a seal is open");
+    fed.one(cut(1, None, 0, None));
+    for node in [1, 3] {
+        assert_eq!(fed.one(forgot(1, node)), Outcome::Done);
+    }
+    assert_eq!(fed.one(remove()), Outcome::Done);
+    assert!(fed.view.tenants.get(&acme()).is_none());
+    assert_eq!(fed.view.cluster.as_ref().unwrap().tenant_count, 0);
+    assert!(matches!(refused(fed.one(remove())), Refusal::UnknownTenant { .. }));
+    // It may come again, and its seals go on counting: a head may remember the number.
+    fed.one(Command::CreateTenant { tenant: acme(), limits: TenantLimits::default(), shard_size: 0 });
+    assert!(matches!(refused(fed.one(seal(1))), Refusal::SealNumber { found: 2, .. }));
+    assert_eq!(fed.one(seal(2)), Outcome::Seal { number: 2 });
+}
+
+#[test]
 fn deletions_are_bounded_and_named_by_their_index() {
     let mut fed = fed();
     let add = |selectors: Vec<String>, range| Command::AddDeletion { tenant: acme(), selectors, range };

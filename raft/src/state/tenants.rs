@@ -10,9 +10,9 @@ use engram_model::Millis;
 use engram_model::tenant::{TenantId, TenantLimits};
 use serde::{Deserialize, Serialize};
 
-use super::draft::{Change, Draft, Row, Table};
+use super::draft::{Change, Draft, Leaves, Row, Table};
 use super::ring::{PARTITIONS_MAX, cluster};
-use super::{Stamp, Stop};
+use super::{Stamp, Stop, deletions, seals};
 use crate::command::Outcome;
 use crate::error::Refusal;
 
@@ -74,7 +74,13 @@ impl Row for TenantRow {
     }
 
     fn change(key: &TenantId, row: Arc<Self>) -> Option<Change> {
-        Some(Change::Tenant(key.clone(), row))
+        Some(Change::Tenant(key.clone(), Some(row)))
+    }
+}
+
+impl Leaves for TenantRow {
+    fn gone(key: &TenantId) -> Change {
+        Change::Tenant(key.clone(), None)
     }
 }
 
@@ -176,4 +182,24 @@ pub(super) fn delete(draft: &mut Draft<'_>, tenant: &TenantId, expected: u64, st
     let version = row.version;
     draft.put(tenant, row)?;
     Ok(Outcome::Tenant { version, created: false })
+}
+
+/// Forgets a tenant of which nothing is left.
+pub(super) fn remove(draft: &mut Draft<'_>, tenant: &TenantId) -> Result<Outcome, Stop> {
+    let in_use = |why: String| Err(Refusal::TenantInUse { tenant: tenant.clone(), why }.into());
+    if known(draft, tenant)?.deleted.is_none() {
+        return in_use("it is not marked for deletion".to_owned());
+    }
+    let deletions = deletions::count(draft, tenant)?;
+    if deletions > 0 {
+        return in_use(format!("{deletions} deletions of its series are not carried out"));
+    }
+    let mut cluster = cluster(draft)?;
+    if let Some(partition) = seals::first_open(draft, tenant, cluster.partition_count)? {
+        return in_use(format!("partition {} has an open seal", partition.0));
+    }
+    cluster.tenant_count = cluster.tenant_count.saturating_sub(1);
+    draft.put(&(), cluster)?;
+    draft.delete::<TenantRow>(tenant);
+    Ok(Outcome::Done)
 }

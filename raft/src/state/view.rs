@@ -148,7 +148,8 @@ impl View {
                 Change::Cluster(row) => next.cluster = Some(row),
                 Change::Node(key, row) => next.nodes.insert(key, row),
                 Change::Partition(key, row) => next.partitions.insert(key, row),
-                Change::Tenant(key, row) => next.tenants.insert(key, row),
+                Change::Tenant(key, Some(row)) => next.tenants.insert(key, row),
+                Change::Tenant(key, None) => drop(next.tenants.remove(&key)),
                 Change::Block(tenant, id, row) => keep(&mut next.blocks, &tenant, id, row),
                 Change::Seals(tenant, partition, row) => {
                     next.seals.edit(&tenant, |seals| seals.insert(partition, row));

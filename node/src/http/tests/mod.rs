@@ -3,6 +3,7 @@
 //! real connections.
 
 mod api;
+mod blocks;
 mod pushing;
 mod serving;
 mod tenants;
@@ -35,7 +36,9 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
-use super::port::{Exemplars, Flush, Imports, Listed, Node, Part, Push, Read, Snapshots, Survey, Tenants, Wanted};
+use super::port::{
+    Blocks, Exemplars, Flush, Imports, Listed, Node, Part, Push, Read, Snapshots, Survey, Tenants, Wanted,
+};
 use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
 use crate::blocks::check::Depth;
@@ -242,6 +245,43 @@ impl Survey for Fake {
     }
 }
 
+impl Blocks for Fake {
+    fn list(&self, tenant: &TenantId) -> serde_json::Value {
+        self.ask(format!("blocks of {tenant}"));
+        serde_json::json!({ "blocks": [] })
+    }
+
+    fn plan(&self, tenant: &TenantId) -> serde_json::Value {
+        self.ask(format!("plan of {tenant}"));
+        serde_json::json!({ "jobs": [] })
+    }
+
+    fn inspect<'a>(&'a self, tenant: &'a TenantId, id: BlockId) -> BoxFuture<'a, Result<serde_json::Value, Error>> {
+        self.ask(format!("block {id} of {tenant}"));
+        Box::pin(async move { Err(Error::new(Class::NotFound, "no such block")) })
+    }
+
+    fn verify<'a>(&'a self, tenant: &'a TenantId, id: BlockId) -> BoxFuture<'a, Result<serde_json::Value, Error>> {
+        self.ask(format!("verify {id} of {tenant}"));
+        Box::pin(async move { Ok(serde_json::json!({ "ok": true })) })
+    }
+
+    fn delete_series<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        selectors: Vec<String>,
+        range: TimeRange,
+    ) -> BoxFuture<'a, Result<Option<u64>, Error>> {
+        self.ask(format!("delete {selectors:?} of {tenant} from {} until {}", range.start, range.end));
+        Box::pin(async move { Ok(Some(7)) })
+    }
+
+    fn clean<'a>(&'a self, tenant: &'a TenantId, wait: bool) -> BoxFuture<'a, Result<(), Error>> {
+        self.ask(format!("clean {tenant} {wait}"));
+        Box::pin(async move { Ok(()) })
+    }
+}
+
 impl Push for Fake {
     fn body_bytes_max(&self) -> usize {
         100
@@ -287,6 +327,7 @@ fn app_of(fake: &Arc<Fake>) -> (Arc<App>, Metrics) {
         read: fake.clone(),
         push: fake.clone(),
         tenants: fake.clone(),
+        blocks: fake.clone(),
         snapshots: fake.clone(),
         flush: fake.clone(),
         imports: fake.clone(),

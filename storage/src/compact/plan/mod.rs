@@ -28,15 +28,15 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engram_model::block::{BlockId, BlockMeta, Shard};
+use engram_model::block::{BlockId, BlockMeta, LEVEL_MAX, SHARDS_MAX, Shard};
 use engram_model::{Millis, TimeRange};
 
 /// A cell is quiet when nothing came into it for this part of its length: five minutes for two hours.
 pub const SETTLE_PART: i64 = 24;
 /// Most blocks one job writes: each has its buffers and a part of the index in memory.
 pub const OUTPUTS_MAX: u32 = 64;
-/// Most parts the series of a tenant are divided into.
-const SHARDS_MAX: u32 = 1 << 16;
+/// Most names of sources in all results of a job together: they go through the metadata in one command.
+const NAMES_MAX: u32 = 4_096;
 
 /// How blocks are compacted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -320,7 +320,8 @@ impl<'a> Planner<'a> {
         let series = sources.iter().map(|one| at(one.range.start).map(|block| block.series).sum::<u64>()).max();
         let bytes: u64 = sources.iter().map(|block| block.bytes()).sum();
         let wanted = series.unwrap_or(0).div_ceil(self.rules.series_max).max(bytes.div_ceil(self.rules.bytes_max));
-        let most = u64::from((SHARDS_MAX / common).clamp(1, OUTPUTS_MAX));
+        let by_names = NAMES_MAX / u32::try_from(sources.len()).unwrap_or(NAMES_MAX).clamp(1, NAMES_MAX);
+        let most = u64::from((SHARDS_MAX / common).min(by_names).clamp(1, OUTPUTS_MAX));
         let parts = wanted.clamp(1, most).next_power_of_two();
         u32::try_from(if parts > most { parts / 2 } else { parts }).unwrap_or(1)
     }
@@ -348,7 +349,7 @@ impl<'a> Planner<'a> {
         let mut names: Vec<_> = sources.iter().map(|block| block.id).collect();
         names.sort_unstable();
         self.used.extend(&names);
-        let level = sources.iter().map(|block| block.level).max().unwrap_or(0).saturating_add(1);
+        let level = sources.iter().map(|block| block.level).max().unwrap_or(0).saturating_add(1).min(LEVEL_MAX);
         let bytes = sources.iter().map(|block| block.bytes()).sum();
         self.jobs.push(Job { kind, range, sources: names, outputs, level, bytes, due_at });
     }
