@@ -355,6 +355,7 @@ async fn recover(
     let opened = tokio::task::spawn_blocking(move || -> Result<(NodeLog, Recovered), StartError> {
         let mut recovery = Recovery::new(&for_log);
         let mut entries = 0_u64;
+        note.check_there(&path).map_err(StartError::Failed)?;
         let log = NodeLog::open(Arc::new(RealDisk), &path, options, &mut |position, bytes| {
             entries += 1;
             if entries % 4096 == 1 {

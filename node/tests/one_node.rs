@@ -237,3 +237,25 @@ async fn the_series_limit_is_of_the_tenant_not_of_each_partition() {
     assert!((100..=107).contains(&count), "{count} series of 100 allowed");
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_deleted_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    assert_eq!(node.push("acme", &[(UP, &[(NOW, 1.0)])]).await.0, 204);
+    node.stop().await;
+    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let config = || engram_node::config::Config {
+        data_dir: dir.path().to_owned(),
+        http_listen: "127.0.0.1:0".into(),
+        grpc_listen: "127.0.0.1:0".into(),
+        ..Default::default()
+    };
+    let begin = || engram_node::Node::start(config(), engram_model::time::Clock::real(), Default::default());
+    let text = begin().await.err().unwrap().to_string();
+    assert!(text.contains("was deleted") && text.contains("log.reached"), "{text}");
+    std::fs::remove_file(dir.path().join("log.reached")).unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    assert!(node.samples("acme", "up", NOW).await.is_empty());
+    node.stop().await;
+}

@@ -1,7 +1,7 @@
 //! Keeper: bounds what a node holds. Drops samples past their retention, and keeps the log short.
 //!
 //! Why checkpoints: the log holds every append since the node began, and recovery reads all of it. When it has grown
-//! to several times what the heads hold, every head is written into the log anew, as compressed chunks, and the
+//! to twice what the heads hold, every head is written into the log anew, as compressed chunks, and the
 //! segments before are dropped. A crash at any point leaves either the old segments or a complete round.
 //!
 //! What does not succeed is tried again at the next look: a partition that is too busy now must not end the keeper, for
@@ -105,7 +105,8 @@ async fn run(config: Config) -> Result<(), ChildError> {
     }
 }
 
-/// When the next round is due. A round costs about what it writes, so it waits until the log has grown fourfold.
+/// When the next round is due. A round costs about what it writes, which is little since full chunks are only named; what
+/// the log has grown by since is what a crash costs. So it waits until the log has doubled.
 #[derive(Debug)]
 struct Growth {
     /// What the log held after the last round; `None` until the first look after it, because the log's thread removes
@@ -122,7 +123,7 @@ impl Default for Growth {
 
 impl Growth {
     fn is_due(&mut self, held: u64, min: u64) -> bool {
-        held > min && held / 4 > *self.after_last.get_or_insert(held)
+        held > min && held / 2 > *self.after_last.get_or_insert(held)
     }
 
     fn rounded(&mut self) {
@@ -181,7 +182,7 @@ mod tests {
         assert!(growth.is_due(1001, 1000) && growth.is_due(1001, 1000), "a round that failed stays due");
         growth.rounded();
         assert!(!growth.is_due(2000, 1000), "what is held now is the measure");
-        assert!(!growth.is_due(8000, 1000));
-        assert!(growth.is_due(8004, 1000));
+        assert!(!growth.is_due(4000, 1000));
+        assert!(growth.is_due(4004, 1000));
     }
 }

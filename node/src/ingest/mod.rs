@@ -153,11 +153,19 @@ impl LocalReplica {
                 tenants.insert(tenant);
             }
         }
+        let files = self.heads.iter().filter_map(Heads::files).map(|files| files.held());
+        let (files, file_bytes) = files.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let waiting: usize = self.partitions.iter().map(partition::Handle::depth).sum();
         vec![
             Reading::gauge("ingest_series", "Series in the heads of this node", series as f64),
             Reading::gauge("ingest_samples", "Samples in the heads of this node", samples as f64),
             Reading::gauge("ingest_tenants", "Tenants with a head on this node", tenants.len() as f64),
+            Reading::gauge(
+                "ingest_chunk_files",
+                "Files of full chunks that heads, readers or checkpoints hold",
+                files as f64,
+            ),
+            Reading::gauge("ingest_chunk_file_bytes", "Bytes of these files", file_bytes as f64),
             Reading::gauge("ingest_appends_waiting", "Appends in the mailboxes of the partitions", waiting as f64),
         ]
     }

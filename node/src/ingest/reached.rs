@@ -37,6 +37,16 @@ impl Reached {
         self.dir.join("log.reached")
     }
 
+    /// Whether there is a log at all where there was one: before it is opened, which makes a new one.
+    ///
+    /// # Errors
+    /// It is gone, and the ways out; or that the note cannot be read.
+    pub fn check_there(&self, log: &Path) -> Result<(), String> {
+        let Some(entry) = self.read().map_err(|e| e.to_string())? else { return Ok(()) };
+        let is_there = self.disk.list(log).is_ok_and(|names| names.iter().any(|name| name.ends_with(".log")));
+        if is_there { Ok(()) } else { Err(self.gone(log, 0, entry)) }
+    }
+
     /// Holds what was found of the log against the note.
     ///
     /// # Errors
@@ -44,16 +54,17 @@ impl Reached {
     pub fn check(&self, log: &Path, found: &Replayed) -> Result<(), String> {
         let Some(entry) = self.read().map_err(|e| e.to_string())? else { return Ok(()) };
         let have = found.next.0.saturating_sub(1);
-        if have >= entry && !found.is_new() {
-            return Ok(());
-        }
-        let (log, note) = (log.display(), self.path());
-        Err(format!(
-            "the log {log} has entries up to {have}, and had them up to {entry} at least: it was deleted, or exchanged \
-             for an older copy, and acknowledged samples are missing. Put the log back, or a whole backup of the data \
+        if have >= entry { Ok(()) } else { Err(self.gone(log, have, entry)) }
+    }
+
+    fn gone(&self, log: &Path, have: u64, entry: u64) -> String {
+        format!(
+            "the log {} has entries up to {have}, and had them up to {entry} at least: it was deleted, or exchanged for \
+             an older copy, and acknowledged samples may be missing. Put the log back, or a whole backup of the data \
              directory; to go on without these samples, delete {}",
-            note.display()
-        ))
+            log.display(),
+            self.path().display()
+        )
     }
 
     /// The entry of the note; none when there is none.
@@ -111,10 +122,12 @@ mod tests {
         let disk = FaultDisk::new();
         let reached = Reached::new(Arc::new(disk.clone()), Path::new("d"));
         let check = |found: &Replayed| reached.check(Path::new("d/log"), found);
-        let (new, old) = (found(&disk, 5), found(&disk, 10));
-        assert_eq!(check(&new), Ok(()), "a new directory");
+        let there = || reached.check_there(Path::new("d/log"));
+        assert_eq!(there(), Ok(()), "a new directory");
         reached.note(0).unwrap();
-        assert!(check(&new).is_err() && check(&old).is_ok(), "there was a log, if an empty one");
+        assert!(there().is_err(), "there was a log, if an empty one");
+        let (new, old) = (found(&disk, 5), found(&disk, 10));
+        assert!(there().is_ok() && check(&new).is_ok() && check(&old).is_ok());
         reached.note(10).unwrap();
         let whole = found(&disk, 10);
         assert!(check(&whole).is_ok());

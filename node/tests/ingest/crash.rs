@@ -97,7 +97,7 @@ async fn check(ingest: &Ingest, known: &Known, what: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_power_may_fail_at_any_act() {
     let dir = tempfile::tempdir().unwrap();
-    let meta = meta(dir.path()).await;
+    let (meta, group) = meta(dir.path()).await;
     for stop in 0.. {
         let (disk, mut known) = (FaultDisk::new(), Known::default());
         disk.stop_after(stop);
@@ -120,6 +120,7 @@ async fn the_power_may_fail_at_any_act() {
         ingest.close().await;
         if done.is_some() {
             assert!(stop > 50, "the disk was asked {stop} times only");
+            group.shutdown().await.unwrap();
             return;
         }
     }
@@ -142,7 +143,7 @@ async fn with_files(meta: &Meta) -> (FaultDisk, Known, Vec<String>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_of_a_chunk_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let meta = meta(dir.path()).await;
+    let (meta, group) = meta(dir.path()).await;
     let (disk, known, files) = with_files(&meta).await;
     let path = Path::new("d/head").join(&files[1]);
     // A byte of a chunk: found by whoever reads it, and by nobody else.
@@ -157,12 +158,13 @@ async fn damage_of_a_chunk_file_is_named() {
     assert!(open(&disk, &meta).err().is_some_and(|e| e.contains(&files[1])));
     disk.remove(&path).unwrap();
     assert!(open(&disk, &meta).err().is_some_and(|e| e.contains(&files[1]) && e.contains("partition 0")));
+    group.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_keeps_chunks_in_memory_and_a_failed_sync_ends_the_partition() {
     let dir = tempfile::tempdir().unwrap();
-    let meta = meta(dir.path()).await;
+    let (meta, group) = meta(dir.path()).await;
     let (disk, mut known) = (FaultDisk::new(), Known::default());
     let ingest = open(&disk, &meta).unwrap();
     disk.fill(true);
@@ -182,4 +184,5 @@ async fn a_full_disk_keeps_chunks_in_memory_and_a_failed_sync_ends_the_partition
     let ingest = open(&disk, &meta).unwrap();
     check(&ingest, &known, "after a failed sync").await;
     ingest.close().await;
+    group.shutdown().await.unwrap();
 }

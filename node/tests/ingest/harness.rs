@@ -43,12 +43,13 @@ pub fn heads() -> Heads {
     Heads::new(Arc::new(Symbols::default()), HeadOptions::default())
 }
 
-pub async fn meta(dir: &std::path::Path) -> Meta {
+/// The metadata, and its group, which a test ends when it is done: its threads must not outlive the process.
+pub async fn meta(dir: &std::path::Path) -> (Meta, Arc<Group>) {
     let node = NodeSpec { zone: "z".into(), grpc: "g".into(), http: "h".into(), version: "1".into() };
     let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
-    let group = Group::open(GroupOptions::new(dir.join("meta"), node, first, Clock::test(0))).await.unwrap();
+    let group = Arc::new(Group::open(GroupOptions::new(dir.join("meta"), node, first, Clock::test(0))).await.unwrap());
     let defaults = TenantDefaults { limits: TenantLimits::default(), shard_size: 0, tenants_max: 10 };
-    Meta::new(Arc::new(group), defaults)
+    (Meta::new(group.clone(), defaults), group)
 }
 
 /// One sample of `up` at `at`.

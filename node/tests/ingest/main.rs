@@ -31,7 +31,8 @@ const WINDOW: TimeRange = TimeRange { start: 0, end: 7_200_000 };
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_window_is_sealed_cut_and_forgotten_and_a_restart_agrees() {
     let dir = tempfile::tempdir().unwrap();
-    let (meta, clock, told) = (meta(dir.path()).await, Clock::test(1000), Arc::new(Told::default()));
+    let (meta, group) = meta(dir.path()).await;
+    let (clock, told) = (Clock::test(1000), Arc::new(Told::default()));
     let ingest = Ingest::open(dir.path(), &meta, &clock);
     for at in [10, 20, 7_200_000] {
         assert_eq!(ingest.write(at).await.samples, 1);
@@ -83,12 +84,13 @@ async fn a_window_is_sealed_cut_and_forgotten_and_a_restart_agrees() {
     assert!(ingest.live().await.is_empty() && ingest.times(59).await.unwrap_err().is_stale_view());
     assert!(ingest.times(60).await.unwrap().is_empty());
     ingest.close().await;
+    group.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_room_at_the_log_gives_back_what_it_holds() {
     let dir = tempfile::tempdir().unwrap();
-    let meta = meta(dir.path()).await;
+    let (meta, group) = meta(dir.path()).await;
     let log = NodeLog::open(Arc::new(RealDisk), &dir.path().join("log"), Options::default(), &mut |_, _| Ok(()));
     let (heads, stop) = (heads(), CancellationToken::new());
     let (handle, child) = partition::child(partition::Config {
@@ -111,6 +113,7 @@ async fn who_waits_for_room_at_the_log_gives_back_what_it_holds() {
     assert_eq!(heads.get(&TenantId::anonymous()).unwrap().read().sample_count(), 200);
     stop.cancel();
     supervisor.join(LONG).await;
+    group.shutdown().await.unwrap();
 }
 
 #[test]

@@ -175,7 +175,7 @@ pub struct ChunkFiles {
     garbage: Arc<Mutex<Vec<u64>>>,
     /// Bytes of full chunks on the heap that wait to be put into a file.
     waiting: AtomicUsize,
-    /// How many must wait before it is worth a file; grows while the disk refuses.
+    /// How many must wait before it is worth a file; grows with what had to stay.
     wanted: AtomicUsize,
     least: usize,
 }
@@ -328,17 +328,21 @@ impl ChunkFiles {
                 continue;
             }
             for some in pieces(&all, chunks) {
-                match self.write(window, &some, chunks, &mut kept) {
-                    Ok(()) => self.wanted.store(self.least, Ordering::Relaxed),
-                    Err(error) => {
-                        let wanted = self.waiting.load(Ordering::Relaxed).max(self.least).saturating_mul(2);
-                        self.wanted.store(wanted, Ordering::Relaxed);
-                        return Err(error);
-                    }
+                if let Err(error) = self.write(window, &some, chunks, &mut kept) {
+                    self.wait_for_twice(chunks.iter());
+                    return Err(error);
                 }
             }
         }
+        let left = chunks.iter().zip(&kept).filter(|(_, kept)| kept.is_none());
+        self.wait_for_twice(left.map(|(chunk, _)| chunk));
         Ok(kept)
+    }
+
+    /// What stays on the heap now is not looked at again before there is twice as much.
+    fn wait_for_twice<'a>(&self, left: impl Iterator<Item = &'a (Millis, Chunk)>) {
+        let bytes: usize = left.map(|(_, chunk)| chunk.bytes.len()).sum();
+        self.wanted.store(self.least.max(bytes.saturating_mul(2)), Ordering::Relaxed);
     }
 
     fn write(

@@ -35,14 +35,6 @@ pub struct Replayed {
     pub(super) last_is_empty: bool,
 }
 
-impl Replayed {
-    /// Whether there was no log yet, not even an empty one.
-    #[must_use]
-    pub fn is_new(&self) -> bool {
-        self.segments.is_empty()
-    }
-}
-
 /// What stands where the next group is expected.
 enum Found {
     Group(group::Header),

@@ -11,7 +11,7 @@ mod steps;
 use std::path::Path;
 use std::sync::Arc;
 
-use engram_model::histogram::{BucketSpan, Histogram};
+use engram_model::histogram::{BucketSpan, Histogram, ResetHint};
 use engram_model::sample::{Exemplar, Metadata, MetricKind, Value};
 use engram_model::series::{Columns, SampleSource};
 use engram_model::{Labels, Matcher, TimeRange};
@@ -373,4 +373,81 @@ fn series_that_hold_nothing_are_dropped() {
     assert!(!head.is_empty());
     head.forget_frozen(1, 5, &mut Vec::new()).unwrap();
     assert!(head.is_empty() && head.label_names(&[], TimeRange::ALL).is_empty());
+}
+
+/// Goal: what holds for floats that come late, twice or differently holds for native histograms: exponential ones, those
+/// with custom buckets, gauges. Method: by hand, on each side of the window.
+#[test]
+fn histograms_come_late_and_twice_as_floats_do() {
+    let exponential = |count: f64| Histogram {
+        integer: true,
+        schema: 3,
+        count,
+        sum: 2.0 * count,
+        positive_spans: vec![BucketSpan { offset: -2, length: 2 }],
+        positive_buckets: vec![count - 1.0, 1.0],
+        ..Histogram::default()
+    };
+    let custom = |count: f64| Histogram {
+        schema: -53,
+        custom_values: vec![0.5, 1.0],
+        positive_spans: vec![BucketSpan { offset: 0, length: 3 }],
+        ..Histogram { positive_buckets: vec![count - 2.0, 1.0, 1.0], ..exponential(count) }
+    };
+    let gauge = |count: f64| Histogram { reset_hint: ResetHint::Gauge, ..exponential(count) };
+    let kinds: [&dyn Fn(f64) -> Histogram; 3] = [&exponential, &custom, &gauge];
+    for (i, of) in kinds.into_iter().enumerate() {
+        let mut head = new_head();
+        let mut log = Vec::new();
+        let mut write = |head: &mut Head, at: i64, count: f64, late_ms: i64| {
+            let sample = (at, Value::Histogram(Arc::new(of(count))), 0);
+            let (batch, picks) = batch_of(&[(Labels::from_pairs([("__name__", "h")]), vec![sample])]);
+            let limits = AppendLimits { out_of_order_window_ms: late_ms, ..LIMITS };
+            let mut payload = Vec::new();
+            let staged = head.stage(&batch, &picks, &limits, &mut payload);
+            log.push(payload);
+            let receipt = head.apply(&batch, &staged);
+            (receipt.appended, receipt.duplicates, receipt.refused.first().map(|refused| refused.reason))
+        };
+        assert_eq!(write(&mut head, 100_000, 9.0, 0), (1, 0, None), "kind {i}");
+        assert_eq!(write(&mut head, 70_000, 6.0, 0), (0, 0, Some(Reason::OutOfOrder)));
+        assert_eq!(write(&mut head, 70_000, 6.0, 30_000), (1, 0, None));
+        assert_eq!(write(&mut head, 69_999, 5.0, 30_000), (0, 0, Some(Reason::TooOld)));
+        assert_eq!(write(&mut head, 70_000, 6.0, 0), (0, 1, None));
+        assert_eq!(write(&mut head, 70_000, 7.0, 30_000), (0, 0, Some(Reason::DuplicateDifferentValue)));
+        assert_eq!(write(&mut head, 100_000, 9.0, 0), (0, 1, None));
+        let mut columns = Columns::default();
+        head.everything()[0].chunks.read(TimeRange::ALL, &mut columns).unwrap();
+        assert_eq!(columns.histogram_times, [70_000, 100_000]);
+        let counts: Vec<_> = columns.histograms.iter().map(|h| (h.count, h.custom_values.len())).collect();
+        assert_eq!(counts, [(6.0, of(6.0).custom_values.len()), (9.0, of(9.0).custom_values.len())]);
+        assert_eq!(head.digests(), &head.recompute_digests().unwrap());
+        assert_same(&head, &replayed(&log));
+    }
+}
+
+#[test]
+fn chunks_too_few_for_a_file_wait_until_there_are_twice_as_many() {
+    let disk = FaultDisk::new();
+    let files = ChunkFiles::open_all(&(Arc::new(disk.clone()) as _), Path::new("d"), 1, 2000).unwrap().remove(0);
+    let mut head = head_in(&files);
+    let fill = |head: &mut Head, window: i64| {
+        let samples: Vec<_> =
+            (0_u8..121).map(|i| (window * WINDOW + i64::from(i) * 1000, f64::from(i).sqrt())).collect();
+        let (batch, picks) = batch_of(&[one("a", &samples)]);
+        let staged = head.stage(&batch, &picks, &LIMITS, &mut Vec::new());
+        assert_eq!(head.apply(&batch, &staged).appended, 121);
+    };
+    let mut window = 0;
+    while !files.is_due() {
+        fill(&mut head, window);
+        window += 1;
+    }
+    let mut full = head.take_full();
+    keep_full(&files, &mut full).unwrap();
+    head.put_kept(full);
+    assert!(disk.list(Path::new("d")).unwrap().is_empty() && !files.is_due(), "{window} windows, a chunk each");
+    (window..2 * window).for_each(|window| fill(&mut head, window));
+    assert!(files.is_due());
+    assert_eq!(head.digests(), &head.recompute_digests().unwrap());
 }
