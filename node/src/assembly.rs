@@ -562,6 +562,7 @@ fn block_readings(blocks: &Blocks) -> Vec<Reading> {
         |kind, value| Reading::counter("blocks_cache_pages", "Pages of blocks by where they were", value).of(kind);
     vec![
         Reading::counter("blocks_opened", "Blocks opened by readers", get(&own.opened)),
+        Reading::gauge("blocks_open", "Blocks that readers hold open", blocks.open_count() as f64),
         Reading::counter("blocks_read_corrupt", "Readings of blocks that found damage", get(&own.corrupt)),
         Reading::counter("blocks_chunk_bytes", "Bytes of chunks handed to queries", get(&own.chunk_bytes)),
         Reading::counter("blocks_fetch_requests", "Requests for ranges of blocks", get(&fetch.requests)),

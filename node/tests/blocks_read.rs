@@ -430,6 +430,7 @@ async fn a_cut_and_a_compaction_in_the_middle_of_a_query_leave_no_hole_and_no_do
     world.meta.replace_blocks(&tenant(), replacement, &lease, LONG).await.unwrap();
     assert_eq!(world.count().await.unwrap(), 300.0);
     assert_eq!(world.view().block_rows().len(), 1);
+    assert_eq!(world.blocks.open_count(), 1, "the sources are closed");
     assert_eq!(read(&stale, &[], TimeRange::ALL).await.unwrap(), both, "an older view reads the sources to its end");
     let usage = world.reader().usage(&tenant()).await.unwrap();
     assert_eq!((usage.series, usage.samples, usage.bounds), (1, 310, Some((0, WINDOW + 49 * 60_000))));

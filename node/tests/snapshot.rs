@@ -204,6 +204,30 @@ async fn a_snapshot_holds_all_its_tenant_has_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_went_to_blocks_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {}).await;
+    let mut all = everything();
+    write(&node, "acme", &all).await;
+    let url = format!("{}/api/v1/admin/flush?wait=true", node.url);
+    let flushed = client().post(url).header("X-Scope-OrgID", "acme").send().await.unwrap();
+    assert!(flushed.status().is_success(), "{}", flushed.text().await.unwrap());
+    let (_, answer) = snapshot(&node, "acme", "").await;
+    assert_eq!(read(&folder(dir.path(), &answer, "acme")), all, "all of it lies in blocks");
+    let later = NOW + STEPS * STEP;
+    for samples in all.values_mut().filter(|samples| matches!(samples.values().next(), Some(SampleValue::Float(_)))) {
+        samples.insert(later, SampleValue::Float(7.0));
+    }
+    let floats = all.iter().filter(|(_, samples)| samples.contains_key(&later));
+    let newest = floats.map(|(labels, _)| (labels.clone(), [(later, SampleValue::Float(7.0))].into()));
+    write(&node, "acme", &newest.collect()).await;
+    let (status, answer) = snapshot(&node, "acme", "").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(read(&folder(dir.path(), &answer, "acme")), all, "heads and blocks hold parts of one window");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn writes_in_between_do_not_make_it_wrong() {
     // Each answer of 200 says that the blocks were held against the digests of one moment.
     let dir = tempfile::tempdir().unwrap();

@@ -67,6 +67,7 @@ impl View {
         let mut look = meta.blocks(tenant);
         look.blocks.retain(|row| row.marked.is_none());
         look.blocks.sort_by_key(|row| (row.meta.range.start, row.meta.id));
+        blocks.keep_only(tenant, &look.blocks);
         Self {
             tenant: tenant.clone(),
             config: meta.tenant(tenant),

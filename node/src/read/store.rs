@@ -7,7 +7,7 @@
 //! An opened block is the sparse table of its index; those used last stay, up to a bound. What is damaged is read once
 //! more without the cache before anybody is told: a bit may have turned on the way or on the cache's disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,43 +100,51 @@ pub struct Opened {
 
 type Cell = Arc<OnceCell<Arc<Opened>>>;
 
+/// A block that is opened, or about to be.
+struct Entry {
+    tenant: TenantId,
+    cell: Cell,
+    bytes: u64,
+    used: u64,
+}
+
 /// Opened blocks; the one used longest ago goes first.
 #[derive(Default)]
 struct OpenedBlocks {
-    /// Each with its bytes and its last use.
-    all: HashMap<BlockId, (Cell, u64, u64)>,
+    all: HashMap<BlockId, Entry>,
     bytes: u64,
     uses: u64,
 }
 
 impl OpenedBlocks {
-    fn cell(&mut self, id: BlockId) -> Cell {
+    fn cell(&mut self, tenant: &TenantId, id: BlockId) -> Cell {
         self.uses += 1;
-        let entry = self.all.entry(id).or_default();
-        entry.2 = self.uses;
-        let cell = entry.0.clone();
+        let fresh = || Entry { tenant: tenant.clone(), cell: Cell::default(), bytes: 0, used: 0 };
+        let entry = self.all.entry(id).or_insert_with(fresh);
+        entry.used = self.uses;
+        let cell = entry.cell.clone();
         self.trim(id, u64::MAX);
         cell
     }
 
     fn remove(&mut self, id: BlockId) {
-        if let Some((_, bytes, _)) = self.all.remove(&id) {
-            self.bytes -= bytes;
+        if let Some(entry) = self.all.remove(&id) {
+            self.bytes -= entry.bytes;
         }
     }
 
     /// Counts one that was just opened, and lets others go.
     fn opened(&mut self, id: BlockId, bytes: u64, bytes_max: u64) {
         if let Some(entry) = self.all.get_mut(&id) {
-            self.bytes = self.bytes - entry.1 + bytes;
-            entry.1 = bytes;
+            self.bytes = self.bytes - entry.bytes + bytes;
+            entry.bytes = bytes;
         }
         self.trim(id, bytes_max);
     }
 
     fn trim(&mut self, keep: BlockId, bytes_max: u64) {
         while self.all.len() > OPENED_MAX || (self.bytes > bytes_max && self.all.len() > 1) {
-            let oldest = self.all.iter().filter(|(other, _)| **other != keep).min_by_key(|(_, entry)| entry.2);
+            let oldest = self.all.iter().filter(|(other, _)| **other != keep).min_by_key(|(_, entry)| entry.used);
             let Some(oldest) = oldest.map(|(id, _)| *id) else { return };
             self.remove(oldest);
         }
@@ -231,6 +239,23 @@ impl Blocks {
         &self.0.fetcher
     }
 
+    /// Closes the tenant's blocks that are not among `rows` any more: an open file keeps its space on the disk.
+    pub fn keep_only(&self, tenant: &TenantId, rows: &[Arc<BlockRow>]) {
+        let mut opened = self.0.opened.lock();
+        let own: Vec<_> = opened.all.iter().filter(|(_, entry)| entry.tenant == *tenant).map(|(id, _)| *id).collect();
+        if own.is_empty() {
+            return;
+        }
+        let there: HashSet<_> = rows.iter().map(|row| row.meta.id).collect();
+        own.iter().filter(|id| !there.contains(id)).for_each(|id| opened.remove(*id));
+    }
+
+    /// How many blocks are open.
+    #[must_use]
+    pub fn open_count(&self) -> usize {
+        self.0.opened.lock().all.len()
+    }
+
     /// The series of a block that all matchers pass, with chunks in `range`. More than `series_max` candidates (0: no
     /// limit) are refused as Limited before they are read.
     ///
@@ -300,7 +325,7 @@ impl Blocks {
     }
 
     async fn opened(&self, row: &Arc<BlockRow>, cost: &Cost) -> Result<Arc<Opened>, Error> {
-        let cell = self.0.opened.lock().cell(row.meta.id);
+        let cell = self.0.opened.lock().cell(&row.meta.tenant, row.meta.id);
         let opened = cell.get_or_try_init(|| self.open(row, cost)).await?;
         Ok(opened.clone())
     }
