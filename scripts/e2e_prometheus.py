@@ -4,7 +4,8 @@ A real Prometheus scrapes itself, a node exporter and Engram, and remote-writes 
 ends (so staleness markers are written too), the queue drains, and each question below is put to both at the same
 moments: same result type, same label sets, same times, same values to 1 part in 10^9. A second Prometheus that has
 nothing but remote read of Engram is asked as well: its answers are Engram's. Prometheus' own blocks, as a snapshot of it
-holds them, are imported for another tenant: its answers are Prometheus'.
+holds them, are imported for another tenant: its answers are Prometheus'. Between
+the two Engram brings all it has to blocks, promtool reads them, and everything is asked again.
 
 Engram speaks Prometheus 3, Debian's is Prometheus 2; where the two are known to differ nothing is asked. So moments
 are chosen off every scrape (3 leaves out a sample exactly at the left end of a window), no window reaches back to
@@ -459,6 +460,34 @@ def compare_remote_read(c, processes, folder, engram, port, last, gone):
     c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
 
 
+def blocks(c, folder):
+    """Brings everything to blocks; Prometheus' own tool must read them, with as many samples as were flushed."""
+    flushed = ask(c.engram, 'admin/flush', {'wait': 'true'}, post=True)
+    root = os.path.join(folder, 'engram', 'blocks', 'anonymous')
+    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    same = sorted(flushed['blocks']) == names and names
+    c.check('flush', None if same and flushed['done'] else f'told {flushed["blocks"]}, on disk {names}')
+    copy = os.path.join(folder, 'promtool')
+    shutil.copytree(root, copy)
+    os.mkdir(os.path.join(copy, 'wal'))  # promtool wants to look for newer samples
+
+    def promtool(*words):
+        done = subprocess.run(['promtool', 'tsdb', *words], capture_output=True, text=True, timeout=120, cwd=copy)
+        reason = None if done.returncode == 0 else f'promtool ends with {done.returncode}: {done.stderr[:300]}'
+        return done.stdout, reason
+    told, reason = promtool('list', '.')
+    missing = [name for name in names if name not in told]
+    c.check('promtool tsdb list', reason or (f'not listed: {missing}' if missing else None))
+    for name in names:
+        _, reason = promtool('analyze', '.', name)
+        c.check(f'promtool tsdb analyze {name}', reason)
+    told, reason = promtool('dump', '.')
+    lines = sum(line.startswith('{') for line in told.splitlines())
+    wrong = None if lines == flushed['samples'] else f'{lines} samples, flushed were {flushed["samples"]}'
+    c.check('promtool tsdb dump', reason or wrong)
+    print(f'e2e: promtool read {len(names)} blocks with {lines} samples', flush=True)
+
+
 def compare_imported(c, args, folder, engram, last, gone):
     """Prometheus' own blocks, by `engram import`, for a tenant that has nothing else: its answers are Prometheus'."""
     name = ask(c.prometheus, 'admin/tsdb/snapshot', {}, post=True)['name']
@@ -510,6 +539,8 @@ def run(args, folder):
     c.check('remote write', None if dropped == 0 else f'Engram refused {dropped:.0f} samples:\n{processes.tail("prometheus")}')
     compare_all(c, last, gone)
     compare_remote_read(c, processes, folder, engram, r_port, last, gone)
+    blocks(c, folder)
+    compare_all(c, last, gone)  # the same, from blocks
     compare_imported(c, args, folder, engram, last, gone)
     try:
         c.check('metadata', same_metadata(metadata, ask(engram, 'metadata', {})))

@@ -33,6 +33,7 @@ use crate::blocks::catalog::Catalog;
 use crate::blocks::check::Pace;
 use crate::blocks::cutter::{self, CutCounts};
 use crate::blocks::keeping::Keeping;
+use crate::blocks::sealer::{self, Rules, SealCounts};
 use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, repair, scrubber};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
@@ -86,6 +87,9 @@ const FULL_CHUNK_BYTES: usize = 64 << 20;
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 /// How often the cutter looks when nothing changes: what failed is tried again.
 const CUTTER_EVERY: Duration = Duration::from_secs(5);
+/// How often the sealer looks: a sixtieth of a window, within this.
+const SEALER_EVERY_MIN: Duration = Duration::from_secs(1);
+const SEALER_EVERY_MAX: Duration = Duration::from_secs(15);
 /// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
 const LOG_BUDGET_BYTES: usize = 256 << 20;
 
@@ -148,12 +152,7 @@ impl Node {
         health.set("node/metadata", Condition::Running);
         servers.spawn(serve_grpc(grpc_listener, group.clone(), stop.clone(), config.shutdown_timeout));
 
-        let defaults = TenantDefaults {
-            limits: config.limits.clone(),
-            shard_size: config.shard_size,
-            tenants_max: config.tenants_max,
-        };
-        let meta = Meta::new(group.clone(), defaults);
+        let meta = Meta::new(group.clone(), tenant_defaults(&config));
         let (store, readable) = open_store(&config, &dir, &metrics)?;
         let (heads, log, reached) = recover(&config, &dir, &meta, &health).await?;
         let log_failure = end_on_failure(&log, &stop);
@@ -456,6 +455,11 @@ fn follower_of(
     }
 }
 
+fn tenant_defaults(config: &Config) -> TenantDefaults {
+    let limits = config.limits.clone();
+    TenantDefaults { limits, shard_size: config.shard_size, tenants_max: config.tenants_max }
+}
+
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -469,9 +473,16 @@ fn start_blocks(
     metrics: &Metrics,
     supervisor: &mut Supervisor,
 ) -> (scrubber::Config, Catalog) {
-    let counts = Arc::new(CutCounts::default());
-    let (readings, now) = (counts.clone(), clock.clone());
-    metrics.collect(move || readings.readings(now.now()));
+    let (cuts, seals) = (Arc::new(CutCounts::default()), Arc::new(SealCounts::default()));
+    let (for_cuts, for_seals, now) = (cuts.clone(), seals.clone(), clock.clone());
+    metrics.collect(move || [for_cuts.readings(now.now()), for_seals.readings()].concat());
+    let window = config.blocks.window;
+    let rules = Rules {
+        window_ms: millis(window),
+        delay_ms: config.blocks.seal_delay_ms,
+        late_ms_max: config.blocks.seal_late_max_ms,
+        idle_ms: config.blocks.seal_idle_ms,
+    };
     let work = match config.blocks.work_dir.as_str() {
         "" => dir.blocks_work(),
         chosen => chosen.into(),
@@ -482,11 +493,20 @@ fn start_blocks(
         store: store.clone(),
         disk: Arc::new(RealDisk),
         work,
-        window_ms: millis(config.blocks.window),
+        window_ms: rules.window_ms,
         clock: clock.clone(),
         every: CUTTER_EVERY,
         again_after_ms: 5_000,
-        counts,
+        counts: cuts,
+        stop: stop.clone(),
+    }));
+    supervisor.spawn(sealer::child(sealer::Config {
+        meta: meta.clone(),
+        peers: peers.clone(),
+        clock: clock.clone(),
+        rules,
+        every: (window / 60).clamp(SEALER_EVERY_MIN, SEALER_EVERY_MAX),
+        counts: seals,
         stop: stop.clone(),
     }));
     let scrubber = scrubber_of(config, dir, (meta, store), (clock, metrics), stop);

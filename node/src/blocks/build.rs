@@ -11,13 +11,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use engram_model::block::{BlockId, Deletion};
+use engram_model::block::BlockId;
 use engram_model::digest::{Digest, slot_of};
 use engram_model::error::{Class, Classed};
 use engram_model::merge::merge_columns;
 use engram_model::series::{Columns, Series};
-use engram_model::{Labels, Matcher, Millis, TimeRange};
-use engram_query::parse::parse_selector;
+use engram_model::{Millis, TimeRange};
 use engram_storage::block::{BlockWriter, Spec, Written};
 use engram_storage::chunk::{self, ValueRef};
 use engram_storage::disk::Disk;
@@ -25,30 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::peer::Frozen;
-
-/// Samples that an order to delete takes out.
-#[derive(Clone, Debug)]
-pub struct Hidden {
-    selectors: Vec<Vec<Matcher>>,
-    range: TimeRange,
-}
-
-impl Hidden {
-    /// What an order means.
-    ///
-    /// # Errors
-    /// Internal: it was accepted once and cannot be read now.
-    pub fn of(deletion: &Deletion) -> Result<Self, Error> {
-        let selectors: Result<_, _> = deletion.selectors.iter().map(|text| parse_selector(text)).collect();
-        let unreadable = |e| Error::new(Class::Internal, format!("deletion {}: {e}", deletion.index));
-        Ok(Self { selectors: selectors.map_err(unreadable)?, range: deletion.range })
-    }
-
-    fn selects(&self, labels: &Labels) -> bool {
-        let passes = |m: &Matcher| m.matches(labels.get(&m.name).unwrap_or_default());
-        self.selectors.iter().any(|matchers| matchers.iter().all(passes))
-    }
-}
+use crate::read::hide::Hider;
 
 /// What is to be cut.
 pub struct Cutting {
@@ -57,7 +33,7 @@ pub struct Cutting {
     /// What a majority of the replicas set aside.
     pub parts: Vec<Frozen>,
     /// What has been deleted until now.
-    pub hidden: Vec<Hidden>,
+    pub hidden: Hider,
     /// No chunk crosses a multiple of this.
     pub window_ms: i64,
 }
@@ -97,8 +73,7 @@ pub fn build(
         }
         let Some((_, Series { labels, .. })) = same.first() else { continue };
         let columns = sums.read(same, cutting.window)?;
-        let hidden: Vec<TimeRange> = hidden_in(&cutting.hidden, labels);
-        let kept = sums.keep(labels.hash128(), &columns, &hidden);
+        let kept = sums.keep(labels.hash128(), &columns, &cutting.hidden.ranges(labels));
         let chunks = chunk::encode(kept, cutting.window_ms);
         if !chunks.is_empty() {
             writer.add(labels, &chunks).map_err(storage)?;
@@ -121,10 +96,6 @@ fn differs(what: &str, found: Digest, expected: Digest) -> Error {
         found.count, expected.count
     );
     Error::new(Class::Internal, text)
-}
-
-fn hidden_in(hidden: &[Hidden], labels: &Labels) -> Vec<TimeRange> {
-    hidden.iter().filter(|one| one.selects(labels)).map(|one| one.range).collect()
 }
 
 /// What was seen, kept by hand.
@@ -227,6 +198,8 @@ fn digest_of(hash: u128, at: Millis, value: ValueRef<'_>) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engram_model::Labels;
+    use engram_model::block::Deletion;
     use engram_storage::block::BlockDir;
     use engram_storage::block::verify;
     use engram_storage::disk::fault::FaultDisk;
@@ -256,7 +229,7 @@ mod tests {
         Frozen { number: 1, window: WINDOW, digests, series }
     }
 
-    fn cut(parts: Vec<Frozen>, hidden: Vec<Hidden>) -> (FaultDisk, Result<Built, Error>) {
+    fn cut(parts: Vec<Frozen>, hidden: Hider) -> (FaultDisk, Result<Built, Error>) {
         let disk = FaultDisk::new();
         disk.create_dir(Path::new("/w")).unwrap();
         let cutting = Cutting { window: WINDOW, parts, hidden, window_ms: 7_200_000 };
@@ -264,9 +237,9 @@ mod tests {
         (disk, built)
     }
 
-    fn hidden(selector: &str, range: TimeRange) -> Hidden {
-        let selectors = vec![selector.to_owned()];
-        Hidden::of(&Deletion { index: 1, selectors, range, at: 0, by: "t".to_owned() }).unwrap()
+    fn hidden(selector: &str, range: TimeRange) -> Hider {
+        let deletion = Deletion { index: 1, selectors: vec![selector.to_owned()], range, at: 0, by: "t".to_owned() };
+        Hider::new(&[Arc::new(deletion)], TimeRange::ALL).unwrap()
     }
 
     proptest! {
@@ -284,7 +257,7 @@ mod tests {
                 .map(|part| part.iter().map(|(key, v)| (spread(key), f64::from(*v))).collect())
                 .collect();
             let range = deleted.map(|(a, b)| TimeRange { start: a.min(b) * 170_000, end: a.max(b) * 170_000 });
-            let orders = range.map(|range| hidden("{n=\"b\"}", range)).into_iter().collect();
+            let orders = range.map(|range| hidden("{n=\"b\"}", range)).unwrap_or_default();
             let (disk, built) = cut(parts.iter().map(part).collect(), orders);
             let built = built.unwrap();
             let mut union = BTreeMap::new();
@@ -311,17 +284,17 @@ mod tests {
         let samples = BTreeMap::from([((0, 1), 1.0), ((1, 2), 2.0)]);
         let mut lying = part(&samples);
         lying.digests.clear();
-        let (_, built) = cut(vec![lying], Vec::new());
+        let (_, built) = cut(vec![lying], Hider::default());
         assert!(built.unwrap_err().message.contains("than its digest"));
         let mut short = part(&samples);
         short.series.pop();
-        let (_, built) = cut(vec![short], Vec::new());
+        let (_, built) = cut(vec![short], Hider::default());
         assert!(built.unwrap_err().message.contains("than its digest"));
     }
 
     #[test]
     fn nothing_gives_no_block() {
-        let (disk, built) = cut(vec![part(&BTreeMap::new())], Vec::new());
+        let (disk, built) = cut(vec![part(&BTreeMap::new())], Hider::default());
         let built = built.unwrap();
         assert!(built.written.is_none() && built.digest == Digest::EMPTY);
         assert!(disk.list_dirs(Path::new("/w")).unwrap().is_empty());

@@ -33,7 +33,7 @@ use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::build::{Built, Cutting, Hidden, build};
+use super::build::{Built, Cutting, build};
 use super::uploader::{self, About};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
@@ -42,6 +42,7 @@ use crate::meta::Meta;
 use crate::meta::blocks::Lease;
 use crate::metrics::Reading;
 use crate::peer::{Frozen, Peers};
+use crate::read::hide::Hider;
 
 /// Tenants' partitions that are cut at once: each holds the labels of its series and one series' samples.
 const AT_ONCE_MAX: usize = 4;
@@ -273,8 +274,7 @@ async fn cut(config: &Config, key: &Key, seal: &Seal, lease: &Lease) -> Result<(
     let (tenant, partition) = key;
     // Before the samples are asked for: what is deleted later must still be hidden by readers of the block.
     let view = config.meta.blocks(tenant);
-    let overlapping = view.deletions.iter().filter(|deletion| deletion.range.overlaps(seal.window));
-    let hidden = overlapping.map(|deletion| Hidden::of(deletion)).collect::<Result<Vec<_>, _>>()?;
+    let hidden = Hider::new(&view.deletions, seal.window)?;
     let Some(parts) = parts(config, key, seal.number).await? else { return Ok(()) };
     let id = BlockId::new(config.clock.now(), uuid::Uuid::new_v4().as_u128());
     let cutting = Cutting { window: seal.window, parts, hidden, window_ms: config.window_ms };

@@ -400,14 +400,15 @@ fn unknown_env(env: &[(String, String)]) -> Vec<String> {
         .collect()
 }
 
-/// Windows shorter than this are more files than samples.
-const WINDOW_MIN: Duration = Duration::from_secs(1);
-/// A window is in memory until it is cut.
-const WINDOW_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A window is made of whole slots, of which digests are kept, and is in memory until it is cut: at most a day.
+const SLOT_SECONDS: u64 = engram_model::digest::SLOT_MS.cast_unsigned() / 1000;
+const WINDOW_SLOTS_MAX: u64 = 24 * 3600 / SLOT_SECONDS;
 
 fn check_together(config: &Config) -> Result<(), Error> {
-    if !(WINDOW_MIN..=WINDOW_MAX).contains(&config.blocks.window) {
-        return Err(Error::Together(format!("blocks.window is {:?}, it must be 1s to 1d", config.blocks.window)));
+    let window = config.blocks.window;
+    let slots = window.as_secs() / SLOT_SECONDS;
+    if Duration::from_secs(slots * SLOT_SECONDS) != window || !(1..=WINDOW_SLOTS_MAX).contains(&slots) {
+        return Err(Error::Together(format!("blocks.window is {window:?}, it must be 5m, 10m, 15m … or 1d")));
     }
     if config.write.body_bytes_max > config.write.in_flight_bytes_max {
         return Err(Error::Together(format!(

@@ -222,7 +222,7 @@ pub static KEYS: &[Key] = &[
         "blocks.window",
         Time,
         blocks.window,
-        "The time of one block cut from memory, 1s to 1d; all tools of the format expect 2h. Shorter ones are for tests. Left alone once there is data."
+        "The time of one block cut from memory, a multiple of 5m up to 1d; all tools of the format expect 2h. Shorter ones are for tests. Left alone once there is data."
     ),
     key!(
         "blocks.seal-delay",

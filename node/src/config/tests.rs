@@ -112,6 +112,14 @@ fn variables_that_look_like_ours_are_told_but_for_the_orchestrators() {
 }
 
 #[test]
+fn a_window_is_made_of_slots() {
+    for (window, is_good) in [("5m", true), ("2h", true), ("1d", true), ("1m", false), ("7m", false), ("25h", false)] {
+        let given = Given { file: None, flags: vec![("blocks.window", window.to_owned())] };
+        assert_eq!(load(&given, &[]).is_ok(), is_good, "{window}");
+    }
+}
+
+#[test]
 fn a_file_that_is_not_there_is_an_error() {
     let given = Given { file: Some("/nowhere/engram.yaml".into()), flags: Vec::new() };
     assert!(load(&given, &[]).unwrap_err().to_string().starts_with("/nowhere/engram.yaml: cannot read the file"));
