@@ -85,6 +85,8 @@ struct Matching<'a> {
     notes: StepNotes,
     /// Output rows by operands (`usize::MAX`: a filled one).
     made: HashMap<(usize, usize), (usize, Labels)>,
+    /// Of each output row, the first row it was made from: those of the "many" side, then those of the other.
+    places: Vec<usize>,
 }
 
 impl Evaluator<'_> {
@@ -157,6 +159,7 @@ impl Evaluator<'_> {
             out: Collector::new(steps, delayed && steps.is_instant),
             notes: StepNotes::default(),
             made: HashMap::new(),
+            places: Vec::new(),
         };
         let mut groups = group(lhs, rhs, &binary.matching);
         let mut failed: Option<Failed> = None;
@@ -313,6 +316,7 @@ impl Matching<'_> {
             // Asked for once: only what is asked for step by step is kept in `made`.
             let labels = result_labels(&lhs[*i].labels, &right.labels, self.binary, self.delayed);
             let target = self.out.row(labels, self.binary.return_bool);
+            self.place(target, *i);
             if group.left.len() > 1 && !targets.insert(target) {
                 return Ok(false);
             }
@@ -377,14 +381,17 @@ impl Matching<'_> {
 
     /// The rows, in the order of the "many" side, and then of what the other side alone gives to.
     fn finish(self) -> Vec<Row> {
-        let mut order = vec![usize::MAX; self.out.rows.len()];
-        for ((left, right), (row, _)) in &self.made {
-            let place = if *left == usize::MAX { self.lhs.len().saturating_add(*right) } else { *left };
-            order[*row] = order[*row].min(place);
-        }
-        let mut rows: Vec<_> = order.into_iter().zip(self.out.rows).collect();
+        let mut rows: Vec<_> = self.places.into_iter().zip(self.out.rows).collect();
         rows.sort_by_key(|(place, _)| *place);
         rows.into_iter().map(|(_, row)| row).filter(|row| !row.column.is_empty()).collect()
+    }
+
+    /// Says what an output row was made from.
+    fn place(&mut self, row: usize, from: usize) {
+        if self.places.len() <= row {
+            self.places.resize(row + 1, usize::MAX);
+        }
+        self.places[row] = self.places[row].min(from);
     }
 
     /// The output row of two operands, and its labels.
@@ -393,6 +400,7 @@ impl Matching<'_> {
         if !self.made.contains_key(&key) {
             let labels = result_labels(left.labels, right.labels, self.binary, self.delayed);
             let row = self.out.row(labels.clone(), self.binary.return_bool);
+            self.place(row, if key.0 == usize::MAX { self.lhs.len().saturating_add(key.1) } else { key.0 });
             self.made.insert(key, (row, labels));
         }
         &self.made[&key]
