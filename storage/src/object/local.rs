@@ -60,6 +60,14 @@ impl Local {
         above.iter().rev().try_for_each(|dir| self.disk.create_dir(dir))
     }
 
+    /// An empty `wal` beside a tenant's blocks: `promtool tsdb dump` looks there for newer samples and gives up where
+    /// there is no such directory.
+    pub(super) fn make_room_for_tools(&self, tenant: &str) -> Result<(), Error> {
+        let wal = self.path(&format!("{tenant}/wal"))?;
+        self.make_parents(&wal)?;
+        self.disk.create_dir(&wal)
+    }
+
     /// Gives a file that is whole and synced its place under `key`, in place of what was there. Its name there is not
     /// durable before [`Disk::sync_dir`].
     pub(super) fn take_in(&self, from: &Path, key: &str) -> Result<(), Error> {

@@ -213,6 +213,10 @@ impl Store {
             Some(_) => return Err(Error::Misuse { what: format!("another block is there as {prefix}") }),
             None => false,
         };
+        if let Backend::Local(local) = &self.0.backend {
+            let (local, tenant) = (local.clone(), tenant.to_string());
+            blocking(move || local.make_room_for_tools(&tenant)).await?;
+        }
         let mut files = Vec::with_capacity(names.len());
         let names = names.iter().map(String::as_str);
         for name in names.filter(|name| *name != META).chain(std::iter::once(META)) {
