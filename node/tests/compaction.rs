@@ -358,6 +358,7 @@ async fn a_node_cuts_compacts_deletes_and_forgets() {
     let query =
         format!("query_range?query=sum(up)+by+(n)&start={}&end={}&step=600", start / 1000, start / 1000 + 93_000);
     let answer = node.get("acme", &query).await;
+    assert_eq!(answer.1["data"]["result"].as_array().map(Vec::len), Some(6), "{}", answer.1);
     clock.advance(48 * HOUR);
     let all = settled(&node, &clock, 2).await;
     assert_eq!(blocks(&node).await.1, before, "the digest is conserved");
@@ -371,7 +372,11 @@ async fn a_node_cuts_compacts_deletes_and_forgets() {
 
     // Seven samples of one series, of both ends.
     let order = format!("admin/tsdb/delete_series?match[]=up%7Bn%3D%220%22%7D&end={}", start / 1000 + 3600);
+    let (one, hour) = ("up%7Bn%3D%220%22%7D", start + HOUR);
+    assert_eq!(node.samples("acme", one, hour).await.len(), 7);
     assert_eq!(send(&node, "POST", &order, "").await, 204);
+    assert!(node.samples("acme", one, hour).await.is_empty(), "hidden at once");
+    assert_eq!(node.samples("acme", one, hour + HOUR / 6).await.len(), 1);
     assert_eq!(send(&node, "POST", "admin/tsdb/clean_tombstones?wait=true", "").await, 204);
     assert_eq!(blocks(&node).await.1.count, before.count - 7);
     until("the deletion is forgotten", async || {
