@@ -1,3 +1,7 @@
+//! Goal: jobs planned from the metadata are carried out against a real group, a real store and a real disk, and what
+//! comes of it is what was there: digests conserved, deletions carried out, damage quarantined, nothing left behind.
+//! Method: one node's metadata group, blocks written and added as imports, the clock moved by hand; and a whole node
+//! over HTTP, from the first write to the tenant's end.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,10 +11,6 @@
     clippy::cast_precision_loss,
     reason = "test"
 )]
-//! Goal: jobs planned from the metadata are carried out against a real group, a real store and a real disk, and what
-//! comes of it is what was there: digests conserved, deletions carried out, damage quarantined, nothing left behind.
-//! Method: one node's metadata group, blocks written and added as imports, the clock moved by hand; and a whole node
-//! over HTTP, from the first write to the tenant's end.
 
 #[allow(dead_code, unreachable_pub, reason = "each test crate uses its part of the support")]
 mod support;
