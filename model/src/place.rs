@@ -39,6 +39,50 @@ pub fn majority(replicas: usize) -> usize {
     replicas / 2 + 1
 }
 
+/// The replica sets whose majorities a read or a write needs: one, or two while the one replaces the other.
+///
+/// Both need both: a reader that has not heard yet that the change is done still meets, in the new set, each write that
+/// was made after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sets {
+    current: Vec<NodeId>,
+    next: Vec<NodeId>,
+}
+
+impl Sets {
+    /// The set that is, and the one that will be.
+    #[must_use]
+    pub fn new(current: &[NodeId], next: Option<&[NodeId]>) -> Self {
+        Self { current: current.to_vec(), next: next.unwrap_or_default().to_vec() }
+    }
+
+    /// Everybody in either set, once, those of the present one first.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let come = self.next.iter().filter(|node| !self.current.contains(node));
+        self.current.iter().chain(come).copied()
+    }
+
+    /// Those of the present set.
+    #[must_use]
+    pub fn current(&self) -> &[NodeId] {
+        &self.current
+    }
+
+    /// Whether these nodes are a majority of each set.
+    #[must_use]
+    pub fn have_majority(&self, nodes: &[NodeId]) -> bool {
+        let enough = |set: &[NodeId]| set.iter().filter(|node| nodes.contains(node)).count() >= majority(set.len());
+        enough(&self.current) && (self.next.is_empty() || enough(&self.next))
+    }
+
+    /// Whether without these nodes some set has no majority.
+    #[must_use]
+    pub fn cannot_have_majority(&self, without: &[NodeId]) -> bool {
+        let short = |set: &[NodeId]| set.iter().filter(|node| !without.contains(node)).count() < majority(set.len());
+        short(&self.current) || (!self.next.is_empty() && short(&self.next))
+    }
+}
+
 /// Partitions of a cluster unless told otherwise at bootstrap.
 pub const PARTITION_COUNT_DEFAULT: u32 = 64;
 
@@ -105,6 +149,19 @@ mod tests {
             moved += usize::from(after == 4);
         }
         assert!((1_500..2_500).contains(&moved), "{moved} of 10000 moved to the fifth partition");
+    }
+
+    #[test]
+    fn while_sets_change_both_need_their_majority() {
+        let ids = |all: &[u64]| all.iter().map(|id| NodeId(*id)).collect::<Vec<_>>();
+        let sets = Sets::new(&ids(&[1, 2, 3]), Some(&ids(&[1, 4, 5])));
+        assert_eq!(sets.nodes().collect::<Vec<_>>(), ids(&[1, 2, 3, 4, 5]));
+        for (nodes, want) in [(&[1, 2][..], false), (&[1, 2, 4], true), (&[4, 5], false), (&[2, 3, 4, 5], true)] {
+            assert_eq!(sets.have_majority(&ids(nodes)), want, "{nodes:?}");
+        }
+        assert!(!sets.cannot_have_majority(&ids(&[1])) && sets.cannot_have_majority(&ids(&[1, 4])));
+        let alone = Sets::new(&ids(&[7]), None);
+        assert!(alone.have_majority(&ids(&[7])) && alone.cannot_have_majority(&ids(&[7])));
     }
 
     #[test]

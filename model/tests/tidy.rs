@@ -24,14 +24,16 @@ const CRATES: [(&str, &[&str]); 6] = [
 /// What each room of the node may use: other rooms, then crates besides `model`. `lib.rs` assembles and may use all.
 const ROOMS: [(&str, &[&str], &[&str]); 8] = [
     ("http", &["write", "read", "blocks", "meta"], &["query"]),
-    ("grpc", &["read", "ingest"], &["storage"]),
+    // What comes over the wire is what `peer` sent; epochs are held against `meta`.
+    ("grpc", &["read", "ingest", "peer", "meta"], &["storage"]),
     ("write", &["peer", "meta", "actor"], &[]),
     ("read", &["peer", "meta", "actor"], &["query", "storage"]),
     // `peer` is also the port a partition answers through, so that a local replica is asked like a remote one.
     ("ingest", &["blocks", "peer", "meta", "actor"], &["storage"]),
     // A snapshot asks all replicas of a tenant, as a query does; deletions name series by selectors, which `query` parses.
     ("blocks", &["read", "peer", "meta", "actor"], &["storage", "query"]),
-    ("peer", &[], &[]),
+    // A remote replica answers in chunks; a stream to one is an actor.
+    ("peer", &["actor"], &["storage"]),
     ("meta", &[], &["raft"]),
 ];
 

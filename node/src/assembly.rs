@@ -11,11 +11,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
-use engram_model::place::PartitionId;
+use engram_model::place::{NodeId, PartitionId};
 use engram_model::time::{Clock, Stopwatch};
-use engram_raft::group::FirstStart;
-use engram_raft::state::NodeSpec;
-use engram_raft::{Group, GroupOptions};
+use engram_raft::Group;
 use engram_storage::chunk::ChunkFiles;
 use engram_storage::disk::Disk;
 use engram_storage::disk::real::RealDisk;
@@ -24,6 +22,8 @@ use engram_storage::log::metrics::SYNC_BOUNDS_US;
 use engram_storage::log::{self, LogMetrics, NodeLog};
 use engram_storage::object::Store;
 use engram_storage::object::metrics::{Op, OpMetrics, StoreMetrics};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,7 @@ use crate::blocks::cutter::{self, CutCounts};
 use crate::blocks::keeping::Keeping;
 use crate::blocks::sealer::{self, Rules, SealCounts};
 use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, repair, scrubber};
+use crate::cluster::{self, Services};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
 use crate::http::{self, App, HttpMetrics};
@@ -43,6 +44,7 @@ use crate::ingest::partition::{self, LogBudget};
 use crate::ingest::reached::Reached;
 use crate::ingest::recover::{Recovered, Recovery};
 use crate::ingest::{LocalReplica, follower, keeper};
+use crate::meta::nodes::Steer;
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::peer::Peers;
@@ -83,6 +85,8 @@ const META_STOP_WITHIN: Duration = Duration::from_secs(20);
 const FOLLOWER_EVERY: Duration = Duration::from_secs(5);
 /// Full chunks that lie on the heap, in all partitions, before they are put into files; each partition has its share.
 const FULL_CHUNK_BYTES: usize = 64 << 20;
+/// How long a change of a node's state may take.
+const STEER_WITHIN: Duration = Duration::from_secs(10);
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 /// How often the cutter looks when nothing changes: what failed is tried again.
@@ -141,20 +145,19 @@ impl Node {
         health.set("node/metadata", Condition::Starting("opening the group".into()));
         health.set("node/log", Condition::Starting("waiting for the metadata".into()));
 
+        let (mut servers, http_metrics) = (JoinSet::new(), HttpMetrics::new(&metrics));
         let front = Front::new(http::starting(health.clone()));
-        let http_metrics = HttpMetrics::new(&metrics);
-        let mut servers = JoinSet::new();
-        let options = http::server::ServeOptions { stop_within: config.shutdown_timeout, ..Default::default() };
-        let serving = http::server::serve(http_listener, front.router(), options, http_metrics.clone(), stop.clone());
-        servers.spawn(async move { serving.await.map_err(|e| StartError::Failed(format!("the HTTP server: {e}"))) });
-
-        let group = Arc::new(Group::open(group_options(&config, &dir, http_address, grpc_address, &clock)).await?);
+        servers.spawn(serve_http(&config, http_listener, (&front, &http_metrics), stop.clone()));
+        let door = Arc::new(cluster::door(&config, &dir, (http_address, grpc_address), &clock, &health)?);
+        let services = Services::default();
+        servers.spawn(services.serve(&config, &door, grpc_listener, stop.clone()));
+        let group = Arc::new(cluster::open_group(&config, &dir, &door, &services, &health).await?);
         health.set("node/metadata", Condition::Running);
-        servers.spawn(serve_grpc(grpc_listener, group.clone(), stop.clone(), config.shutdown_timeout));
 
-        let meta = Meta::new(group.clone(), tenant_defaults(&config));
+        let meta = door.open(Meta::new(group.clone(), tenant_defaults(&config)));
         let (store, readable) = open_store(&config, &dir, &metrics)?;
-        let (heads, log, reached) = recover(&config, &dir, &meta, &health).await?;
+        let recovered = recover(&config, &dir, &meta, &health).await;
+        let (heads, log, reached) = cluster::or_close(&group, recovered).await?;
         let log_failure = end_on_failure(&log, &stop);
 
         let partitions_stop = CancellationToken::new();
@@ -164,7 +167,9 @@ impl Node {
         collect_metrics(&metrics, &local, &log, &group);
         supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
 
-        let peers = Peers::local_only(meta.node_id(), Arc::new(local));
+        let peers = services.peers(&config, &meta, Arc::new(local));
+        let parts = (heads.clone(), keeper.partitions.clone());
+        cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
         let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), meta.clone(), clock.clone())?;
@@ -288,41 +293,6 @@ async fn listen(address: &str, option: &'static str) -> Result<TcpListener, Star
 
 fn address_of(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener.local_addr().map_err(|e| StartError::Failed(format!("the listener has no address: {e}")))
-}
-
-fn group_options(config: &Config, dir: &DataDir, http: SocketAddr, grpc: SocketAddr, clock: &Clock) -> GroupOptions {
-    let node = NodeSpec {
-        zone: config.zone.clone(),
-        grpc: grpc.to_string(),
-        http: http.to_string(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let first_start =
-        FirstStart::Bootstrap { cluster_id: uuid::Uuid::new_v4().to_string(), partition_count: config.partitions };
-    GroupOptions::new(dir.meta(), node, first_start, clock.clone())
-}
-
-async fn serve_grpc(
-    listener: TcpListener,
-    group: Arc<Group>,
-    stop: CancellationToken,
-    stop_within: Duration,
-) -> Result<(), StartError> {
-    let too_late = {
-        let stop = stop.clone();
-        async move {
-            stop.cancelled().await;
-            tokio::time::sleep(stop_within).await;
-        }
-    };
-    let serving = tonic::transport::Server::builder()
-        .add_service(group.service().into_grpc())
-        .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), stop.cancelled_owned());
-    tokio::select! {
-        ended = serving => ended.map_err(|e| StartError::Failed(format!("the gRPC server: {e}"))),
-        // A peer that does not let go must not hold the node: it sees the connection break and asks another.
-        () = too_late => Ok(()),
-    }
 }
 
 /// Opens the log and applies all of it to fresh heads.
@@ -464,6 +434,23 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Serves whatever the front has in force, until `stop`.
+fn serve_http(
+    config: &Config,
+    listener: TcpListener,
+    (front, metrics): (&Front, &HttpMetrics),
+    stop: CancellationToken,
+) -> impl Future<Output = Result<(), StartError>> + Send + use<> {
+    let options = http::server::ServeOptions { stop_within: config.shutdown_timeout, ..Default::default() };
+    let serving = http::server::serve(listener, front.router(), options, metrics.clone(), stop);
+    async move { serving.await.map_err(|e| StartError::Failed(format!("the HTTP server: {e}"))) }
+}
+
+/// Whether the others can read what this node puts into the store of blocks.
+fn is_shared(config: &Config) -> bool {
+    config.join.is_empty() || !config.object_store.url.is_empty()
+}
+
 /// From heads to blocks, and what becomes of them.
 fn start_blocks(
     config: &Config,
@@ -487,7 +474,7 @@ fn start_blocks(
         "" => dir.blocks_work(),
         chosen => chosen.into(),
     };
-    supervisor.spawn(cutter::child(cutter::Config {
+    let cutter = cutter::child(cutter::Config {
         meta: meta.clone(),
         peers: peers.clone(),
         store: store.clone(),
@@ -499,8 +486,8 @@ fn start_blocks(
         again_after_ms: 5_000,
         counts: cuts,
         stop: stop.clone(),
-    }));
-    supervisor.spawn(sealer::child(sealer::Config {
+    });
+    let sealer = sealer::child(sealer::Config {
         meta: meta.clone(),
         peers: peers.clone(),
         clock: clock.clone(),
@@ -508,7 +495,15 @@ fn start_blocks(
         every: (window / 60).clamp(SEALER_EVERY_MIN, SEALER_EVERY_MAX),
         counts: seals,
         stop: stop.clone(),
-    }));
+    });
+    if is_shared(config) {
+        supervisor.spawn(cutter);
+        supervisor.spawn(sealer);
+    } else {
+        tracing::warn!(
+            "samples stay in memory: a cluster of several nodes makes blocks only in a store that all of them reach, see object-store.url"
+        );
+    }
     let scrubber = scrubber_of(config, dir, (meta, store), (clock, metrics), stop);
     supervisor.spawn(scrubber::child(scrubber.clone()));
     let keeping = Keeping::new(config, dir.compaction(), (meta, peers, store), clock, metrics);
@@ -707,6 +702,10 @@ impl http::port::Node for Status {
 
     fn metrics_text(&self) -> String {
         self.metrics.encode()
+    }
+
+    fn steer(&self, node: NodeId, act: Steer) -> BoxFuture<'_, Result<(), crate::error::Error>> {
+        self.meta.steer(node, act, STEER_WITHIN).boxed()
     }
 }
 

@@ -144,6 +144,18 @@ impl DataDir {
         self.root.join("compaction")
     }
 
+    /// What this node remembers of itself.
+    #[must_use]
+    pub fn member(&self) -> PathBuf {
+        self.root.join("member.json")
+    }
+
+    /// Whether there is metadata already.
+    #[must_use]
+    pub fn has_meta(&self) -> bool {
+        self.meta().join("db").join("CURRENT").exists()
+    }
+
     /// Where the metadata group lies.
     #[must_use]
     pub fn meta(&self) -> PathBuf {

@@ -30,6 +30,8 @@ pub enum Stage {
     Execution,
     /// The view of the metadata it was made with: a head has forgotten samples whose blocks that view does not know.
     View,
+    /// It was made for a replica set that has changed since: look at the ring again and repeat it.
+    Stale,
 }
 
 impl Error {

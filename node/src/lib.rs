@@ -1,7 +1,8 @@
 //! The running member of an Engram cluster: this crate puts all rooms together.
 //!
 //! Map: [`config`] and [`cli`] what a person may say · [`actor`] the actor kit · [`meta`] the agreed metadata ·
-//! [`http`] the API · [`write`] and [`read`] the two paths · [`blocks`] snapshots · [`peer`] the way to a replica · [`ingest`] the partitions of
+//! [`http`] the API · [`write`] and [`read`] the two paths · [`blocks`] snapshots · [`peer`] the way to a replica · [`grpc`] the door for
+//! other nodes · [`members`] how nodes find each other · [`reconciler`] what the leader brings about · [`ingest`] the partitions of
 //! this node · [`metrics`] and [`telemetry`] what is seen from outside · [`data_dir`] the directory and its lock ·
 //! [`memory`] what is freed goes back · [`error`] from failure to code.
 //!
@@ -15,17 +16,21 @@ pub mod cli;
 pub mod config;
 pub mod data_dir;
 pub mod error;
+pub mod grpc;
 pub mod http;
 pub mod ingest;
+pub mod members;
 pub mod memory;
 pub mod meta;
 pub mod metrics;
 pub mod peer;
 pub mod read;
+pub mod reconciler;
 pub mod telemetry;
 pub mod write;
 
 mod assembly;
+mod cluster;
 
 pub use assembly::{Node, StartError};
 pub use error::Error;

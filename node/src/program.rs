@@ -73,13 +73,14 @@ fn banner(config: &Config, node: &Node) -> String {
     let url = format!("http://{}", node.http_address);
     let width = url.len().max(node.grpc_address.to_string().len());
     format!(
-        "engram {version} · one-node cluster · zone {zone}\n  \
+        "engram {version} · {kind} · zone {zone}\n  \
          HTTP   {url:width$}   Prometheus API, remote write, /metrics\n  \
          gRPC   {grpc:width$}   other nodes\n  \
          data   {data}\n\n\
          Send data from Prometheus with these three lines in prometheus.yml:\n\n\
          remote_write:\n  - url: {url}/api/v1/push\n    headers: {{ X-Scope-OrgID: anonymous }}\n\n",
         version = env!("CARGO_PKG_VERSION"),
+        kind = if config.join.is_empty() { "one-node cluster" } else { "member of a cluster" },
         zone = config.zone,
         grpc = node.grpc_address,
         data = config.data_dir.display(),

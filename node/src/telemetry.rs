@@ -13,7 +13,8 @@ use crate::config::LogFormat;
 /// # Errors
 /// The filter does not parse.
 pub fn init(level: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("{level},openraft=warn"))
+    // What openraft warns of at every beat, a member that is silent, the reconciler says once.
+    let filter = EnvFilter::try_new(format!("{level},openraft=error"))
         .or_else(|_| EnvFilter::try_new(level))
         .map_err(|e| format!("log-level {level:?}: {e}"))?;
     let builder = tracing_subscriber::fmt()

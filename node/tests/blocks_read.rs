@@ -11,7 +11,7 @@ use std::time::Duration;
 use engram_model::block::{BlockId, BlockMeta, Origin};
 use engram_model::digest::{Digest, slot_of};
 use engram_model::error::Class;
-use engram_model::place::PartitionId;
+use engram_model::place::{Epoch, PartitionId};
 use engram_model::sample::{Metadata, Value as SampleValue};
 use engram_model::series::{Columns, Series, Wanted};
 use engram_model::tenant::{TenantId, TenantLimits};
@@ -133,6 +133,9 @@ impl Replica for Head {
         unimplemented!()
     }
     fn frozen(&self, _: &TenantId, _: PartitionId, _: u64) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+        unimplemented!()
+    }
+    fn inventory(&self, _: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {
         unimplemented!()
     }
 }

@@ -73,6 +73,9 @@ fn append(meta: &Meta, tenant: &TenantId, times: &[Millis]) -> (Append, Digest) 
         picks: Arc::new(vec![0]),
         metadata: false,
         memory: None,
+        repair: false,
+        as_of: 0,
+        packed: Arc::default(),
     };
     (append, digest)
 }
@@ -138,6 +141,7 @@ impl Life {
     async fn held(&self, tenant: &TenantId) -> Digest {
         let request = Select {
             tenant: tenant.clone(),
+            epoch: Epoch(1),
             partition: P0,
             range: TimeRange::ALL,
             matchers: Arc::default(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engram_model::TimeRange;
 use engram_model::digest::{Digest, SLOT_MS};
-use engram_model::place::tenant_partitions;
+use engram_model::place::{Sets, tenant_partitions};
 use engram_model::tenant::TenantId;
 
 use crate::error::Error;
@@ -23,17 +23,19 @@ pub async fn held(meta: &Meta, peers: &Peers, tenant: &TenantId) -> Result<Vec<T
     let mut held = Vec::new();
     for partition in tenant_partitions(tenant, ring.partition_count(), view.shard_size_largest) {
         let Some(set) = ring.replicas(partition) else { continue };
-        for node in &set.replicas {
+        // Who takes the partition over holds samples too.
+        for node in Sets::new(&set.replicas, ring.next(partition)).nodes() {
             let request = Select {
                 tenant: tenant.clone(),
                 partition,
+                epoch: set.epoch,
                 range: TimeRange::ALL,
                 matchers: Arc::default(),
                 series_max: 0,
                 wanted: Arc::default(),
                 as_of: u64::MAX,
             };
-            let slots = peers.replica(*node)?.digests(request).await?;
+            let slots = peers.replica(node)?.digests(request).await?;
             let with_samples = slots.into_iter().filter(|(_, digest)| *digest != Digest::EMPTY);
             held.extend(with_samples.map(|(start, _)| TimeRange::new(start, start.saturating_add(SLOT_MS))));
         }

@@ -131,7 +131,7 @@ async fn pass(config: &Config, sealed: &mut Sealed) {
     let (ring, me) = (config.meta.ring(), config.meta.node_id());
     for partition in (0..ring.partition_count()).map(PartitionId) {
         let Some(set) = ring.replicas(partition) else { continue };
-        let first = set.replicas.iter().find(|node| config.peers.replica(**node).is_ok());
+        let first = set.replicas.iter().find(|node| config.meta.is_active(**node));
         if first == Some(&me)
             && let Err(error) = partition_pass(config, sealed, partition).await
         {

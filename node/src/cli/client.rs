@@ -42,6 +42,10 @@ pub enum Shape {
     Explain,
     /// The cluster's status.
     Cluster,
+    /// The nodes of the cluster's status.
+    Nodes,
+    /// The partitions of the cluster's status.
+    Ring,
     /// All tenants.
     Tenants,
     /// One tenant.
@@ -100,6 +104,18 @@ impl Ask {
     #[must_use]
     pub fn cluster(target: &Target) -> Self {
         Self::of(target, "/api/v1/cluster/status", Verb::Get, Shape::Cluster)
+    }
+
+    /// For the nodes or the partitions of the cluster.
+    #[must_use]
+    pub fn part_of_cluster(target: &Target, shape: Shape) -> Self {
+        Self::of(target, "/api/v1/cluster/status", Verb::Get, shape)
+    }
+
+    /// For a node to do something: `drain`, `undrain`, `remove`.
+    #[must_use]
+    pub fn steer(target: &Target, node: u64, act: &str) -> Self {
+        Self::of(target, &format!("/api/v1/cluster/nodes/{node}/{act}"), Verb::Form(Vec::new()), Shape::Nodes)
     }
 
     /// For a query, to be told what its operators did.

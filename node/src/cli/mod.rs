@@ -148,8 +148,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             _ => Ok(Action::Print(defaults())),
         },
         Some(("cluster", cluster)) => {
-            let status = cluster.subcommand().map_or(cluster, |(_, status)| status);
-            Ok(Action::Ask(client::Ask::cluster(&asked(status, env))))
+            let (word, inner) = cluster.subcommand().unwrap_or(("status", cluster));
+            let target = asked(inner, env);
+            let node = || inner.get_one::<u64>("NODE").copied().unwrap_or_default();
+            Ok(Action::Ask(match word {
+                "nodes" => client::Ask::part_of_cluster(&target, client::Shape::Nodes),
+                "ring" => client::Ask::part_of_cluster(&target, client::Shape::Ring),
+                "drain" | "undrain" | "remove" => client::Ask::steer(&target, node(), word),
+                _ => client::Ask::cluster(&target),
+            }))
         }
         Some(("tenant", tenant)) => Ok(match tenants::wanted(tenant, |inner| asked(inner, env)) {
             tenants::Wanted::Ask(ask) => Action::Ask(ask),
@@ -245,15 +252,7 @@ pub fn command() -> Command {
                     Command::new("defaults").about("Print a file with every option, its default and its meaning"),
                 ),
         )
-        .subcommand(
-            Command::new("cluster")
-                .about("Look at the cluster")
-                .subcommand_required(true)
-                .arg_required_else_help(true)
-                .subcommand(with_node(
-                    Command::new("status").about("Nodes, partitions and leader as one node sees them"),
-                )),
-        )
+        .subcommand(cluster_command())
         .subcommand(tenants::command())
         .subcommand(with_target(
             Command::new("snapshot")
@@ -274,6 +273,24 @@ pub fn command() -> Command {
         .subcommand(verify::command())
         .subcommand(query_command());
     with_options(top)
+}
+
+fn cluster_command() -> Command {
+    let look = |name: &'static str, about: &'static str| with_node(Command::new(name).about(about));
+    let steer = |name, about| {
+        let node = Arg::new("NODE").required(true).value_parser(clap::value_parser!(u64)).help("The node's id");
+        look(name, about).arg(node)
+    };
+    Command::new("cluster")
+        .about("Look at the cluster, and take nodes out of it")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(look("status", "Nodes, partitions and leader as one node sees them"))
+        .subcommand(look("nodes", "The nodes: where, in which state, how many replicas each holds"))
+        .subcommand(look("ring", "The partitions: which nodes hold them, and which will"))
+        .subcommand(steer("drain", "Have a node give its replicas and its vote to others"))
+        .subcommand(steer("undrain", "Let a node that was drained take replicas again"))
+        .subcommand(steer("remove", "Take a node that holds nothing, or does not answer, out for good"))
 }
 
 fn query_command() -> Command {

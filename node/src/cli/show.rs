@@ -37,6 +37,8 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
         Shape::Query => None,
         Shape::Explain => Some(explain::tree(data.get("explain")?)),
         Shape::Cluster => tables::cluster(data),
+        Shape::Nodes => tables::nodes(data),
+        Shape::Ring => tables::ring(data),
         Shape::Tenants => tables::tenants(data),
         Shape::Tenant => tables::tenant(data),
         Shape::Snapshot => tables::snapshot(data),

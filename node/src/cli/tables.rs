@@ -40,6 +40,17 @@ pub(crate) fn cluster(data: &Value) -> Option<String> {
         row(["tenants", &tenants]),
         row(["partitions", &partition_line(data, partitions)]),
     ]);
+    out.push('\n');
+    out.push_str(&node_table(nodes, partitions));
+    Some(out)
+}
+
+/// The nodes of `cluster/status`.
+pub(crate) fn nodes(data: &Value) -> Option<String> {
+    Some(node_table(data.get("nodes")?.as_array()?, data.get("partitions")?.as_array()?))
+}
+
+fn node_table(nodes: &[Value], partitions: &[Value]) -> String {
     let mut held = BTreeMap::<u64, u64>::new();
     for node in partitions.iter().filter_map(|one| one["replicas"].as_array()).flatten().filter_map(Value::as_u64) {
         *held.entry(node).or_default() += 1;
@@ -50,9 +61,21 @@ pub(crate) fn cluster(data: &Value) -> Option<String> {
         let cell = |name: &str| brief(&node[name]);
         rows.push(vec![cell("id"), cell("zone"), cell("state"), held, cell("version"), cell("http"), cell("grpc")]);
     }
-    out.push('\n');
-    out.push_str(&table(&rows));
-    Some(out)
+    table(&rows)
+}
+
+/// The partitions of `cluster/status`.
+pub(crate) fn ring(data: &Value) -> Option<String> {
+    let ids = |list: &Value| {
+        let all: Vec<String> = list.as_array()?.iter().map(brief).collect();
+        Some(all.join(" "))
+    };
+    let mut rows = vec![row(["PARTITION", "EPOCH", "REPLICAS", "NEXT"])];
+    for one in data.get("partitions")?.as_array()? {
+        let next = one.get("next").and_then(ids).unwrap_or_default();
+        rows.push(row([&brief(one.get("id")?), &brief(one.get("epoch")?), &ids(one.get("replicas")?)?, &next]));
+    }
+    Some(table(&rows))
 }
 
 /// `64, 3 replicas each, none under-replicated`.

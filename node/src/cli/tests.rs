@@ -89,6 +89,8 @@ fn queries_become_requests() {
     assert!(form.contains(&("step".to_owned(), "120".to_owned())), "{form:?}");
     assert!(matches!(parsed("engram query up --start 0"), Err(Stop::Usage(_))));
     assert_eq!(asked_for("engram cluster status").url, "http://127.0.0.1:9009/api/v1/cluster/status");
+    assert_eq!(asked_for("engram cluster ring").shape, client::Shape::Ring);
+    assert_eq!(asked_for("engram cluster drain 7").url, "http://127.0.0.1:9009/api/v1/cluster/nodes/7/drain");
 }
 
 #[test]

@@ -265,6 +265,64 @@ impl Codec for Address {
     }
 }
 
+/// `host:port` of several nodes.
+pub struct Addresses;
+
+impl Codec for Addresses {
+    type Value = Vec<String>;
+    const EXPECTS: &'static str = "nothing, or host:port of one or more nodes with commas between them";
+    const SHORT: &'static str = "HOST:PORT,…";
+
+    fn read(text: &str) -> Result<Vec<String>, String> {
+        let mut all = Vec::new();
+        for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+            let one = Address::read(one)?;
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
+        if all.len() > 64 { Err("more than 64 addresses".to_owned()) } else { Ok(all) }
+    }
+
+    fn show(value: &Vec<String>) -> String {
+        value.join(",")
+    }
+}
+
+/// `host:port` that others reach this node by, or `auto`.
+pub struct Advertised;
+
+impl Codec for Advertised {
+    type Value = String;
+    const EXPECTS: &'static str = "auto, or host:port such as node1.example:9095";
+    const SHORT: &'static str = "HOST:PORT";
+
+    fn read(text: &str) -> Result<String, String> {
+        if text == "auto" { Ok(text.to_owned()) } else { Address::read(text) }
+    }
+
+    fn show(value: &String) -> String {
+        value.clone()
+    }
+}
+
+/// How many replicas.
+pub struct Replicas;
+
+impl Codec for Replicas {
+    type Value = u32;
+    const EXPECTS: &'static str = "a whole number from 1 to 7";
+    const SHORT: &'static str = "NUMBER";
+
+    fn read(text: &str) -> Result<u32, String> {
+        text.parse().ok().filter(|n| (1..=7).contains(n)).ok_or_else(String::new)
+    }
+
+    fn show(value: &u32) -> String {
+        value.to_string()
+    }
+}
+
 /// A name of a node or a zone.
 pub struct Word;
 

@@ -52,6 +52,11 @@ pub struct Config {
     pub grpc_listen: String,
     pub node_name: Name,
     pub zone: Name,
+    pub join: Vec<String>,
+    pub bootstrap_expect: u32,
+    pub grpc_advertise: String,
+    pub http_advertise: String,
+    pub replication_factor: u32,
     pub partitions: u32,
     pub shard_size: u32,
     pub tenants_max: u32,
@@ -60,6 +65,7 @@ pub struct Config {
     pub log_level: String,
     pub log_format: LogFormat,
     pub promql_experimental: bool,
+    pub cluster: ClusterConfig,
     pub query: QueryConfig,
     pub write: WriteConfig,
     pub log: LogConfig,
@@ -68,6 +74,16 @@ pub struct Config {
     pub block_cache: BlockOptions,
     pub compaction: CompactionConfig,
     pub limits: TenantLimits,
+}
+
+/// Options of the cluster.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the table says what each is")]
+pub struct ClusterConfig {
+    pub suspect_after: Duration,
+    pub dead_after: Duration,
+    pub clock_skew_max: Duration,
+    pub repair_every: Duration,
 }
 
 /// Options of queries.
@@ -168,6 +184,11 @@ impl Default for Config {
             grpc_listen: "127.0.0.1:9095".to_owned(),
             node_name: "auto".to_owned(),
             zone: "default".to_owned(),
+            join: Vec::new(),
+            bootstrap_expect: 0,
+            grpc_advertise: "auto".to_owned(),
+            http_advertise: "auto".to_owned(),
+            replication_factor: 3,
             partitions: 64,
             shard_size: 1,
             tenants_max: 10_000,
@@ -176,6 +197,12 @@ impl Default for Config {
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             promql_experimental: false,
+            cluster: ClusterConfig {
+                suspect_after: Duration::from_secs(5),
+                dead_after: Duration::from_secs(900),
+                clock_skew_max: Duration::from_secs(30),
+                repair_every: Duration::from_secs(5),
+            },
             query: QueryConfig {
                 timeout: Duration::from_secs(120),
                 lookback: Duration::from_secs(300),
@@ -416,6 +443,19 @@ fn check_together(config: &Config) -> Result<(), Error> {
             units::format_size(config.write.body_bytes_max),
             units::format_size(config.write.in_flight_bytes_max),
         )));
+    }
+    let (seeds, expect) = (config.join.len(), config.bootstrap_expect as usize);
+    if expect > 0 && (expect > seeds || expect * 2 <= seeds) {
+        return Err(Error::Together(format!(
+            "bootstrap-expect is {expect} and join names {seeds} addresses: it must be at most their number, so that a \
+             cluster can be founded, and more than half of it, so that two cannot"
+        )));
+    }
+    if config.cluster.dead_after <= config.cluster.suspect_after {
+        return Err(Error::Together(
+            "cluster.dead-after must be longer than cluster.suspect-after: a node is suspect before it is dead"
+                .to_owned(),
+        ));
     }
     if config.http_listen == config.grpc_listen && !config.http_listen.ends_with(":0") {
         return Err(Error::Together(format!(

@@ -6,8 +6,8 @@
 
 use super::Config;
 use super::codec::{
-    Address, Bytes, Codec, Count, Count32, Filter, Folder, Form, Hidden, Maybe, Millis, Partitions, Ranges, Size,
-    Some1, Sse, StoreUrl, Switch, Text, Time, Tries, Word,
+    Address, Addresses, Advertised, Bytes, Codec, Count, Count32, Filter, Folder, Form, Hidden, Maybe, Millis,
+    Partitions, Ranges, Replicas, Size, Some1, Sse, StoreUrl, Switch, Text, Time, Tries, Word,
 };
 
 /// One option.
@@ -55,6 +55,7 @@ impl Key {
 pub fn section_title(section: &str) -> &'static str {
     match section {
         "" => "Node",
+        "cluster" => "Cluster",
         "query" => "Queries",
         "write" => "Writes",
         "log" => "The log of samples",
@@ -103,6 +104,36 @@ pub static KEYS: &[Key] = &[
         "What fails together with this node (rack, availability zone). Replicas of a partition go to different zones."
     ),
     key!(
+        "join",
+        Addresses,
+        join,
+        "gRPC addresses of nodes of the cluster, this one among them if you like: a node without data asks them to let it in. None: this node is a cluster of its own."
+    ),
+    key!(
+        "bootstrap-expect",
+        Count32,
+        bootstrap_expect,
+        "How many nodes of join must see each other before they make a new cluster; 0: never make one, only join. The same on all of them, at most the number of addresses in join and more than half of it. Has no effect once a node belongs to a cluster."
+    ),
+    key!(
+        "grpc-advertise",
+        Advertised,
+        grpc_advertise,
+        "Where other nodes reach this one's gRPC port; auto: the address it listens on, or that of the network card towards them."
+    ),
+    key!(
+        "http-advertise",
+        Advertised,
+        http_advertise,
+        "Where this node's HTTP port is reached, for people and tools; auto: as grpc-advertise."
+    ),
+    key!(
+        "replication-factor",
+        Replicas,
+        replication_factor,
+        "Replicas of each partition, in different zones where there are enough; fewer nodes than that hold one each. The same on all nodes."
+    ),
+    key!(
         "partitions",
         Partitions,
         partitions,
@@ -139,6 +170,25 @@ pub static KEYS: &[Key] = &[
         Switch,
         promql_experimental,
         "Allow the experimental functions and operators of PromQL. They may change or go in any release."
+    ),
+    key!(
+        "cluster.suspect-after",
+        Time,
+        cluster.suspect_after,
+        "How long a node may be silent before the leader calls it suspect. It keeps its replicas."
+    ),
+    key!(
+        "cluster.dead-after",
+        Time,
+        cluster.dead_after,
+        "How long a node may be silent before it is dead for good: its replicas are made elsewhere, and it can only come back as a new node. Longer than your longest restart."
+    ),
+    key!("cluster.clock-skew-max", Time, cluster.clock_skew_max, "How far a joining node's clock may be off."),
+    key!(
+        "cluster.repair-every",
+        Time,
+        cluster.repair_every,
+        "How often a node compares its replicas with those of others and takes what it lacks."
     ),
     key!(
         "query.timeout",

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{Html, IntoResponse, Response};
 use engram_model::error::Class;
+use engram_model::place::NodeId;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
@@ -16,6 +17,7 @@ use super::answer::{Failure, Remarks, not_ready, success, text};
 use super::port::Part;
 use super::{App, time};
 use crate::error::Error;
+use crate::meta::nodes::Steer;
 
 /// The version of Prometheus' API and PromQL that is spoken. Grafana decides by it what it may ask.
 const API_VERSION: &str = "3.14.0";
@@ -110,6 +112,17 @@ pub(crate) async fn alertmanagers() -> Response {
 /// `cluster/status`: nodes, partitions and leader as this node sees them.
 pub(crate) async fn cluster(State(app): State<Arc<App>>) -> Response {
     success(app.node.cluster_json().as_bytes(), &Remarks::default())
+}
+
+/// `cluster/nodes/<id>/<drain|undrain|remove>`: what a node is to do.
+pub(crate) async fn steer(
+    State(app): State<Arc<App>>,
+    Path((node, act)): Path<(String, String)>,
+) -> Result<Response, Failure> {
+    let id = node.parse().map_err(|_| Failure::query(&Error::invalid(format!("{node:?} is no id of a node"))))?;
+    let act = Steer::of(&act).ok_or_else(|| Failure::no_such_path(&format!("cluster/nodes/{id}/{act}")))?;
+    app.node.steer(NodeId(id), act).await.map_err(|error| Failure::query(&error))?;
+    Ok(cluster(State(app)).await)
 }
 
 fn data(value: &serde_json::Value) -> Response {

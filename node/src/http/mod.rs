@@ -115,6 +115,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/-/ready", get(admin::ready))
         .route("/-/healthy", get(admin::healthy))
         .route("/api/v1/cluster/status", get(admin::cluster))
+        .route("/api/v1/cluster/nodes/{node}/{act}", post(admin::steer))
         .route("/api/v1/admin/tenants", get(tenants::list))
         .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
         .route("/api/v1/admin/flush", post(flush::flush).put(flush::flush))

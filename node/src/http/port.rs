@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use engram_model::block::BlockId;
 use engram_model::digest::Digest;
+use engram_model::place::NodeId;
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::tenant::TenantId;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
@@ -24,6 +25,7 @@ use crate::blocks::check::Depth;
 use crate::blocks::import::{Imported, Known};
 use crate::error::Error;
 use crate::meta::Meta;
+use crate::meta::nodes::Steer;
 use crate::meta::tenants::TenantChange;
 use crate::read::cardinality::{Cardinality, Usage};
 use crate::read::remote::Answer as RemoteAnswer;
@@ -369,4 +371,6 @@ pub trait Node: Send + Sync {
     fn cluster_json(&self) -> String;
     /// The exposition text of all metrics.
     fn metrics_text(&self) -> String;
+    /// Changes what a node of the cluster is to do.
+    fn steer(&self, node: NodeId, act: Steer) -> BoxFuture<'_, Result<(), Error>>;
 }

@@ -2,8 +2,8 @@
 //!
 //! Map: [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
 //! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints · [`follower`] what
-//! the metadata seals and commits, carried out here · [`reached`] how far the log
-//! had come.
+//! the metadata seals and commits, carried out here · [`reached`] how far the log had come · [`repair`] taking from other
+//! replicas what is missing here.
 //!
 //! [`LocalReplica`] is how the write and read paths meet this room: as a replica like any other.
 
@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod partition;
 pub mod reached;
 pub mod recover;
+pub mod repair;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use engram_model::digest::Digest;
 use engram_model::error::Class;
-use engram_model::place::PartitionId;
+use engram_model::place::{Epoch, PartitionId};
 use engram_model::sample::Metadata;
 use engram_model::series::Series;
 use engram_model::tenant::TenantId;
@@ -50,6 +51,8 @@ pub struct LocalReplica {
 /// Heads read at once. A query reads all partitions of its tenant; without a bound a few of them would take every
 /// thread there is for blocking work, and writes would wait behind them.
 const READS_MAX: usize = 64;
+/// How long what is accepted may take to become visible.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 impl LocalReplica {
     /// Partition `i` is `heads[i]` and `partitions[i]`. They are written since `started_at`.
@@ -301,6 +304,22 @@ impl Replica for LocalReplica {
             series.sort_by(|a, b| a.labels.cmp(&b.labels));
             Ok(Some(Frozen { number, window: part.window(), digests: part.digests().clone(), series }))
         })
+    }
+
+    fn inventory(&self, partition: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {
+        async move {
+            let at = partition.0 as usize;
+            let missing = || Error::unavailable(format!("partition {at} is not on this node"));
+            let (heads, actor) = self.heads.get(at).zip(self.partitions.get(at)).ok_or_else(missing)?;
+            actor.settle(SETTLE_WITHIN).await?;
+            let heads = heads.clone();
+            self.on_thread(move || {
+                let total = |head: &Head| head.digests().values().copied().sum();
+                Ok(heads.all().into_iter().map(|(tenant, head)| (tenant, total(&head.read()))).collect())
+            })
+            .await
+        }
+        .boxed()
     }
 
     fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>> {

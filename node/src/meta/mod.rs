@@ -2,9 +2,10 @@
 //!
 //! Reads are local: the last applied view, an `Arc` behind a watch. Changes are proposed to the group. One request
 //! takes one [`RingView`] and one [`TenantView`] and uses them to its end. What operators do with tenants: [`tenants`].
-//! Blocks, seals, deletions and leases: [`blocks`].
+//! Blocks, seals, deletions and leases: [`blocks`]. What nodes ask about each other: [`nodes`].
 
 pub mod blocks;
+pub mod nodes;
 pub mod tenants;
 
 use std::sync::Arc;
@@ -182,7 +183,8 @@ impl Meta {
             .iter()
             .map(|(id, row)| {
                 let replicas: Vec<u64> = row.current.replicas.iter().map(|node| node.0).collect();
-                json!({ "id": id.0, "epoch": row.current.epoch.0, "replicas": replicas })
+                let next: Option<Vec<u64>> = row.next.as_ref().map(|next| next.iter().map(|node| node.0).collect());
+                json!({ "id": id.0, "epoch": row.current.epoch.0, "replicas": replicas, "next": next })
             })
             .collect();
         json!({

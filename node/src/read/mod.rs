@@ -11,6 +11,7 @@
 
 pub mod cache;
 pub mod cardinality;
+pub mod fanout;
 pub mod fetch;
 pub mod hide;
 pub mod queue;

@@ -1,7 +1,7 @@
 //! Answers the engine's port: one tenant's series from the replicas and the blocks that hold them.
 //!
-//! One look at the metadata per query ([`View`]): all partitions the tenant's shard ever had, each asked at its nearest
-//! replica, and the blocks of that moment. A series of several places is joined, equal samples count once.
+//! One look at the metadata per query ([`View`]): all partitions the tenant's shard ever had, each read through
+//! [`Fanout`] from a majority of its replicas, and the blocks of that moment. A series of several places is joined, equal samples count once.
 //!
 //! ```text
 //! look (index k) ─┬─ heads, asked as of k ──── one forgot at an index > k: start over with a newer look
@@ -11,7 +11,7 @@
 //! So what moves from head to block, or from blocks to larger ones, while a query runs, is neither missed nor doubled:
 //! a sample is in the head, in a block the look knows, or the head says that the look is too old.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +19,7 @@ use engram_model::block::BlockRow;
 use engram_model::digest::{Digest, slot_of};
 use engram_model::error::Class;
 use engram_model::merge::join_series;
-use engram_model::place::{NodeId, PartitionId, tenant_partitions};
+use engram_model::place::{Epoch, PartitionId, tenant_partitions};
 use engram_model::series::{Columns, ReadError, Series, Wanted};
 use engram_model::tenant::TenantId;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
@@ -27,13 +27,14 @@ use engram_query::port::{Queryable, SORTED_MAX, SelectHints, Selection, SourceEr
 use engram_storage::head::HeadOptions;
 use futures::future::{BoxFuture, try_join, try_join_all};
 
+use super::fanout::Fanout;
 use super::fetch::Cost;
 use super::hide::{Hider, covers};
 use super::store::{Blocks, Selected};
 use crate::error::Error;
 use crate::meta::blocks::BlocksView;
 use crate::meta::{Meta, RingView, TenantView};
-use crate::peer::{Counts, PartitionView, Peers, Replica, Select, too_many_series};
+use crate::peer::{Counts, PartitionView, Peers, Replica, Select, SlotDigests, too_many_series};
 
 /// As of which index a reader asks a head when blocks are not its affair.
 const HEADS_ONLY: u64 = u64::MAX;
@@ -44,7 +45,7 @@ pub struct View {
     tenant: TenantId,
     config: TenantView,
     ring: Arc<RingView>,
-    peers: Peers,
+    fanout: Fanout,
     blocks: Blocks,
     /// The tenant's visible blocks, oldest samples first, and its deletions.
     look: Arc<BlocksView>,
@@ -72,7 +73,7 @@ impl View {
             tenant: tenant.clone(),
             config: meta.tenant(tenant),
             ring: meta.ring(),
-            peers: peers.clone(),
+            fanout: Fanout::new(meta, peers),
             blocks: blocks.clone(),
             look: Arc::new(look),
             cost: Arc::default(),
@@ -136,14 +137,6 @@ impl View {
         tenant_partitions(&self.tenant, self.ring.partition_count(), self.config.shard_size_largest)
     }
 
-    /// The nearest replica of a partition.
-    fn nearest(&self, partition: PartitionId) -> Result<NodeId, Error> {
-        let nodes = self.ring.replicas(partition).map(|set| set.replicas.as_slice()).unwrap_or_default();
-        self.peers.nearest(nodes).first().copied().ok_or_else(|| {
-            Error::unavailable(format!("partition {} has no replicas: the node is still starting", partition.0))
-        })
-    }
-
     /// Remembers that a newer view is needed.
     fn noticed<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
         if done.as_ref().is_err_and(Error::is_stale_view) {
@@ -152,26 +145,50 @@ impl View {
         done
     }
 
-    /// Asks the nearest replica of every partition and hands each answer to the caller, in order of partition.
-    async fn ask<T>(
+    /// What is asked of each partition.
+    fn requests(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+        wanted: Wanted,
+        (series_max, as_of): (u64, u64),
+    ) -> Vec<Select> {
+        let (matchers, wanted) = (Arc::new(matchers.to_vec()), Arc::new(wanted));
+        let request = |partition| Select {
+            tenant: self.tenant.clone(),
+            partition,
+            epoch: Epoch::default(),
+            range,
+            matchers: matchers.clone(),
+            wanted: wanted.clone(),
+            series_max,
+            as_of,
+        };
+        self.partitions().into_iter().map(request).collect()
+    }
+
+    /// Asks a majority of the replicas of every partition and hands the answers to the caller, in order of partition;
+    /// the answers of one partition together.
+    async fn ask_each<T: Send>(
         &self,
         matchers: &[Matcher],
         range: TimeRange,
         as_of: u64,
-        ask: impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>>,
+        ask: impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>> + Sync,
+    ) -> Result<Vec<Vec<T>>, Error> {
+        let requests = self.requests(matchers, range, Wanted::default(), (0, as_of));
+        self.noticed(self.fanout.ask(&self.ring, &requests, ask).await)
+    }
+
+    /// As [`View::ask_each`], for answers of which the union is wanted.
+    async fn ask<T: Send>(
+        &self,
+        matchers: &[Matcher],
+        range: TimeRange,
+        as_of: u64,
+        ask: impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>> + Sync,
     ) -> Result<Vec<T>, Error> {
-        let matchers = Arc::new(matchers.to_vec());
-        let wanted = Arc::new(Wanted::default());
-        let asked = try_join_all(self.partitions().into_iter().map(|partition| {
-            let (tenant, matchers, wanted) = (self.tenant.clone(), matchers.clone(), wanted.clone());
-            let request = Select { tenant, partition, range, matchers, wanted, series_max: 0, as_of };
-            let ask = &ask;
-            async move {
-                let replica = self.peers.replica(self.nearest(partition)?)?;
-                ask(replica.as_ref(), request).await
-            }
-        }));
-        self.noticed(asked.await)
+        Ok(self.ask_each(matchers, range, as_of, ask).await?.into_iter().flatten().collect())
     }
 
     /// Series with samples in `range`, none twice, with what is wanted of them; few come sorted, with all labels.
@@ -211,7 +228,7 @@ impl View {
         Ok(series)
     }
 
-    /// Asks each node once for all its partitions.
+    /// Reads all partitions, each complete.
     async fn read_heads(
         &self,
         matchers: &[Matcher],
@@ -219,19 +236,8 @@ impl View {
         wanted: Wanted,
         bounds: Bounds,
     ) -> Result<Vec<Vec<Series>>, Error> {
-        let (matchers, wanted) = (Arc::new(matchers.to_vec()), Arc::new(wanted));
-        let (series_max, as_of) = (bounds.series_max, self.look.index);
-        let mut by_node: BTreeMap<NodeId, Vec<Select>> = BTreeMap::new();
-        for partition in self.partitions() {
-            let (tenant, matchers, wanted) = (self.tenant.clone(), matchers.clone(), wanted.clone());
-            let request = Select { tenant, partition, range, matchers, wanted, series_max, as_of };
-            by_node.entry(self.nearest(partition)?).or_default().push(request);
-        }
-        let asked = by_node.into_iter().map(|(node, requests)| async move {
-            let replica = self.peers.replica(node)?;
-            replica.select_all(requests).await
-        });
-        Ok(self.noticed(try_join_all(asked).await)?.into_iter().flatten().collect())
+        let requests = self.requests(matchers, range, wanted, (bounds.series_max, self.look.index));
+        self.noticed(self.fanout.select(&self.ring, &requests).await)
     }
 
     /// What matches in each block of the range.
@@ -377,7 +383,8 @@ impl View {
     /// Unavailable when a partition cannot be read.
     pub async fn metadata(&self) -> Result<Vec<(String, engram_model::sample::Metadata)>, Error> {
         let parts = self.ask(&[], TimeRange::ALL, HEADS_ONLY, |replica, request| replica.metadata(request)).await?;
-        Ok(parts.into_iter().flatten().collect())
+        let mut seen = HashSet::new();
+        Ok(parts.into_iter().flatten().filter(|one| seen.insert(one.clone())).collect())
     }
 
     /// What makes each partition of the tenant large, lists cut at `max`: what the heads hold.
@@ -385,7 +392,10 @@ impl View {
     /// # Errors
     /// Unavailable when a partition cannot be read.
     pub async fn counts(&self, max: usize) -> Result<Vec<Counts>, Error> {
-        self.ask(&[], TimeRange::ALL, HEADS_ONLY, |replica, request| replica.counts(request, max)).await
+        let parts =
+            self.ask_each(&[], TimeRange::ALL, HEADS_ONLY, |replica, request| replica.counts(request, max)).await?;
+        // Of replicas that differ the one that knows most.
+        Ok(parts.into_iter().filter_map(|all| all.into_iter().max_by_key(|counts| counts.samples)).collect())
     }
 
     /// Everything the heads hold of the tenant, each partition under one look of its own, deleted samples too.
@@ -393,7 +403,10 @@ impl View {
     /// # Errors
     /// Unavailable when a partition cannot be read, or this view is too old.
     pub async fn everything(&self) -> Result<Vec<PartitionView>, Error> {
-        self.ask(&[], TimeRange::ALL, self.look.index, |replica, request| replica.everything(request)).await
+        let as_of = self.look.index;
+        let parts = self.ask_each(&[], TimeRange::ALL, as_of, |replica, request| replica.everything(request)).await?;
+        let work = tokio::task::spawn_blocking(move || parts.into_iter().map(union).collect()).await;
+        work.map_err(|e| Error::new(Class::Internal, format!("joining replicas failed: {e}")))?
     }
 
     /// What is deleted in a range.
@@ -437,10 +450,11 @@ impl View {
     pub async fn digests(&self, range: TimeRange) -> Result<BTreeMap<Millis, Digest>, Error> {
         let window_ms = HeadOptions::default().window_ms;
         let window_of = |at: Millis| at.div_euclid(window_ms).saturating_mul(window_ms);
-        let parts = self.ask(&[], range, self.look.index, |replica, request| replica.digests(request)).await?;
+        let parts = self.ask_each(&[], range, self.look.index, |replica, request| replica.digests(request)).await?;
         let mut windows = self.block_windows(range, window_ms);
+        windows.extend(parts.iter().flat_map(|replicas| differing(replicas)).map(window_of));
         let mut all: BTreeMap<Millis, Digest> = BTreeMap::new();
-        for (slot, digest) in parts.into_iter().flatten() {
+        for (slot, digest) in parts.into_iter().filter_map(|mut replicas| replicas.pop()).flatten() {
             let window = window_of(slot);
             let span = TimeRange::new(window, window.saturating_add(window_ms));
             if self.look.deletions.iter().any(|deletion| deletion.range.overlaps(span)) {
@@ -472,8 +486,43 @@ impl View {
         range: TimeRange,
     ) -> Result<Vec<(Labels, Vec<engram_model::sample::Exemplar>)>, Error> {
         let parts = self.ask(matchers, range, HEADS_ONLY, |replica, request| replica.exemplars(request)).await?;
-        Ok(parts.into_iter().flatten().collect())
+        let mut all: BTreeMap<Labels, Vec<engram_model::sample::Exemplar>> = BTreeMap::new();
+        for (labels, exemplars) in parts.into_iter().flatten() {
+            let have = all.entry(labels).or_default();
+            for one in exemplars {
+                if !have.contains(&one) {
+                    have.push(one);
+                }
+            }
+        }
+        all.values_mut().for_each(|exemplars| exemplars.sort_by_key(|one| one.at));
+        Ok(all.into_iter().collect())
     }
+}
+
+/// What several replicas of a partition hold, as one.
+fn union(mut replicas: Vec<PartitionView>) -> Result<PartitionView, Error> {
+    if replicas.windows(2).all(|two| two[0].digests == two[1].digests) {
+        return Ok(replicas.pop().unwrap_or_default());
+    }
+    let series = join_series(replicas.into_iter().map(|view| view.series).collect());
+    let digests = digests_of(&series, TimeRange::ALL)?.into_iter().collect();
+    Ok(PartitionView { series, digests })
+}
+
+/// Slots of which replicas of one partition do not hold the same.
+fn differing(replicas: &[SlotDigests]) -> BTreeSet<Millis> {
+    let Some((first, others)) = replicas.split_first() else { return BTreeSet::new() };
+    let first: BTreeSet<(Millis, u64, u64, u64)> = first.iter().map(spelled).collect();
+    let each = others.iter().flat_map(|other| {
+        let other: BTreeSet<_> = other.iter().map(spelled).collect();
+        first.symmetric_difference(&other).map(|spelled| spelled.0).collect::<Vec<_>>()
+    });
+    each.collect()
+}
+
+fn spelled((slot, digest): &(Millis, Digest)) -> (Millis, u64, u64, u64) {
+    (*slot, digest.count, digest.low, digest.high)
 }
 
 /// Blocks and heads as one, without what is hidden in the heads.

@@ -80,6 +80,9 @@ pub fn append_all(meta: &Meta, times: &[i64]) -> Append {
         picks: Arc::new(vec![0]),
         metadata: false,
         memory: None,
+        repair: false,
+        as_of: 0,
+        packed: Arc::default(),
     }
 }
 
@@ -163,6 +166,7 @@ impl Ingest {
         let request = Select {
             tenant: TenantId::anonymous(),
             partition: PartitionId(0),
+            epoch: Epoch(1),
             range: TimeRange::ALL,
             matchers: Arc::default(),
             series_max: 0,

@@ -8,6 +8,7 @@
 //! may stand in somebody's log, and the answer stays away, the caller is told [`Error::Unknown`] and must look.
 
 mod inner;
+mod members;
 mod options;
 
 pub use options::{FirstStart, GroupOptions, Timing};

@@ -268,7 +268,7 @@ pub(super) fn set_replicas(
         return Err(Refusal::Epoch { partition, expected, found: row.current.epoch }.into());
     }
     for set in [Some(replicas), next].into_iter().flatten() {
-        check_set(draft, partition, set)?;
+        check_set(draft, partition, set, &row.current.replicas)?;
     }
     let epoch = Epoch(expected.0.saturating_add(1));
     row.current = ReplicaSet { epoch, replicas: replicas.to_vec() };
@@ -278,7 +278,8 @@ pub(super) fn set_replicas(
     Ok(Outcome::Partition { epoch })
 }
 
-fn check_set(draft: &Draft<'_>, partition: PartitionId, set: &[NodeId]) -> Result<(), Stop> {
+/// A node that died while it was in the set may stay named until it is replaced: the majority is still counted with it.
+fn check_set(draft: &Draft<'_>, partition: PartitionId, set: &[NodeId], now: &[NodeId]) -> Result<(), Stop> {
     let refuse = |why: String| Err(Stop::from(Refusal::Replicas { partition, why }));
     if set.is_empty() || set.len() > REPLICAS_MAX {
         return refuse(format!("{} replicas, must be 1 to {REPLICAS_MAX}", set.len()));
@@ -287,7 +288,7 @@ fn check_set(draft: &Draft<'_>, partition: PartitionId, set: &[NodeId]) -> Resul
         if set[..i].contains(id) {
             return refuse(format!("node {} twice", id.0));
         }
-        if node(draft, *id)?.state == NodeState::Dead {
+        if node(draft, *id)?.state == NodeState::Dead && !now.contains(id) {
             return refuse(format!("node {} is dead", id.0));
         }
     }

@@ -20,7 +20,7 @@ use engram_model::Millis;
 use engram_model::block::BlockId;
 use engram_model::digest::Digest;
 use engram_model::error::Class;
-use engram_model::place::PartitionId;
+use engram_model::place::{NodeId, PartitionId};
 use engram_model::sample::{Exemplar, Metadata, MetricKind, Value as SampleValue};
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
@@ -28,9 +28,9 @@ use engram_model::{Labels, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse::Switches;
 use engram_query::value::{Annotations, InstantSample, RangeSeries, Stats, Value};
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -45,6 +45,7 @@ use crate::blocks::check::Depth;
 use crate::blocks::import::{Imported, Known};
 use crate::blocks::{SealedWindow, Taken};
 use crate::error::{Error, Stage};
+use crate::meta::nodes::Steer;
 use crate::meta::tenants::TenantChange;
 use crate::metrics::Metrics;
 use crate::read::QueryRequest;
@@ -318,6 +319,14 @@ impl Node for Fake {
 
     fn metrics_text(&self) -> String {
         "# EOF\n".to_owned()
+    }
+
+    fn steer(&self, node: NodeId, act: Steer) -> BoxFuture<'_, Result<(), Error>> {
+        let done = match (node, act) {
+            (NodeId(1), Steer::Drain) => Ok(()),
+            _ => Err(Error::new(Class::NotFound, "there is no such node")),
+        };
+        async move { done }.boxed()
     }
 }
 

@@ -93,6 +93,16 @@ pub enum Message {
         /// Answered with whether it is gone.
         reply: Reply<bool>,
     },
+    /// Make visible everything that was accepted before this message.
+    Settle {
+        /// Answered when done.
+        reply: Reply<()>,
+    },
+    /// Forget the tenant's head: this node holds the partition no more.
+    Leave {
+        /// Answered when that is in the log.
+        reply: Reply<()>,
+    },
     /// Write a checkpoint of every head into the log.
     Checkpoint {
         /// Answered when all of it is durable.
@@ -181,6 +191,22 @@ impl Handle {
     pub async fn drop_head(&self, tenant: &TenantId, since: Millis, within: Duration) -> Result<bool, AskError> {
         let tenant = tenant.clone();
         self.addr.ask_in_line(|reply| Message::Drop { tenant, since, reply }, within).await
+    }
+
+    /// Waits until everything that was accepted before is visible.
+    ///
+    /// # Errors
+    /// Why the actor did not answer.
+    pub async fn settle(&self, within: Duration) -> Result<(), AskError> {
+        self.addr.ask_in_line(|reply| Message::Settle { reply }, within).await
+    }
+
+    /// Forgets every head: this node holds the partition no more.
+    ///
+    /// # Errors
+    /// Why the actor did not answer.
+    pub async fn leave(&self, within: Duration) -> Result<(), AskError> {
+        self.addr.ask_in_line(|reply| Message::Leave { reply }, within).await
     }
 
     /// Writes a checkpoint of every head into the log.
@@ -350,6 +376,15 @@ impl State {
                 let done = self.drop_head(&tenant, since).await?;
                 let _gone = reply.send(done);
             }
+            Message::Settle { reply } => {
+                self.settle(flushed).await?;
+                let _gone = reply.send(());
+            }
+            Message::Leave { reply } => {
+                self.settle(flushed).await?;
+                self.leave().await?;
+                let _gone = reply.send(());
+            }
             Message::Checkpoint { reply } => {
                 self.settle(flushed).await?;
                 // A sync that failed ends the actor, and with it the node: what the disk holds is unknown.
@@ -388,13 +423,8 @@ impl State {
         reply: Reply<Result<Appended, Error>>,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Error> {
-        let epoch = self.config.meta.epoch(request.partition).unwrap_or_default();
-        if request.epoch != epoch {
-            let text = format!(
-                "partition {} is at epoch {}, the request was made for epoch {}: retry",
-                request.partition.0, epoch.0, request.epoch.0
-            );
-            let _gone = reply.send(Err(Error::unavailable(text)));
+        if let Err(stale) = self.config.meta.is_at(request.partition, request.epoch) {
+            let _gone = reply.send(Err(stale));
             return Ok(());
         }
         if self.config.log.waits_for_room() {
@@ -410,7 +440,9 @@ impl State {
             // What is older than a seal waits for the next one, so a series may begin anywhere in the past.
             in_order_age_max_ms: 0,
             metadata_max: if request.metadata { request.limits.max_metadata_per_user } else { 0 },
-            series_max: self.series_max(&request),
+            // What the others have was let in there; it is not judged a second time.
+            series_max: if request.repair { 0 } else { self.series_max(&request) },
+            repair: request.repair,
             ..AppendLimits::of(&request.limits)
         };
         let begins_at = payload.len();

@@ -152,4 +152,17 @@ impl State {
         self.config.heads.remove(tenant, index);
         Ok(true)
     }
+
+    /// Drops every head, whatever it holds: this node holds the partition no more.
+    pub(super) async fn leave(&mut self) -> Result<(), Error> {
+        for (tenant, head) in self.config.heads.all() {
+            let index = head.read().forgotten_after(TimeRange::ALL);
+            let mut payload = Vec::new();
+            entry::begin(&mut payload, Kind::HeadEnd, self.config.partition, &tenant);
+            entry::put_index(&mut payload, index);
+            append_durably(&self.config.log, payload).await?;
+            self.config.heads.remove(&tenant, index);
+        }
+        Ok(())
+    }
 }

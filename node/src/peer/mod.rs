@@ -1,25 +1,36 @@
 //! The way to a replica of a partition, on this node or on another.
 //!
+//! Map: here the port and who can be reached · [`remote`] a replica on another node · [`appends`] the stream of slices to
+//! it · [`wire`] bytes.
+//!
 //! Why a port: the write path and the read path treat the local replica like any other, so that one node is a cluster
 //! of one and not a special case. [`Peers`] knows who can be reached; what is behind a [`Replica`] (an actor of this
 //! process, a gRPC client) is not their affair.
 
+pub mod appends;
+pub mod remote;
+pub mod wire;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use engram_model::batch::WriteBatch;
-use engram_model::digest::Digest;
+use engram_model::digest::{Digest, SLOT_MS, slot_of};
 use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::sample::{Exemplar, Metadata};
-use engram_model::series::{Series, Wanted};
+use engram_model::series::{Columns, ReadError, Series, Wanted};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::{Labels, Matcher, Millis, TimeRange};
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Error;
+use remote::Remote;
 
 /// A slice of a batch for one partition.
 #[derive(Clone)]
@@ -41,6 +52,12 @@ pub struct Append {
     /// The share of the memory for requests in flight that the batch takes: it goes back when nobody has the batch any
     /// more, which may be long after the sender has given up.
     pub memory: Option<Arc<OwnedSemaphorePermit>>,
+    /// Whether a replica repairs itself with it: then age and number of series do not matter.
+    pub repair: bool,
+    /// The metadata index the coordinator decided by: a replica that is behind catches up to it first.
+    pub as_of: u64,
+    /// The slice as it travels, made by whoever needs it first.
+    pub packed: Arc<OnceLock<Bytes>>,
 }
 
 /// What a replica did with a slice, durably.
@@ -104,6 +121,8 @@ pub struct Select {
     pub tenant: TenantId,
     /// From which partition.
     pub partition: PartitionId,
+    /// The epoch of the replica set the reader used: a replica that knows a newer one refuses.
+    pub epoch: Epoch,
     /// Samples of this time.
     pub range: TimeRange,
     /// Series that pass all of these; empty: all.
@@ -117,6 +136,25 @@ pub struct Select {
     pub as_of: u64,
 }
 
+impl Select {
+    /// The same over whole slots: digests speak of nothing smaller.
+    #[must_use]
+    pub fn whole_slots(&self) -> Self {
+        let last = slot_of(self.range.end.saturating_sub(1)).saturating_add(SLOT_MS);
+        let range = TimeRange { start: slot_of(self.range.start), end: last.max(self.range.end) };
+        Self { range, ..self.clone() }
+    }
+}
+
+impl Append {
+    /// The slice as it travels, the same for all replicas it goes to.
+    #[must_use]
+    pub fn packed(&self) -> Bytes {
+        let make = || Bytes::from(wire::pack(&wire::batch::encode(&self.batch, &self.picks, self.metadata)));
+        self.packed.get_or_init(make).clone()
+    }
+}
+
 /// What is said where a selector gives more series than the tenant may fetch.
 #[must_use]
 pub fn too_many_series(tenant: &TenantId, series: u64, max: u64) -> Error {
@@ -127,6 +165,8 @@ pub fn too_many_series(tenant: &TenantId, series: u64, max: u64) -> Error {
     Error::new(Class::Limited, text)
 }
 
+/// The digest of each slot, see [`engram_model::digest`].
+pub type SlotDigests = Vec<(Millis, Digest)>;
 /// Series with their exemplars.
 pub type Exemplars = Vec<(Labels, Vec<Exemplar>)>;
 
@@ -192,6 +232,15 @@ impl Frozen {
     }
 }
 
+/// What one partition gives to a select.
+#[derive(Clone, Default)]
+pub struct Found {
+    /// The digest of each slot of the range, as of a moment before the series were read: what they speak of is in there.
+    pub digests: Vec<(Millis, Digest)>,
+    /// The series.
+    pub series: Vec<Series>,
+}
+
 /// One copy of the partitions a node holds.
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
@@ -227,19 +276,91 @@ pub trait Replica: Send + Sync {
         partition: PartitionId,
         number: u64,
     ) -> BoxFuture<'_, Result<Option<Frozen>, Error>>;
+    /// The tenants of a partition, each with the digest of all it has, after everything that was accepted for an older
+    /// epoch has become visible.
+    fn inventory(&self, partition: PartitionId, epoch: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>>;
+    /// Digests of the slots that each request reaches into.
+    fn digests_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<SlotDigests>, Error>> {
+        Box::pin(async move {
+            let digests = requests.iter().map(|request| self.digests(request.whole_slots()));
+            futures::future::try_join_all(digests).await
+        })
+    }
+    /// As [`Replica::select_all`], each with its digests, see [`Found::digests`].
+    fn found_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Found>, Error>> {
+        Box::pin(async move {
+            let digests = self.digests_all(requests.clone()).await?;
+            let series = self.select_all(requests).await?;
+            Ok(digests.into_iter().zip(series).map(|(digests, series)| Found { digests, series }).collect())
+        })
+    }
 }
 
-/// Who can be reached.
+/// The digests of series, slot by slot, from their samples.
+///
+/// # Errors
+/// Stored bytes do not decode.
+pub fn digests_of(series: &[Series]) -> Result<Vec<(Millis, Digest)>, ReadError> {
+    let (mut all, mut columns) = (BTreeMap::<Millis, Digest>::new(), Columns::default());
+    for one in series {
+        columns.clear();
+        one.source.read(TimeRange::ALL, &mut columns)?;
+        let hash = one.source.series_hash().unwrap_or_else(|| one.labels.hash128());
+        for (at, value) in columns.times.iter().zip(&columns.values) {
+            all.entry(slot_of(*at)).or_default().add(Digest::of_float(hash, *at, *value));
+        }
+        for (at, value) in columns.histogram_times.iter().zip(&columns.histograms) {
+            all.entry(slot_of(*at)).or_default().add(Digest::of_histogram(hash, *at, value));
+        }
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// Where the nodes are, as the metadata knows.
+pub trait Directory: Send + Sync {
+    /// The gRPC address and the zone of a node; none when nobody knows it.
+    fn find(&self, node: NodeId) -> Option<(String, String)>;
+}
+
+/// Who can be reached. Cheap to clone.
 #[derive(Clone)]
-pub struct Peers {
+pub struct Peers(Arc<Inner>);
+
+struct Inner {
     local: (NodeId, Arc<dyn Replica>),
+    others: Option<Others>,
+}
+
+struct Others {
+    zone: String,
+    cluster: String,
+    directory: Box<dyn Directory>,
+    /// By node, with the address it was made for.
+    open: Mutex<BTreeMap<NodeId, Arc<Remote>>>,
 }
 
 impl Peers {
     /// Only this node.
     #[must_use]
     pub fn local_only(node: NodeId, replica: Arc<dyn Replica>) -> Self {
-        Self { local: (node, replica) }
+        Self(Arc::new(Inner { local: (node, replica), others: None }))
+    }
+
+    /// This node, in `zone` of `cluster`, and all that the directory knows.
+    #[must_use]
+    pub fn new(
+        (node, replica): (NodeId, Arc<dyn Replica>),
+        (cluster, zone): (String, String),
+        directory: Box<dyn Directory>,
+    ) -> Self {
+        let others = Others { zone, cluster, directory, open: Mutex::default() };
+        Self(Arc::new(Inner { local: (node, replica), others: Some(others) }))
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn here(&self) -> NodeId {
+        self.0.local.0
     }
 
     /// The replica on `node`.
@@ -247,18 +368,36 @@ impl Peers {
     /// # Errors
     /// Unavailable when the node is not known here.
     pub fn replica(&self, node: NodeId) -> Result<Arc<dyn Replica>, Error> {
-        if node == self.local.0 {
-            Ok(self.local.1.clone())
-        } else {
-            Err(Error::unavailable(format!("node {} is not reachable from node {}", node.0, self.local.0.0)))
+        let here = self.0.local.0;
+        if node == here {
+            return Ok(self.0.local.1.clone());
         }
+        let unknown = || Error::unavailable(format!("node {} is not known on node {}", node.0, here.0));
+        let others = self.0.others.as_ref().ok_or_else(unknown)?;
+        let (address, _) = others.directory.find(node).ok_or_else(unknown)?;
+        let mut open = others.open.lock();
+        if let Some(remote) = open.get(&node).filter(|remote| remote.address() == address) {
+            return Ok(remote.clone());
+        }
+        let remote = Arc::new(Remote::open((here, node), &others.cluster, &address)?);
+        open.insert(node, remote.clone());
+        Ok(remote)
     }
 
-    /// The given nodes, this one first when it is among them.
+    /// Whether a call to the node is worth trying: it did not fail just now.
+    #[must_use]
+    pub fn is_well(&self, node: NodeId) -> bool {
+        let Some(others) = &self.0.others else { return true };
+        others.open.lock().get(&node).is_none_or(|remote| remote.is_well())
+    }
+
+    /// The given nodes, the best to ask first: this one, those of its zone, the others; those that fail last.
     #[must_use]
     pub fn nearest(&self, nodes: &[NodeId]) -> Vec<NodeId> {
         let mut order = nodes.to_vec();
-        order.sort_by_key(|node| *node != self.local.0);
+        let (here, others) = (self.0.local.0, self.0.others.as_ref());
+        let far = |node: &NodeId| others.is_none_or(|o| o.directory.find(*node).is_none_or(|(_, zone)| zone != o.zone));
+        order.sort_by_cached_key(|node| (*node != here && !self.is_well(*node), *node != here, far(node)));
         order
     }
 }

@@ -1,0 +1,193 @@
+//! The parts of the assembly that a cluster needs: the services other nodes call, how this node comes to its part of the
+//! metadata, and the actors that keep replicas alike.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use engram_model::place::NodeId;
+use engram_model::time::Clock;
+use engram_raft::group::FirstStart;
+use engram_raft::{Group, GroupOptions};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::actor::{Condition, Health, Supervisor};
+use crate::assembly::StartError;
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::grpc;
+use crate::ingest::heads::Heads;
+use crate::ingest::{partition, repair};
+use crate::members::About;
+use crate::members::call::Calls;
+use crate::members::identity::IdentityFile;
+use crate::members::join::{self, Seeds, Start};
+use crate::members::service::Door;
+use crate::meta::Meta;
+use crate::peer::{self, Peers, Replica};
+use crate::reconciler;
+
+/// The services of the gRPC port that come later than the port.
+#[derive(Default)]
+pub(crate) struct Services {
+    raft: grpc::Late<engram_raft::rpc::GrpcServer>,
+    ingest: grpc::Late<grpc::ingest::GrpcServer>,
+}
+
+impl Services {
+    /// Serves all of them on the gRPC port, until `stop`.
+    pub(crate) fn serve(
+        &self,
+        config: &Config,
+        door: &Arc<Door>,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> impl Future<Output = Result<(), StartError>> + Send + use<> {
+        let routes = tonic::service::Routes::new(door.clone().into_grpc());
+        let routes = routes.add_service(self.raft.clone()).add_service(self.ingest.clone());
+        let stop_within = config.shutdown_timeout;
+        async move {
+            let served = grpc::serve(listener, routes, (stop, stop_within)).await;
+            served.map_err(|e| StartError::Failed(format!("the gRPC server: {e}")))
+        }
+    }
+
+    /// Lets other nodes reach this node's replicas, and this node theirs.
+    pub(crate) fn peers(&self, config: &Config, meta: &Meta, local: Arc<dyn Replica>) -> Peers {
+        self.ingest.open(grpc::ingest::Api::new(local.clone(), meta.clone()).into_grpc());
+        let names = (meta.cluster_id(), config.zone.clone());
+        Peers::new((meta.node_id(), local), names, Box::new(Directory(meta.clone())))
+    }
+}
+
+/// Where the nodes are, as the metadata knows.
+struct Directory(Meta);
+
+impl peer::Directory for Directory {
+    fn find(&self, node: NodeId) -> Option<(String, String)> {
+        let member = self.0.member(node)?;
+        Some((member.spec.grpc, member.spec.zone))
+    }
+}
+
+/// What answers other nodes before there is a cluster, and after.
+pub(crate) fn door(
+    config: &Config,
+    dir: &DataDir,
+    (http, grpc): (SocketAddr, SocketAddr),
+    clock: &Clock,
+    health: &Health,
+) -> Result<Door, StartError> {
+    let about = About {
+        zone: config.zone.clone(),
+        grpc: advertised(&config.grpc_advertise, grpc, &config.join),
+        http: advertised(&config.http_advertise, http, &config.join),
+    };
+    Ok(Door {
+        about,
+        identity: IdentityFile::open(&dir.member()).map_err(StartError::Failed)?,
+        clock: clock.clone(),
+        skew_max: config.cluster.clock_skew_max,
+        health: health.clone(),
+        complete: Arc::default(),
+        meta: OnceLock::new(),
+    })
+}
+
+/// What others reach this node by. A node that listens on all its addresses tells the one it would reach a seed from.
+fn advertised(option: &str, listens: SocketAddr, seeds: &[String]) -> String {
+    if option != "auto" {
+        return option.to_owned();
+    }
+    if !listens.ip().is_unspecified() {
+        return listens.to_string();
+    }
+    let towards = |target: &str| {
+        // Nothing is sent: the system only looks which way it would go.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect(target).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    // Without a seed: towards an address nobody has (RFC 5737).
+    let ip = seeds.iter().map(String::as_str).chain(["192.0.2.1:9"]).find_map(towards);
+    let ip = ip.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    SocketAddr::new(ip, listens.port()).to_string()
+}
+
+/// Finds the cluster or makes it, and opens this node's part of its metadata.
+pub(crate) async fn open_group(
+    config: &Config,
+    dir: &DataDir,
+    door: &Door,
+    services: &Services,
+    health: &Health,
+) -> Result<Group, StartError> {
+    let seeds = Seeds { addresses: config.join.clone(), expect: config.bootstrap_expect as usize };
+    if !seeds.addresses.is_empty() {
+        health.set("node/metadata", Condition::Starting("looking for the cluster".into()));
+    }
+    let start = join::start(door, &Calls::default(), &seeds, dir.has_meta()).await.map_err(StartError::Failed)?;
+    let first_start = match start {
+        Start::Found { cluster } => FirstStart::Bootstrap { cluster_id: cluster, partition_count: config.partitions },
+        Start::Member { cluster, id } => FirstStart::Join { cluster_id: cluster, id },
+    };
+    let options = GroupOptions::new(dir.meta(), door.about.spec(), first_start, door.clock.clone());
+    let group = Group::open(options).await?;
+    services.raft.open(group.service().into_grpc());
+    let (status, id) = (group.status(), group.id());
+    let remembered = door.identity.change(|identity| {
+        identity.cluster = Some(status.cluster_id);
+        identity.node = Some(id.0);
+    });
+    remembered.map_err(StartError::Failed)?;
+    let mut views = group.watch();
+    let is_there = |view: &Arc<engram_raft::View>| view.cluster.is_some() && view.nodes.get(&id).is_some();
+    if !is_there(&views.borrow()) {
+        health.set("node/metadata", Condition::Starting("waiting for the leader to bring the metadata".into()));
+    }
+    views.wait_for(is_there).await.map_err(|e| StartError::Failed(format!("the metadata group: {e}")))?;
+    Ok(group)
+}
+
+/// What came of a step; when it failed, the metadata is closed first, so that a next attempt finds it free.
+pub(crate) async fn or_close<T>(group: &Group, done: Result<T, StartError>) -> Result<T, StartError> {
+    if done.is_err()
+        && let Err(error) = group.shutdown().await
+    {
+        tracing::warn!(%error, "the metadata group did not close cleanly");
+    }
+    done
+}
+
+/// The actors that only a cluster of several nodes needs: repair, and on the leader the reconciler.
+pub(crate) fn start(
+    config: &Config,
+    (meta, peers, door): (&Meta, &Peers, &Arc<Door>),
+    (heads, partitions): (Arc<Vec<Heads>>, Vec<partition::Handle>),
+    stop: &CancellationToken,
+    supervisor: &mut Supervisor,
+) {
+    supervisor.spawn(repair::child(repair::Config {
+        meta: meta.clone(),
+        peers: peers.clone(),
+        heads,
+        partitions,
+        complete: door.complete.clone(),
+        every: config.cluster.repair_every,
+        stop: stop.clone(),
+    }));
+    supervisor.spawn(reconciler::child(reconciler::Config {
+        meta: meta.clone(),
+        door: door.clone(),
+        replication_factor: config.replication_factor as usize,
+        suspect_after: config.cluster.suspect_after,
+        dead_after: config.cluster.dead_after,
+        stop: stop.clone(),
+    }));
+    supervisor.spawn(join::child(join::Telling {
+        door: door.clone(),
+        seeds: Seeds { addresses: config.join.clone(), expect: 0 },
+        meta: meta.clone(),
+        stop: stop.clone(),
+    }));
+}

@@ -1,0 +1,377 @@
+//! A replica on another node: the port over gRPC.
+//!
+//! Two connections a node: one carries the stream of appends ([`super::appends`]), the other what queries ask, so that
+//! a large answer does not hold up a write. Both are kept alive by HTTP/2 pings, because a half-open one would swallow
+//! requests until their deadlines. Who failed just now is not called for a moment: a dead node costs its callers
+//! nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engram_model::digest::Digest;
+use engram_model::error::Class;
+use engram_model::place::{Epoch, NodeId, PartitionId};
+use engram_model::sample::Metadata;
+use engram_model::series::Series;
+use engram_model::tenant::TenantId;
+use engram_model::{Labels, Millis, TimeRange};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+
+use super::wire::ask::{ANSWER_BYTES_MAX, Answer, Question, read};
+use super::wire::proto::ingest_client::IngestClient;
+use super::wire::proto::{AskRequest, Frame};
+use super::wire::{self, MESSAGE_BYTES_MAX, failed};
+use super::{
+    Append, Appended, Counts, Exemplars, Found, Frozen, HeldWindows, PartitionView, Replica, Select, SlotDigests,
+    appends,
+};
+use crate::error::Error;
+
+/// Names of the request metadata every call carries: the cluster, the caller, the node that is meant.
+pub const CLUSTER_KEY: &str = "engram-cluster";
+/// See [`CLUSTER_KEY`].
+pub const FROM_KEY: &str = "engram-from";
+/// See [`CLUSTER_KEY`].
+pub const TO_KEY: &str = "engram-to";
+
+/// Time to reach another node's port.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// A ping on an idle connection, and how long its answer may take.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_WITHIN: Duration = Duration::from_secs(3);
+/// Bytes on their way in one stream, and in one connection, before the receiver must have read some.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// How long a node that failed is not called again; doubles up to the second.
+const REST_MIN: Duration = Duration::from_millis(200);
+const REST_MAX: Duration = Duration::from_secs(2);
+
+/// What is asked whatever the replica set is: an epoch no partition has.
+const ANY_EPOCH: Epoch = Epoch(0);
+/// What a select brings, see `proto/ingest.proto`.
+const SERIES: u32 = 0;
+const BOTH: u32 = 1;
+const DIGESTS: u32 = 2;
+
+pub(super) type Client = IngestClient<InterceptedService<Channel, Ticket>>;
+
+/// What every call carries.
+#[derive(Clone)]
+pub struct Ticket {
+    cluster: MetadataValue<Ascii>,
+    from: MetadataValue<Ascii>,
+    to: MetadataValue<Ascii>,
+}
+
+impl Interceptor for Ticket {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let metadata = request.metadata_mut();
+        metadata.insert(CLUSTER_KEY, self.cluster.clone());
+        metadata.insert(FROM_KEY, self.from.clone());
+        metadata.insert(TO_KEY, self.to.clone());
+        Ok(request)
+    }
+}
+
+/// When calls failed last, and how often in a row.
+#[derive(Debug, Default)]
+pub(super) struct Mark(Mutex<Option<(Instant, u32)>>);
+
+impl Mark {
+    pub(super) fn failed(&self) {
+        let mut last = self.0.lock();
+        let times = last.map_or(0, |(_, times)| times);
+        *last = Some((Instant::now(), times.saturating_add(1)));
+    }
+
+    pub(super) fn answered(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// Whether a call is worth trying.
+    pub(super) fn is_well(&self) -> bool {
+        self.0.lock().is_none_or(|(at, times)| {
+            let rest = REST_MIN.saturating_mul(1 << times.saturating_sub(1).min(8)).min(REST_MAX);
+            at.elapsed() >= rest
+        })
+    }
+}
+
+/// See the module's text.
+pub struct Remote {
+    node: NodeId,
+    address: String,
+    client: Client,
+    mark: Arc<Mark>,
+    appends: appends::Handle,
+    _tasks: JoinSet<()>,
+}
+
+impl Remote {
+    /// A way to the node at an address; nothing is connected yet.
+    ///
+    /// # Errors
+    /// Unavailable for an address that is none.
+    pub fn open((here, node): (NodeId, NodeId), cluster: &str, address: &str) -> Result<Self, Error> {
+        let bad =
+            |e: &dyn std::fmt::Display| Error::unavailable(format!("address {address:?} of node {}: {e}", node.0));
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_WITHIN)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .tcp_nodelay(true);
+        let ticket = Ticket {
+            cluster: cluster.parse().map_err(|e| bad(&e))?,
+            from: MetadataValue::from(here.0),
+            to: MetadataValue::from(node.0),
+        };
+        let client = || {
+            IngestClient::with_interceptor(endpoint.connect_lazy(), ticket.clone())
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX)
+        };
+        let (mark, mut tasks) = (Arc::new(Mark::default()), JoinSet::new());
+        let name = format!("node {} at {address}", node.0);
+        let appends = appends::open(client(), name, mark.clone(), &mut tasks);
+        Ok(Self { node, address: address.to_owned(), client: client(), mark, appends, _tasks: tasks })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether a call is worth trying.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.mark.is_well()
+    }
+
+    fn lost(&self, status: &Status) -> Error {
+        self.mark.failed();
+        Error::unavailable(format!("node {} at {}: {}", self.node.0, self.address, status.message()))
+    }
+
+    fn damaged(&self, what: &dyn std::fmt::Display) -> Error {
+        Error::new(Class::Internal, format!("node {} at {}: {what}", self.node.0, self.address))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.is_well() {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!("node {} at {} failed a moment ago", self.node.0, self.address)))
+    }
+
+    /// Hands each frame to `each`, until the end.
+    async fn frames(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<Streaming<Frame>>, Status>>,
+        mut each: impl FnMut(Frame) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut frames = call.await.map_err(|status| self.lost(&status))?.into_inner();
+        let mut bytes = 0_usize;
+        while let Some(frame) = frames.message().await.map_err(|status| self.lost(&status))? {
+            self.mark.answered();
+            if let Some(failure) = frame.failure {
+                return Err(failed(failure));
+            }
+            bytes += frame.body.len();
+            if bytes > ANSWER_BYTES_MAX {
+                let text = format!(
+                    "the answer of node {} is larger than {ANSWER_BYTES_MAX} bytes: narrow the query with more matchers or a shorter range",
+                    self.node.0
+                );
+                return Err(Error::new(Class::Limited, text));
+            }
+            each(frame)?;
+        }
+        Ok(())
+    }
+
+    async fn selected(&self, requests: Vec<Select>, digests: u32) -> Result<Vec<Found>, Error> {
+        self.check()?;
+        let mut found: Vec<Found> = vec![Found::default(); requests.len()];
+        let request = wire::proto::SelectRequest { digests, ..wire::selects(&requests) };
+        let mut client = self.client.clone();
+        let call = client.select(Request::new(request));
+        self.frames(call, |frame| {
+            let unknown = || self.damaged(&format!("answered part {} of {}", frame.part, requests.len()));
+            let into = found.get_mut(frame.part as usize).ok_or_else(unknown)?;
+            match frame.kind {
+                1 => into.digests.extend(wire::series::read_digests(&frame.body).map_err(|e| self.damaged(&e))?),
+                2 => wire::series::read_series(&frame.body, &mut into.series).map_err(|e| self.damaged(&e))?,
+                other => return Err(self.damaged(&format!("answered a frame of kind {other}"))),
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
+    fn ask<T: Answer + Send + 'static>(
+        &self,
+        question: Question,
+        select: &Select,
+        (name, max): (String, usize),
+    ) -> BoxFuture<'_, Result<T, Error>> {
+        let request = AskRequest {
+            question: question as u32,
+            tenant: select.tenant.as_str().to_owned(),
+            part: Some(wire::part(select)),
+            matchers: wire::matchers(&select.matchers),
+            name,
+            max: max as u64,
+        };
+        async move { read(&self.asked(request).await?) }.boxed()
+    }
+
+    async fn asked(&self, request: AskRequest) -> Result<Bytes, Error> {
+        self.check()?;
+        let mut client = self.client.clone();
+        let mut pieces: Vec<Bytes> = Vec::new();
+        let call = client.ask(Request::new(request));
+        self.frames(call, |frame| {
+            pieces.push(frame.body);
+            Ok(())
+        })
+        .await?;
+        match pieces.as_slice() {
+            [one] => Ok(one.clone()),
+            many => Ok(many.concat().into()),
+        }
+    }
+}
+
+/// All of one partition, whoever's.
+fn all_of(partition: PartitionId, epoch: Epoch) -> Select {
+    Select {
+        tenant: TenantId::anonymous(),
+        partition,
+        epoch,
+        range: TimeRange::ALL,
+        matchers: Arc::default(),
+        series_max: 0,
+        wanted: Arc::default(),
+        as_of: u64::MAX,
+    }
+}
+
+impl Replica for Remote {
+    fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
+        async move {
+            self.check()?;
+            self.appends.append(request, within).await
+        }
+        .boxed()
+    }
+
+    fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
+        async move { Ok(self.selected(vec![request], SERIES).await?.pop().unwrap_or_default().series) }.boxed()
+    }
+
+    fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>> {
+        async move {
+            let found = self.selected(requests, SERIES).await?;
+            Ok(found.into_iter().map(|one| one.series).collect())
+        }
+        .boxed()
+    }
+
+    fn found_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Found>, Error>> {
+        self.selected(requests, BOTH).boxed()
+    }
+
+    fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>> {
+        self.ask(Question::Series, &request, Default::default())
+    }
+
+    fn label_names(&self, request: Select) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        self.ask(Question::Names, &request, Default::default())
+    }
+
+    fn label_values(&self, request: Select, name: String) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        self.ask(Question::Values, &request, (name, 0))
+    }
+
+    fn metadata(&self, request: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>> {
+        self.ask(Question::Metadata, &request, Default::default())
+    }
+
+    fn exemplars(&self, request: Select) -> BoxFuture<'_, Result<Exemplars, Error>> {
+        self.ask(Question::Exemplars, &request, Default::default())
+    }
+
+    fn counts(&self, request: Select, max: usize) -> BoxFuture<'_, Result<Counts, Error>> {
+        self.ask(Question::Counts, &request, (String::new(), max))
+    }
+
+    fn everything(&self, request: Select) -> BoxFuture<'_, Result<PartitionView, Error>> {
+        async move {
+            let all = Select { range: TimeRange::ALL, matchers: Arc::default(), ..request };
+            let found = self.selected(vec![all], SERIES).await?.pop().unwrap_or_default();
+            // Series and digests of one moment do not come over the wire: the digests are made of what has come.
+            let digests =
+                tokio::task::spawn_blocking(move || super::digests_of(&found.series).map(|d| (found.series, d)));
+            let (series, digests) = digests.await.map_err(|e| self.damaged(&e))?.map_err(|e| self.damaged(&e))?;
+            Ok(PartitionView { series, digests })
+        }
+        .boxed()
+    }
+
+    fn digests(&self, request: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>> {
+        self.ask(Question::Digests, &request, Default::default())
+    }
+
+    fn digests_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<SlotDigests>, Error>> {
+        async move {
+            let found = self.selected(requests, DIGESTS).await?;
+            Ok(found.into_iter().map(|one| one.digests).collect())
+        }
+        .boxed()
+    }
+
+    fn inventory(&self, partition: PartitionId, epoch: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {
+        self.ask(Question::Inventory, &all_of(partition, epoch), Default::default())
+    }
+
+    fn windows(&self, partition: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
+        self.ask(Question::Windows, &all_of(partition, ANY_EPOCH), Default::default())
+    }
+
+    fn frozen(
+        &self,
+        tenant: &TenantId,
+        partition: PartitionId,
+        number: u64,
+    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+        let request = AskRequest {
+            question: Question::Frozen as u32,
+            tenant: tenant.as_str().to_owned(),
+            part: Some(wire::part(&all_of(partition, ANY_EPOCH))),
+            max: number,
+            ..AskRequest::default()
+        };
+        async move {
+            let body = self.asked(request).await?;
+            wire::series::read_frozen(&body).map_err(|e| self.damaged(&e))
+        }
+        .boxed()
+    }
+}

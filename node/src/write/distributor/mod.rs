@@ -1,0 +1,185 @@
+//! Sends each partition's slice to its replicas and waits for a majority of each.
+//!
+//! One look at the ring per request: the partitions of the tenant's shard, each with its replica set and epoch. While a
+//! set is being replaced by another, each of the two must have its majority. A slow or dead replica does not slow the
+//! request once the others are a majority; what was sent to it is on its way all the same. Without a majority the answer
+//! comes as soon as that is certain. A set that changes meanwhile is looked up again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_model::Class;
+use engram_model::batch::WriteBatch;
+use engram_model::place::{Epoch, NodeId, PartitionId, Sets, partition_of, tenant_partitions};
+use engram_model::tenant::TenantId;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::error::{Error, Stage};
+use crate::meta::{Meta, RingView, TenantView};
+use crate::peer::{Append, Appended, Peers};
+
+/// One admitted request.
+pub struct Slices<'a> {
+    /// Whose data.
+    pub tenant: &'a TenantId,
+    /// The tenant's limits and shard.
+    pub config: &'a TenantView,
+    /// The request.
+    pub batch: &'a Arc<WriteBatch>,
+    /// Which of its series were admitted.
+    pub keep: &'a [u32],
+    /// The memory the request takes, see [`Append::memory`].
+    pub memory: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// Stores the admitted series and all metadata of a request on a majority of each partition's replicas.
+///
+/// # Errors
+/// Unavailable or Timeout when some partition has no majority in time. Other partitions' slices may be stored then.
+///
+/// # Cancel safety
+/// Dropping the future leaves it open which slices are stored; replicas finish what they have begun.
+pub async fn distribute(
+    meta: &Meta,
+    peers: &Peers,
+    Slices { tenant, config, batch, keep, memory }: Slices<'_>,
+    within: Duration,
+) -> Result<Appended, Error> {
+    let ring = meta.ring();
+    let partitions = tenant_partitions(tenant, ring.partition_count(), config.shard_size);
+    let mut slices: Vec<Vec<u32>> = vec![Vec::new(); partitions.len()];
+    if let [only] = slices.as_mut_slice() {
+        only.extend_from_slice(keep);
+    } else {
+        for series in keep {
+            slices[partition_of(batch.series[*series as usize].hash, &partitions)].push(*series);
+        }
+    }
+    let mut writes = FuturesUnordered::new();
+    for (i, (partition, picks)) in partitions.iter().zip(slices).enumerate() {
+        // The first partition of a tenant's order is in every shard of it: that one keeps the metadata.
+        let metadata = i == 0 && !batch.metadata.is_empty();
+        if picks.is_empty() && !metadata {
+            continue;
+        }
+        let request = Append {
+            tenant: tenant.clone(),
+            limits: config.limits.clone(),
+            partition: *partition,
+            epoch: Epoch::default(),
+            batch: batch.clone(),
+            picks: Arc::new(picks),
+            metadata,
+            memory: memory.clone(),
+            repair: false,
+            as_of: 0,
+            packed: Arc::default(),
+        };
+        writes.push(store(meta, peers, ring.clone(), request, within));
+    }
+    let mut total = Appended::default();
+    while let Some(one) = writes.next().await {
+        let one = one?;
+        total.samples += one.samples;
+        total.histograms += one.histograms;
+        total.exemplars += one.exemplars;
+        total.exemplars_dropped += one.exemplars_dropped;
+        total.refused.merge(one.refused);
+    }
+    Ok(total)
+}
+
+/// One partition: as long as its replica set changes under the request, with the newer one again. What is stored
+/// already is found stored.
+async fn store(
+    meta: &Meta,
+    peers: &Peers,
+    mut ring: Arc<RingView>,
+    request: Append,
+    within: Duration,
+) -> Result<Appended, Error> {
+    let until = Instant::now() + within;
+    loop {
+        let set = ring.replicas(request.partition).ok_or_else(|| {
+            Error::unavailable(format!("partition {} has no replicas: the node is still starting", request.partition.0))
+        })?;
+        let sets = Sets::new(&set.replicas, ring.next(request.partition));
+        let (epoch, left) = (set.epoch, until.saturating_duration_since(Instant::now()));
+        // The index is that of the newest view: it shows the tenant, which this request may have made.
+        let attempt = Append { epoch, as_of: meta.applied(), ..request.clone() };
+        let append = |node| {
+            let attempt = attempt.clone();
+            async move { peers.replica(node)?.append(attempt, left).await }
+        };
+        let error = match quorum(request.partition, &sets, append).await {
+            Err(error) if error.stage == Stage::Stale => error,
+            done => return done,
+        };
+        let newer = Epoch(epoch.0.saturating_add(1));
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || meta.epoch_reached(request.partition, newer, left).await.is_err() {
+            return Err(error);
+        }
+        ring = meta.ring();
+    }
+}
+
+/// One partition under one replica set: all replicas at once, the answer when each set has its majority, or as soon as
+/// it cannot have it any more. Counts are those of the replica that refused most: what a majority refused is not stored,
+/// and a sample is promised only when it is.
+async fn quorum<F: Future<Output = Result<Appended, Error>>>(
+    partition: PartitionId,
+    sets: &Sets,
+    append: impl Fn(NodeId) -> F,
+) -> Result<Appended, Error> {
+    let append = &append;
+    let mut answers: FuturesUnordered<_> = sets.nodes().map(|node| async move { (node, append(node).await) }).collect();
+    let (mut good, mut bad, mut worst) = (Vec::new(), Vec::new(), None::<Appended>);
+    let mut why = Vec::new();
+    while let Some((node, answer)) = answers.next().await {
+        match answer {
+            Ok(done) => {
+                good.push(node);
+                if worst.as_ref().is_none_or(|have| done.refused.count > have.refused.count) {
+                    worst = Some(done);
+                }
+                if sets.have_majority(&good) {
+                    return Ok(worst.unwrap_or_default());
+                }
+            }
+            // Others know of a newer set too, or will: what they say for this one is of no use.
+            Err(error) if error.stage == Stage::Stale => return Err(error),
+            Err(error) => {
+                bad.push(node);
+                why.push(error);
+                if sets.cannot_have_majority(&bad) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(no_majority(partition, sets, &why))
+}
+
+fn no_majority(partition: PartitionId, sets: &Sets, why: &[Error]) -> Error {
+    if let [only] = why
+        && sets.nodes().count() == 1
+    {
+        return only.clone();
+    }
+    let unknown = why.iter().any(|error| error.class == Class::Timeout);
+    let texts: Vec<&str> = why.iter().map(|error| error.message.as_str()).collect();
+    let text = format!(
+        "partition {} has no majority of its {} replicas: {}",
+        partition.0,
+        sets.nodes().count(),
+        texts.join("; ")
+    );
+    Error::new(if unknown { Class::Timeout } else { Class::Unavailable }, text)
+}
+
+#[cfg(test)]
+mod tests;

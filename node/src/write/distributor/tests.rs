@@ -1,0 +1,85 @@
+//! Goal: when a partition's write is answered, and how. Method: replicas that answer as told, on a clock that is moved.
+
+use super::*;
+
+/// What a replica does with an append.
+#[derive(Clone)]
+enum Does {
+    /// Stores so many samples and refuses so many.
+    Stores(u64, u64),
+    Fails(Error),
+    /// Is silent for so many seconds, then fails.
+    Silent(u64),
+}
+
+/// Asks node `i` to do `does[i]`; the first `current` are the set that is, the others the one that will be.
+async fn ask(does: &[Does], current: usize) -> (Result<Appended, Error>, u64) {
+    let ids: Vec<NodeId> = (0..does.len() as u64).map(NodeId).collect();
+    let next = (current < ids.len()).then(|| &ids[current..]);
+    let sets = Sets::new(&ids[..current], next);
+    let began = Instant::now();
+    let append = |node: NodeId| {
+        let does = does[usize::try_from(node.0).unwrap()].clone();
+        async move {
+            match does {
+                Does::Stores(samples, refused) => {
+                    let mut done = Appended { samples, ..Appended::default() };
+                    done.refused.add("sample-too-old", false, refused, || "old".into());
+                    Ok(done)
+                }
+                Does::Fails(error) => Err(error),
+                Does::Silent(seconds) => {
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    Err(Error::new(Class::Timeout, "silent"))
+                }
+            }
+        }
+    };
+    let done = quorum(PartitionId(0), &sets, append).await;
+    (done, began.elapsed().as_secs())
+}
+
+fn gone() -> Does {
+    Does::Fails(Error::unavailable("gone"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_or_dead_replica_is_not_waited_for() {
+    for third in [Does::Silent(10), gone()] {
+        let (done, took) = ask(&[third, Does::Stores(5, 0), Does::Stores(5, 0)], 3).await;
+        assert_eq!((done.unwrap().samples, took), (5, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_majority_the_answer_comes_at_once() {
+    let (done, took) = ask(&[gone(), Does::Silent(10), gone()], 3).await;
+    let error = done.unwrap_err();
+    assert_eq!((error.class, took), (Class::Unavailable, 0));
+    assert!(error.message.contains("no majority of its 3 replicas: gone; gone"), "{error}");
+    // Whose outcome is unknown makes the whole unknown.
+    let (done, took) = ask(&[Does::Silent(1), gone(), Does::Stores(1, 0)], 3).await;
+    assert_eq!((done.unwrap_err().class, took), (Class::Timeout, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_sets_change_each_needs_its_majority() {
+    let good = || Does::Stores(1, 0);
+    assert!(ask(&[good(), gone(), good(), good(), good(), gone()], 3).await.0.is_ok());
+    assert!(ask(&[good(), good(), good(), good(), gone(), gone()], 3).await.0.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_some_replica_of_the_majority_refused_is_not_promised() {
+    let (done, _) = ask(&[Does::Stores(4, 0), Does::Stores(3, 1), Does::Silent(10)], 3).await;
+    assert_eq!(done.map(|d| (d.samples, d.refused.count)).unwrap(), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_replica_alone_says_why_in_its_own_words_and_a_newer_ring_is_told_at_once() {
+    let full = Error::unavailable("the disk is full");
+    assert_eq!(ask(&[Does::Fails(full.clone())], 1).await.0.unwrap_err(), full);
+    let stale = Error { stage: Stage::Stale, ..Error::unavailable("newer") };
+    let (done, took) = ask(&[Does::Silent(10), Does::Fails(stale.clone()), Does::Silent(10)], 3).await;
+    assert_eq!((done.unwrap_err(), took), (stale, 0));
+}
