@@ -26,10 +26,11 @@ const MINUTE: i64 = 60_000;
 const A: &[(&str, &str)] = &[("__name__", "up"), ("job", "a")];
 const B: &[(&str, &str)] = &[("__name__", "up"), ("job", "b")];
 
-/// Directories of blocks of a tenant, sorted.
+/// Directories of blocks of a tenant, sorted; the empty `wal` beside them is for tools.
 fn blocks(dir: &Path, tenant: &str) -> Vec<String> {
     let Ok(list) = std::fs::read_dir(dir.join("blocks").join(tenant)) else { return Vec::new() };
     let mut names: Vec<String> = list.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != "wal");
     names.sort();
     names
 }

@@ -292,9 +292,16 @@ async fn export(node: &TestNode, format: Format, selectors: &[&str], output: &Pa
     assert!(said.is_good);
 }
 
+/// The blocks of a directory by name; the empty `wal` beside them is for tools.
+fn blocks_in(dir: &Path) -> Vec<String> {
+    let mut names = RealDisk.list_dirs(dir).unwrap();
+    names.retain(|name| name != "wal");
+    names
+}
+
 /// The digest of all blocks of a directory, each verified.
 fn blocks_digest(dir: &Path) -> (usize, Digest) {
-    let names = RealDisk.list_dirs(dir).unwrap();
+    let names = blocks_in(dir);
     let verified = names.iter().map(|name| {
         let block = BlockDir::open(&RealDisk, &dir.join(name)).unwrap();
         verify(&block, block.meta()).unwrap().digest()
@@ -346,7 +353,7 @@ async fn verified_as_agreed(node: &TestNode, stored: &Path, count: usize) {
         let (text, is_good) = verify_all(node, deep).await;
         assert!(is_good && text.starts_with(&format!("{count} blocks, ")) && text.contains("0 orphans"), "{text}");
     }
-    let first = stored.join(RealDisk.list_dirs(stored).unwrap().remove(0));
+    let first = stored.join(blocks_in(stored).remove(0));
     let (index, tombstones) = (first.join("index"), first.join("tombstones"));
     let (good, kept) = (std::fs::read(&index).unwrap(), std::fs::read(&tombstones).unwrap());
     let mut bad = good.clone();
@@ -396,7 +403,7 @@ async fn blocks_are_imported_once_and_only_when_they_are_sound() {
     assert!(text.starts_with(&format!("0 imported (0 samples), {count} there already")), "{text}");
     verified_as_agreed(&node, &stored, count).await;
     // A damaged one is refused, by name, and nothing of it stays; the others are taken.
-    let first = RealDisk.list_dirs(&source).unwrap().remove(0);
+    let first = blocks_in(&source).remove(0);
     let chunks = source.join(&first).join("chunks/000001");
     let good = std::fs::read(&chunks).unwrap();
     let mut bad = good.clone();
@@ -404,7 +411,7 @@ async fn blocks_are_imported_once_and_only_when_they_are_sound() {
     std::fs::write(&chunks, &bad).unwrap();
     let (text, is_good) = import(&node, "other", &source).await;
     assert!(!is_good && text.contains("1 refused"), "{text}");
-    assert_eq!(RealDisk.list_dirs(&data.join("blocks/other")).unwrap().len(), count - 1);
+    assert_eq!(blocks_in(&data.join("blocks/other")).len(), count - 1);
     assert_eq!(RealDisk.list_dirs(&data.join("imports")).unwrap(), Vec::<String>::new());
     // It goes on where it was, and a block of Thanos gets its external labels.
     std::fs::write(&chunks, &good).unwrap();
@@ -414,7 +421,7 @@ async fn blocks_are_imported_once_and_only_when_they_are_sound() {
     std::fs::write(&meta, json.to_string()).unwrap();
     let (text, is_good) = import(&node, "other", &source).await;
     assert!(is_good && text.starts_with("1 imported"), "{text}");
-    let names = RealDisk.list_dirs(&data.join("blocks/other")).unwrap();
+    let names = blocks_in(&data.join("blocks/other"));
     assert_eq!(names.len(), count);
     let new = names.last().unwrap();
     let index = std::fs::read(data.join("blocks/other").join(new).join("index")).unwrap();
@@ -436,11 +443,11 @@ async fn a_damaged_block_is_quarantined_and_replaced_by_its_backup() {
     assert!(import(&node, "copy", &source).await.1);
     opened.scrub().await.unwrap();
     let known = async |id: &str| node.get("copy", &format!("admin/import/{id}")).await.1["data"]["known"].clone();
-    let id = RealDisk.list_dirs(&source).unwrap().remove(0);
+    let id = blocks_in(&source).remove(0);
     assert_eq!(known(&id).await, "here");
     // A bit of its only segment flips.
     let stored = data.join("blocks/copy");
-    let damaged = RealDisk.list_dirs(&stored).unwrap().remove(0);
+    let damaged = blocks_in(&stored).remove(0);
     let chunks = stored.join(&damaged).join("chunks/000001");
     let good = std::fs::read(&chunks).unwrap();
     let mut bad = good.clone();

@@ -47,7 +47,7 @@ impl Keeping {
         metrics: &Metrics,
     ) -> Self {
         let shop = Workshop {
-            planner: Planner::new(meta.clone(), config.compaction.rules(), clock.clone()),
+            planner: Planner::new(meta.clone(), config.compaction.rules(config.window_ms()), clock.clone()),
             store: store.clone(),
             disk: Arc::new(RealDisk),
             work,

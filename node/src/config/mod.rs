@@ -145,11 +145,17 @@ pub struct CompactionConfig {
 }
 
 impl CompactionConfig {
-    /// The rules of planning.
+    /// The rules of planning with windows of that length: ranges that are shorter are nothing to plan by, and the
+    /// window itself is the range where none is left.
     #[must_use]
-    pub fn rules(&self) -> Rules {
+    pub fn rules(&self, window_ms: i64) -> Rules {
+        let mut ranges_ms = self.ranges_ms.clone();
+        ranges_ms.retain(|range| *range >= window_ms);
+        if ranges_ms.is_empty() && !self.ranges_ms.is_empty() {
+            ranges_ms.push(window_ms);
+        }
         Rules {
-            ranges_ms: self.ranges_ms.clone(),
+            ranges_ms,
             series_max: self.series_max,
             bytes_max: self.bytes_max,
             rewrite_after_ms: self.deletion_delay_ms,
@@ -463,7 +469,7 @@ fn check_together(config: &Config) -> Result<(), Error> {
             config.http_listen
         )));
     }
-    let rules = config.compaction.rules().check(config.window_ms());
+    let rules = config.compaction.rules(config.window_ms()).check(config.window_ms());
     rules.map_err(|why| Error::Together(format!("compaction.ranges: {why}")))?;
     let longest = i64::try_from(config.query.timeout.as_millis()).unwrap_or(i64::MAX);
     if config.compaction.grace_ms < longest {

@@ -447,7 +447,7 @@ pub static KEYS: &[Key] = &[
         "compaction.ranges",
         Ranges,
         compaction.ranges_ms,
-        "Lengths of time whose blocks become one, each a multiple of the one before. Longer ones: fewer blocks to look into, more bytes rewritten."
+        "Lengths of time whose blocks become one, each a multiple of the one before and of the window; shorter ones are without effect. Longer ones: fewer blocks to look into, more bytes rewritten."
     ),
     key!(
         "compaction.interval",

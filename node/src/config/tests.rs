@@ -113,7 +113,9 @@ fn variables_that_look_like_ours_are_told_but_for_the_orchestrators() {
 
 #[test]
 fn a_window_is_made_of_slots() {
-    for (window, is_good) in [("5m", true), ("2h", true), ("1d", true), ("1m", false), ("7m", false), ("25h", false)] {
+    for (window, is_good) in
+        [("5m", true), ("2h", true), ("1d", true), ("1m", false), ("7m", false), ("25m", false), ("25h", false)]
+    {
         let given = Given { file: None, flags: vec![("blocks.window", window.to_owned())] };
         assert_eq!(load(&given, &[]).is_ok(), is_good, "{window}");
     }

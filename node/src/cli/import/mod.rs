@@ -286,7 +286,8 @@ async fn blocks(store: &Store) -> Result<Vec<(BlockId, Meta)>, String> {
 
 /// The newest samples of a Prometheus are in no block yet.
 fn warn_of_head(path: &Path) {
-    if path.join("wal").is_dir() || path.join("chunks_head").is_dir() {
+    let holds_any = |name| std::fs::read_dir(path.join(name)).is_ok_and(|mut entries| entries.next().is_some());
+    if holds_any("wal") || holds_any("chunks_head") {
         tell(
             "the WAL and the head are not taken: they hold the newest samples, up to three hours. Import a snapshot to have \
              them: curl -XPOST http://<prometheus>/api/v1/admin/tsdb/snapshot (started with --web.enable-admin-api), then \
