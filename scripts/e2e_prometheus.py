@@ -464,12 +464,12 @@ def blocks(c, folder):
     """Brings everything to blocks; Prometheus' own tool must read them, with as many samples as were flushed."""
     flushed = ask(c.engram, 'admin/flush', {'wait': 'true'}, post=True)
     root = os.path.join(folder, 'engram', 'blocks', 'anonymous')
-    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    # The empty `wal` beside the blocks is there because promtool looks in it for newer samples.
+    names = sorted(set(os.listdir(root)) - {'wal'}) if os.path.isdir(root) else []
     same = sorted(flushed['blocks']) == names and names
     c.check('flush', None if same and flushed['done'] else f'told {flushed["blocks"]}, on disk {names}')
     copy = os.path.join(folder, 'promtool')
     shutil.copytree(root, copy)
-    os.mkdir(os.path.join(copy, 'wal'))  # promtool wants to look for newer samples
 
     def promtool(*words):
         done = subprocess.run(['promtool', 'tsdb', *words], capture_output=True, text=True, timeout=120, cwd=copy)
