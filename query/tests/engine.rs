@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_model::histogram::Histogram;
 use engram_model::sample::Value as SampleValue;
 use engram_model::series::{Columns, Series};
 use engram_model::{Class, Classed, Labels, Matcher, Millis, TimeRange};
@@ -237,6 +238,45 @@ fn names_go_at_once_or_at_the_end() {
     // Each name is a group of its own, and then both lose it.
     let at_the_end = run(text, (0, 0, 0), budget, &memory).unwrap_err();
     assert_eq!(at_the_end.to_string(), "vector cannot contain metrics with the same labelset");
+}
+
+#[test]
+fn a_float_and_a_histogram_may_share_labels_and_step_at_the_end() {
+    // `a` is a float at 0 and a histogram at 1 m, `b` histograms at both: without their names they are one series.
+    let histogram = |count: f64| Arc::new(Histogram { count, sum: count, ..Histogram::default() });
+    let labels = |name: &str| Labels::from_pairs([("__name__", name), ("x", "1")]);
+    let a = Columns { times: vec![0, 2 * MINUTE], values: vec![5.0, 6.0], ..Columns::default() };
+    let b = Columns {
+        histogram_times: vec![0, MINUTE],
+        histograms: vec![histogram(1.0), histogram(2.0)],
+        ..Columns::default()
+    };
+    let series = [("a", a), ("b", b)].map(|(name, columns)| Series { labels: labels(name), source: Arc::new(columns) });
+    let memory = Arc::new(Memory { series: series.to_vec(), asked: 0.into() });
+    let budget = |delayed_name_removal| Budget { lookback_ms: 1, delayed_name_removal, ..Budget::default() };
+    let range = (0, 2 * MINUTE, MINUTE);
+    for (text, delayed) in [
+        ("-{x=\"1\"}", false),
+        ("label_replace({x=\"1\"}, \"__name__\", \"c\", \"\", \"\")", false),
+        ("-{x=\"1\"}", true),
+        ("{x=\"1\"} * -1", true),
+    ] {
+        let outcome = run(text, range, budget(delayed), &memory).unwrap();
+        let Value::Matrix(all) = outcome.value else { panic!("{text}: {:?}", outcome.value) };
+        assert_eq!(all.len(), 1, "{text}");
+        assert_eq!(all[0].floats.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, 2 * MINUTE], "{text}");
+        assert_eq!(all[0].histograms.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, MINUTE], "{text}");
+        // At one time the histogram is told.
+        let outcome = run(text, (0, 0, 0), budget(delayed), &memory).unwrap();
+        let Value::Vector(all) = outcome.value else { panic!("{text}: {:?}", outcome.value) };
+        assert!(matches!(all.as_slice(), [one] if matches!(one.value, SampleValue::Histogram(_))), "{text}: {all:?}");
+    }
+    // What goes step by step takes the float, and no histogram from there on.
+    let outcome = run("count(-{x=\"1\"})", range, budget(false), &memory).unwrap();
+    assert_eq!(points(&outcome).into_keys().map(|(_, at)| at).collect::<Vec<_>>(), [0, 2 * MINUTE]);
+    // Functions of each step never had both.
+    let error = run("abs({x=\"1\"}) or {x=\"1\"} * 1", range, budget(false), &memory).unwrap_err();
+    assert_eq!(error.to_string(), "vector cannot contain metrics with the same labelset");
 }
 
 /// Floats of an answer by labels and time.

@@ -115,6 +115,12 @@ impl Grouped {
         Ok(Self { regex, names: groups })
     }
 
+    /// Bytes of the automaton. A match takes up to so much time for each byte of the value, whatever the pattern.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.regex.memory_usage()
+    }
+
     /// What the groups took of `value`, or `None` where it does not match.
     #[must_use]
     pub fn groups<'a>(&'a self, value: &'a str) -> Option<Groups<'a>> {

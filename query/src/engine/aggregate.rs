@@ -18,7 +18,7 @@ use crate::parse::ast::AggregateOp;
 use crate::plan::Aggregate;
 
 use super::eval::Evaluator;
-use super::row::{Bits, Column, Numbers, Row, Steps};
+use super::row::{Bits, Column, Numbers, Row, Steps, histogram_weight};
 
 /// Labels of the group a series belongs to. `grouping` is sorted.
 pub(super) fn group_labels(labels: &Labels, aggregate: &Aggregate) -> Labels {
@@ -197,8 +197,13 @@ impl Evaluator<'_> {
             None => self.groups(aggregate, steps, true)?.unwrap_or_else(|| Groups::new(aggregate, steps)),
         };
         let held = groups.held;
-        let finished = groups.list.into_iter().map(|group| self.finish(aggregate, group, &param, steps));
-        let out = finished.filter(|row| !row.column.is_empty()).collect();
+        let mut out = Vec::new();
+        for group in groups.list {
+            let row = self.finish(aggregate, group, &param, steps)?;
+            if !row.column.is_empty() {
+                out.push(row);
+            }
+        }
         self.release(held);
         Ok(out)
     }
@@ -227,9 +232,9 @@ impl Evaluator<'_> {
             self.tick(steps.count as u64 / 8)?;
             let group = &mut groups.list[at];
             group.drop_name |= row.drop_name;
-            self.add_floats(aggregate, group, &row.column);
+            self.add_floats(aggregate, group, &row.column)?;
             if !row.column.histograms.is_empty() {
-                self.add_histograms(aggregate, group, row);
+                groups.held += self.add_histograms(aggregate, group, row)?;
             }
             Ok(())
         });
@@ -263,50 +268,65 @@ impl Evaluator<'_> {
         }
     }
 
-    fn add_floats(&self, aggregate: &Aggregate, group: &mut Group, column: &Column) {
+    fn add_floats(&self, aggregate: &Aggregate, group: &mut Group, column: &Column) -> Result<(), Error> {
         let values = &column.values;
         let steps = column.present.iter();
+        let pace = &self.pace;
         match aggregate.op {
-            AggregateOp::Sum if group.histograms.is_none() => group.sum_column(column),
-            AggregateOp::Sum => steps.for_each(|step| group.sum(step, values[step])),
-            AggregateOp::Avg => steps.for_each(|step| group.mean(step, values[step])),
-            AggregateOp::Count => steps.for_each(|step| group.count_one(step)),
-            AggregateOp::Min => steps.for_each(|step| group.extreme(step, values[step], |have, new| have > new)),
-            AggregateOp::Max => steps.for_each(|step| group.extreme(step, values[step], |have, new| have < new)),
-            AggregateOp::Stddev | AggregateOp::Stdvar => steps.for_each(|step| group.spread(step, values[step])),
-            AggregateOp::Quantile => steps.for_each(|step| {
+            AggregateOp::Sum if group.histograms.is_none() => {
+                group.sum_column(column);
+                self.tick(values.len() as u64 / 8)
+            }
+            AggregateOp::Sum => pace.each(steps, |step| group.sum(step, values[step])),
+            AggregateOp::Avg => pace.each(steps, |step| group.mean(step, values[step])),
+            AggregateOp::Count => pace.each(steps, |step| group.count_one(step)),
+            AggregateOp::Min => pace.each(steps, |step| group.extreme(step, values[step], |have, new| have > new)),
+            AggregateOp::Max => pace.each(steps, |step| group.extreme(step, values[step], |have, new| have < new)),
+            AggregateOp::Stddev | AggregateOp::Stdvar => pace.each(steps, |step| group.spread(step, values[step])),
+            AggregateOp::Quantile => pace.each(steps, |step| {
                 group.seen.set(step);
                 group.all[step].push(values[step]);
             }),
-            _ => steps.for_each(|step| group.exists(step)),
+            _ => pace.each(steps, |step| group.exists(step)),
         }
     }
 
-    fn add_histograms(&self, aggregate: &Aggregate, group: &mut Group, row: &Row) {
+    /// Says how much more is held.
+    fn add_histograms(&self, aggregate: &Aggregate, group: &mut Group, row: &Row) -> Result<u64, Error> {
         let op = aggregate.op;
+        let mut held = 0;
         for (step, histogram) in &row.column.histograms {
+            let weight = histogram_weight(histogram);
+            self.tick(weight / 4)?;
             match op {
                 AggregateOp::Count => group.count_one(*step),
                 AggregateOp::Group => group.exists(*step),
-                AggregateOp::Sum | AggregateOp::Avg => {
-                    if group.add_histogram(op, *step, histogram).is_err() {
+                AggregateOp::Sum | AggregateOp::Avg => match group.add_histogram(op, *step, histogram) {
+                    Ok(true) => {
+                        self.hold(weight)?;
+                        held += weight;
+                    }
+                    Ok(false) => {}
+                    Err(Incompatible) => {
                         let name = row.labels.metric_name();
                         self.note(&Note::MixedExponentialCustom, name, aggregate.inner_span);
                     }
-                }
+                },
                 other => {
                     let note = Note::HistogramIgnoredInAggregation(other.as_str());
                     self.note(&note, "", aggregate.inner_span);
                 }
             }
         }
+        Ok(held)
     }
 
-    fn finish(&self, aggregate: &Aggregate, mut group: Group, param: &[f64], steps: Steps) -> Row {
+    fn finish(&self, aggregate: &Aggregate, mut group: Group, param: &[f64], steps: Steps) -> Result<Row, Error> {
         let mut column = Column::new(steps.count);
         let histograms = group.histograms.take();
         let blocked = |step: usize| histograms.as_ref().is_some_and(|h| h.seen.has(step));
         for step in group.seen.iter() {
+            self.tick(1 + group.all.get(step).map_or(0, Vec::len) as u64 / 8)?;
             if blocked(step) {
                 continue;
             }
@@ -322,12 +342,18 @@ impl Evaluator<'_> {
             column.put(step, value);
         }
         if let Some(histograms) = histograms {
-            self.finish_histograms(aggregate, &group.floats, *histograms, &mut column);
+            self.finish_histograms(aggregate, &group.floats, *histograms, &mut column)?;
         }
-        Row { labels: group.labels, drop_name: group.drop_name, column }
+        Ok(Row { labels: group.labels, drop_name: group.drop_name, column })
     }
 
-    fn finish_histograms(&self, aggregate: &Aggregate, floats: &Bits, made: GroupHistograms, column: &mut Column) {
+    fn finish_histograms(
+        &self,
+        aggregate: &Aggregate,
+        floats: &Bits,
+        made: GroupHistograms,
+        column: &mut Column,
+    ) -> Result<(), Error> {
         let span = aggregate.inner_span;
         let seen = made.seen;
         for (step, making) in made.making.into_iter().enumerate() {
@@ -336,6 +362,7 @@ impl Evaluator<'_> {
                 continue;
             }
             let Some(making) = making else { continue };
+            self.tick(4)?;
             let (histogram, joined) = making.finish();
             if joined.reconciled {
                 let note = Note::MismatchedCustomBuckets(HistogramOperation::Aggregation);
@@ -349,6 +376,7 @@ impl Evaluator<'_> {
             }
             column.histograms.push((step, histogram.into()));
         }
+        Ok(())
     }
 }
 
@@ -521,7 +549,8 @@ impl Group {
         self.count[step] = count;
     }
 
-    fn add_histogram(&mut self, op: AggregateOp, step: usize, histogram: &Histogram) -> Result<(), Incompatible> {
+    /// Whether it is the first one, of which a copy is kept.
+    fn add_histogram(&mut self, op: AggregateOp, step: usize, histogram: &Histogram) -> Result<bool, Incompatible> {
         let count = self.value.len();
         let all = self.histograms.get_or_insert_with(|| {
             Box::new(GroupHistograms {
@@ -531,19 +560,19 @@ impl Group {
             })
         });
         if all.incompatible.has(step) {
-            return Ok(());
+            return Ok(false);
         }
         all.seen.set(step);
         let is_first = !self.seen.has(step);
         self.seen.set(step);
         match &mut all.making[step] {
-            Some(making) => making.add(histogram).inspect_err(|_| all.incompatible.set(step)),
+            Some(making) => making.add(histogram).map(|()| false).inspect_err(|_| all.incompatible.set(step)),
             None if is_first => {
                 all.making[step] = Some(Making::new(op, histogram));
-                Ok(())
+                Ok(true)
             }
             // Floats came first: there will be no answer, only a warning.
-            None => Ok(()),
+            None => Ok(false),
         }
     }
 }

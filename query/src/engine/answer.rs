@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::error::Error;
+use crate::functions::Point;
 use crate::parse::ast::ValueType;
 use crate::plan::{Node, chooses};
 use crate::value::{InstantSample, RangeSeries, SamplesByStep, Stats, Value};
@@ -11,7 +12,7 @@ use super::call::is_row_by_row;
 use super::eval::{Counters, Evaluator, Parts, selection_bytes, without_metadata};
 use super::profile::Profile;
 use super::range::to_series;
-use super::row::{Row, Steps, merge_same};
+use super::row::{Row, Steps, merge_kinds};
 use super::{Cancel, Outcome, Prepared};
 
 /// Runs a prepared query.
@@ -62,27 +63,31 @@ fn value(prepared: &Prepared, evaluator: &Evaluator<'_>) -> Result<Value, Error>
     if prepared.step_ms == 0 {
         match without_once(&prepared.plan.root) {
             Node::Text(bytes, _) => return Ok(Value::String { at, value: bytes.clone() }),
-            Node::Range(range) => return Ok(Value::Matrix(sorted(evaluator.range_result(range, at)?))),
+            Node::Range(range) => return Ok(Value::Matrix(sorted(evaluator.range_result(range, at)?, evaluator)?)),
             Node::Subquery(subquery) => {
                 let (rows, steps) = evaluator.subquery_result(subquery, at)?;
-                return Ok(Value::Matrix(sorted(to_series(final_rows(rows, evaluator)?, steps))));
+                return Ok(Value::Matrix(sorted(
+                    to_series(final_rows(rows, evaluator)?, steps, &evaluator.pace)?,
+                    evaluator,
+                )?));
             }
             _ => {}
         }
     }
     let mut rows = final_rows(evaluator.rows(&prepared.plan.root, steps)?, evaluator)?;
     if prepared.step_ms == 0 && evaluator.is_unordered() && !gives_order(&prepared.plan.root) {
-        rows.sort_by(|a, b| a.labels.cmp(&b.labels));
+        evaluator.pace.sort_by(&mut rows, |a, b| a.labels.cmp(&b.labels))?;
     }
     if prepared.step_ms != 0 {
-        return Ok(Value::Matrix(sorted(to_series(rows, steps))));
+        return Ok(Value::Matrix(sorted(to_series(rows, steps, &evaluator.pace)?, evaluator)?));
     }
     if prepared.plan.yields == ValueType::Scalar {
         let value = rows.first().map_or(f64::NAN, |row| row.column.values[0]);
         return Ok(Value::Scalar { at, value });
     }
     let sample = |row: Row| {
-        let value = row.column.get(0)?;
+        // Upstream looks for a histogram first.
+        let value = row.column.histogram(0).cloned().map(Point::Histogram).or_else(|| row.column.get(0))?;
         Some(InstantSample { labels: row.labels, at, value })
     };
     Ok(Value::Vector(rows.into_iter().filter_map(sample).collect()))
@@ -114,13 +119,12 @@ fn final_rows(mut rows: Vec<Row>, evaluator: &Evaluator<'_>) -> Result<Vec<Row>,
     if !evaluator.budget.delayed_name_removal {
         return Ok(rows);
     }
-    for row in rows.iter_mut().filter(|row| row.drop_name) {
-        row.labels = without_metadata(&row.labels);
-    }
-    merge_same(rows)
+    let named = rows.iter_mut().filter(|row| row.drop_name);
+    evaluator.pace.each(named, |row| row.labels = without_metadata(&row.labels))?;
+    merge_kinds(rows, &evaluator.pace)
 }
 
-fn sorted(mut series: Vec<RangeSeries>) -> Vec<RangeSeries> {
-    series.sort_by(|a, b| a.labels.cmp(&b.labels));
-    series
+fn sorted(mut series: Vec<RangeSeries>, evaluator: &Evaluator<'_>) -> Result<Vec<RangeSeries>, Error> {
+    evaluator.pace.sort_by(&mut series, |a, b| a.labels.cmp(&b.labels))?;
+    Ok(series)
 }

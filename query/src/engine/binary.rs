@@ -117,9 +117,9 @@ impl Evaluator<'_> {
     pub(super) fn scalars(&self, binary: &Binary, steps: Steps) -> Result<Row, Error> {
         let mut lhs = self.scalar(&binary.lhs, steps)?;
         let rhs = self.scalar(&binary.rhs, steps)?;
-        for step in 0..steps.count {
+        self.pace.each(0..steps.count, |step| {
             lhs.values[step] = floats(binary.op, lhs.values[step], rhs.values[step]);
-        }
+        })?;
         Ok(Row { column: lhs, ..Row::default() })
     }
 
@@ -131,15 +131,15 @@ impl Evaluator<'_> {
         let drops_name = changes_meaning(binary.op) || binary.return_bool;
         let mut notes = StepNotes::default();
         let mut apply = |row: &mut Row| {
-            self.apply_scalar(binary, scalar_first, &scalar.values, row, &mut notes);
             if drops_name {
                 row.labels = self.without_name(&row.labels);
                 row.drop_name = true;
             }
+            self.apply_scalar(binary, scalar_first, &scalar.values, row, &mut notes)
         };
-        if !drops_name || self.names_stay_unique(vector) {
+        if !drops_name || self.names_stay_unique(vector)? {
             self.stream(vector, steps, &mut |row| {
-                apply(row);
+                apply(row)?;
                 if row.column.is_empty() { Ok(()) } else { sink(row) }
             })?;
             notes.make(self, binary.span);
@@ -147,27 +147,33 @@ impl Evaluator<'_> {
         }
         let mut rows = self.rows(vector, steps)?;
         self.release(weight(&rows));
-        rows.iter_mut().for_each(apply);
+        rows.iter_mut().try_for_each(apply)?;
         notes.make(self, binary.span);
         rows.retain(|row| !row.column.is_empty());
         self.merged(rows, steps)?.iter_mut().try_for_each(sink)
     }
 
-    fn apply_scalar(&self, binary: &Binary, scalar_first: bool, scalar: &[f64], row: &mut Row, notes: &mut StepNotes) {
+    fn apply_scalar(
+        &self,
+        binary: &Binary,
+        scalar_first: bool,
+        scalar: &[f64],
+        row: &mut Row,
+        notes: &mut StepNotes,
+    ) -> Result<(), Error> {
         let op = binary.op;
         let column = &mut row.column;
         if !op.is_comparison() && !is_trim(op) && column.histograms.is_empty() {
             // The common case: every bit stays, only values change.
-            for (value, s) in column.values.iter_mut().zip(scalar) {
+            return self.pace.each(column.values.iter_mut().zip(scalar), |(value, s)| {
                 *value = if scalar_first { floats(op, *s, *value) } else { floats(op, *value, *s) };
-            }
-            return;
+            });
         }
         let taken = column.taken();
-        let mut old = std::mem::take(column);
+        let old = std::mem::take(column);
         column.reset(old.values.len());
-        for step in taken.iter() {
-            let Some(value) = old.get(step) else { continue };
+        self.pace.each(taken.iter(), |step| {
+            let Some(value) = old.get(step) else { return };
             let number = Point::Float(scalar[step]);
             let (a, b) = if scalar_first { (&number, &value) } else { (&value, &number) };
             match combine(op, a, b) {
@@ -181,7 +187,6 @@ impl Evaluator<'_> {
                 Ok(_) => {}
                 Err(note) => notes.put(step, 0, note),
             }
-        }
-        old.histograms.clear();
+        })
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use engram_model::Labels;
+use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
 use crate::error::Error;
@@ -121,17 +122,17 @@ impl Evaluator<'_> {
         }
         let context = Context { rows: &rows, span: vector.span(), steps };
         let mut forced = Forced::new(steps);
-        let families = self.families(&context);
+        let families = self.families(&context)?;
         let mut out = Vec::new();
         for (label, asked) in &asked {
             for (i, family) in families.iter().enumerate() {
-                self.tick(((family.classic.len() + 1) * steps.count) as u64)?;
-                let column = self.answer((i, family), asked, &context, &mut forced);
+                let column = self.answer((i, family), asked, &context, &mut forced)?;
                 if !column.is_empty() {
-                    self.label_answers(family, label.as_deref(), asked, column, &mut out);
+                    self.label_answers(family, label.as_deref(), asked, column, &mut out)?;
                 }
             }
         }
+        self.release(weight(&out));
         forced.make(self, context.span);
         self.merged(out, steps)
     }
@@ -149,7 +150,7 @@ impl Evaluator<'_> {
     }
 
     /// Puts rows together that differ in `le` only, in order of first appearance.
-    fn families(&self, context: &Context<'_>) -> Vec<Family> {
+    fn families(&self, context: &Context<'_>) -> Result<Vec<Family>, Error> {
         let mut families: Vec<Family> = Vec::new();
         let mut index: HashMap<Labels, usize> = HashMap::new();
         let mut place = |labels: Labels, families: &mut Vec<Family>| {
@@ -159,6 +160,7 @@ impl Evaluator<'_> {
             })
         };
         for (i, row) in context.rows.iter().enumerate() {
+            self.tick(1)?;
             if !row.column.histograms.is_empty() {
                 let at = place(row.labels.clone(), &mut families);
                 families[at].native.push(i);
@@ -175,7 +177,7 @@ impl Evaluator<'_> {
                 None => self.note(&Note::BadBucketLabel(text.to_owned()), self.shown_name(&row.labels), context.span),
             }
         }
-        families
+        Ok(families)
     }
 
     /// The metric's name where the answer still has it.
@@ -189,11 +191,12 @@ impl Evaluator<'_> {
         asked: &Asked,
         context: &Context<'_>,
         forced: &mut Forced,
-    ) -> Column {
+    ) -> Result<Column, Error> {
         let mut out = Column::new(context.steps.count);
         let name = self.shown_name(&family.labels);
         let mut buckets = Vec::with_capacity(family.classic.len());
         for step in 0..context.steps.count {
+            self.tick((family.classic.len() + family.native.len() + 1) as u64)?;
             buckets.clear();
             for (row, upper) in &family.classic {
                 let column = &context.rows[*row].column;
@@ -240,28 +243,45 @@ impl Evaluator<'_> {
             }
             out.put(step, value);
         }
-        out
+        Ok(out)
     }
 
-    /// Gives an answer its labels: with the quantile in one of them where there are several.
-    fn label_answers(&self, family: &Family, label: Option<&str>, asked: &Asked, column: Column, out: &mut Vec<Row>) {
+    /// Gives an answer its labels: with the quantile in one of them where there are several. What is put to `out` is
+    /// held.
+    fn label_answers(
+        &self,
+        family: &Family,
+        label: Option<&str>,
+        asked: &Asked,
+        column: Column,
+        out: &mut Vec<Row>,
+    ) -> Result<(), Error> {
         let labels = self.without_name(&family.labels);
         let (Some(label), Asked::Quantile(q)) = (label, asked) else {
+            self.hold(column.weight())?;
             out.push(Row { labels, drop_name: true, column });
-            return;
+            return Ok(());
         };
-        // A quantile may change from step to step, and its label with it.
-        let mut rows: Vec<(u64, Row)> = Vec::new();
+        // A quantile may change from step to step, and its label with it: each value is a column of its own, which is
+        // asked for before it is made.
+        let mut rows: HashMap<u64, usize> = HashMap::new();
+        let first = out.len();
+        let count = column.values.len();
         for step in column.present.iter() {
-            let bits = q.values[step].to_bits();
-            let at = rows.iter().position(|(have, _)| *have == bits).unwrap_or_else(|| {
-                let labels = labels.to_builder().set(label, &open_metrics_float(q.values[step])).build();
-                rows.push((bits, Row { labels, drop_name: true, column: Column::new(column.values.len()) }));
-                rows.len() - 1
-            });
-            rows[at].1.column.put(step, column.values[step]);
+            self.tick(1)?;
+            let at = match rows.entry(q.values[step].to_bits()) {
+                Entry::Occupied(entry) => *entry.get(),
+                Entry::Vacant(entry) => {
+                    self.hold(count as u64)?;
+                    let labels = labels.to_builder().set(label, &open_metrics_float(q.values[step])).build();
+                    out.push(Row { labels, drop_name: true, column: Column::new(count) });
+                    *entry.insert(out.len() - 1)
+                }
+            };
+            out[at].column.put(step, column.values[step]);
         }
-        out.extend(rows.into_iter().map(|(_, row)| row));
+        self.release((count * (out.len() - first)) as u64 - weight(&out[first..]));
+        Ok(())
     }
 }
 

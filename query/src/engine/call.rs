@@ -111,22 +111,22 @@ impl Evaluator<'_> {
         let scalars = scalars.collect::<Result<Vec<_>, _>>()?;
         let mut params = Vec::with_capacity(scalars.len());
         let mut apply = |row: &mut Row| {
-            let mut old = std::mem::take(&mut row.column);
+            let old = std::mem::take(&mut row.column);
             row.column.reset(steps.count);
-            for step in 0..steps.count {
-                let Some(point) = old.get(step) else { continue };
+            self.pace.each(0..steps.count, |step| {
+                let Some(point) = old.get(step) else { return };
                 params.clear();
                 params.extend(scalars.iter().map(|column| column.values[step]));
                 if let Some(point) = kernel(&point, steps.at(step), &params) {
                     row.column.put_point(step, point);
                 }
-            }
-            old.histograms.clear();
+            })?;
             if function.drops_name {
                 let only_name = call.func.starts_with("histogram_") && !self.budget.delayed_name_removal;
                 row.labels = if only_name { row.labels.without_name() } else { self.without_name(&row.labels) };
                 row.drop_name = true;
             }
+            Ok::<_, Error>(())
         };
         let Some(vector) = call.args.iter().find(is_vector) else {
             // `hour()`: of now, and of no series.
@@ -137,20 +137,19 @@ impl Evaluator<'_> {
                     Point::Histogram(_) => f64::NAN,
                 };
             }
-            apply(&mut row);
+            apply(&mut row)?;
             row.drop_name = false;
             return sink(&mut row);
         };
-        if !function.drops_name || self.names_stay_unique(vector) {
+        if !function.drops_name || self.names_stay_unique(vector)? {
             return self.stream(vector, steps, &mut |row| {
-                self.tick(steps.count as u64 / 8)?;
-                apply(row);
+                apply(row)?;
                 if row.column.is_empty() { Ok(()) } else { sink(row) }
             });
         }
         let mut rows = self.rows(vector, steps)?;
         self.release(weight(&rows));
-        rows.iter_mut().for_each(apply);
+        rows.iter_mut().try_for_each(apply)?;
         rows.retain(|row| !row.column.is_empty());
         self.merged(rows, steps)?.iter_mut().try_for_each(sink)
     }
@@ -159,9 +158,10 @@ impl Evaluator<'_> {
     fn stream_timestamp(&self, call: &Call, steps: Steps, sink: Sink<'_>) -> Result<(), Error> {
         let Some(arg) = call.args.first() else { return Ok(()) };
         let is_start = call.func == "start_timestamp";
-        let unique = self.names_stay_unique(arg);
+        let unique = self.names_stay_unique(arg)?;
         let mut rows = Vec::new();
         let mut pass = |row: &mut Row| {
+            self.tick(1)?;
             row.labels = self.without_name(&row.labels);
             row.drop_name = true;
             if unique {
@@ -182,7 +182,7 @@ impl Evaluator<'_> {
             _ => self.stream(arg, steps, &mut |row| {
                 let taken = row.column.taken();
                 row.column.reset(steps.count);
-                taken.iter().for_each(|step| row.column.put(step, seconds(steps.at(step))));
+                self.pace.each(taken.iter(), |step| row.column.put(step, seconds(steps.at(step))))?;
                 pass(row)
             })?,
         }
@@ -195,11 +195,10 @@ impl Evaluator<'_> {
         let mut out = constant(f64::NAN, steps);
         let mut seen = super::row::Bits::new(steps.count);
         self.stream(arg, steps, &mut |row| {
-            for step in row.column.present.iter() {
+            self.pace.each(row.column.present.iter(), |step| {
                 out.column.values[step] = if seen.has(step) { f64::NAN } else { row.column.values[step] };
                 seen.set(step);
-            }
-            Ok(())
+            })
         })?;
         Ok(out)
     }
@@ -208,7 +207,7 @@ impl Evaluator<'_> {
         let mut present = super::row::Bits::new(steps.count);
         self.stream(arg, steps, &mut |row| {
             present.join(&row.column.taken());
-            Ok(())
+            self.tick(steps.count as u64 / 512)
         })?;
         Ok(missing(&present, absent_labels(arg), false, steps))
     }
@@ -223,17 +222,17 @@ impl Evaluator<'_> {
             self.note(&Note::SortInRangeQuery, "", call.span);
         }
         let mut rows = self.rows(arg, steps)?;
-        self.in_order(&mut rows);
+        self.in_order(&mut rows)?;
         self.release(weight(&rows));
         let descending = call.func.ends_with("_desc");
         if call.func.starts_with("sort_by_label") {
             let names = call.args[1..].iter().map(text_of).collect::<Result<Vec<_>, _>>()?;
             let key = |a: &Row, b: &Row| by_labels(&a.labels, &b.labels, &names);
-            rows.sort_by(|a, b| if descending { key(b, a) } else { key(a, b) });
+            self.pace.sort_by(&mut rows, |a, b| if descending { key(b, a) } else { key(a, b) })?;
         } else {
             rows.iter_mut().for_each(|row| row.column.histograms.clear());
             rows.retain(|row| !row.column.is_empty());
-            rows.sort_by(|a, b| by_value(&a.column, &b.column, descending));
+            self.pace.sort_by(&mut rows, |a, b| by_value(&a.column, &b.column, descending))?;
         }
         if steps.is_instant { Ok(rows) } else { self.merged(rows, steps) }
     }

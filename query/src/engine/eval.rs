@@ -20,8 +20,9 @@ use crate::parse::ast::{Span, ValueType};
 use crate::plan::{Node, Plan, Selector};
 use crate::port::{SORTED_MAX, Selection};
 
+use super::pace::Pace;
 use super::profile::Profile;
-use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_same};
+use super::row::{Bits, Column, Row, Steps, has_duplicates, merge_kinds, merge_same};
 use super::shared::Kept;
 use super::tally::Tally;
 use super::{Budget, Cancel, SamplePool};
@@ -32,9 +33,6 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(&mut Row) -> Result<(), Error>;
 /// What a sample takes, and a series besides its labels: the list's entry, the labels' head, the source's.
 const SAMPLE_BYTES: u64 = 16;
 const SERIES_BYTES: u64 = 96;
-
-/// Samples between two looks at the clock.
-const CHECK_EVERY: u64 = 8192;
 
 /// What all threads of a query count together.
 pub(super) struct Counters {
@@ -102,12 +100,9 @@ pub(super) struct Evaluator<'a> {
     pub(super) tally: RefCell<Tally>,
     /// The node at work, by its place; only with a profile.
     pub(super) at: Cell<usize>,
-    /// Work since the last look at the clock.
-    unchecked: Cell<u64>,
+    /// Whether to go on.
+    pub(super) pace: Pace<'a>,
 }
-
-/// What is said where a query is stopped.
-const STAGE: &str = "expression evaluation";
 
 impl<'a> std::ops::Deref for Evaluator<'a> {
     type Target = Parts<'a>;
@@ -126,7 +121,7 @@ impl<'a> Evaluator<'a> {
             kept: RefCell::default(),
             tally: RefCell::new(Tally::new(parts.budget.count_steps)),
             at: Cell::new(0),
-            unchecked: Cell::new(CHECK_EVERY),
+            pace: Pace::new(parts.cancel, parts.watch, parts.budget.timeout),
         }
     }
 
@@ -136,27 +131,14 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Puts rows into the order Prometheus has them in, where it decides which are chosen or which comes first.
-    pub(super) fn in_order(&self, rows: &mut [Row]) {
-        if self.is_unordered() {
-            rows.sort_by(|a, b| a.labels.cmp(&b.labels));
-        }
+    pub(super) fn in_order(&self, rows: &mut [Row]) -> Result<(), Error> {
+        if self.is_unordered() { self.pace.sort_by(rows, |a, b| a.labels.cmp(&b.labels)) } else { Ok(()) }
     }
 
     /// Counts work done and, every few thousand samples, stops when the time or the client is gone.
+    #[inline]
     pub(super) fn tick(&self, work: u64) -> Result<(), Error> {
-        let unchecked = self.unchecked.get() + work;
-        if unchecked < CHECK_EVERY {
-            self.unchecked.set(unchecked);
-            return Ok(());
-        }
-        self.unchecked.set(0);
-        if self.cancel.is_cancelled() {
-            return Err(Error::Cancelled { stage: STAGE });
-        }
-        if self.watch.elapsed() > self.budget.timeout {
-            return Err(Error::Timeout { stage: STAGE });
-        }
-        Ok(())
+        self.pace.tick(work)
     }
 
     /// Counts samples that are held from now on.
@@ -167,12 +149,7 @@ impl<'a> Evaluator<'a> {
             profile.held(self.at.get(), held);
         }
         let room = self.counters.pool.as_ref().map_or(Ok(()), |pool| pool.take(samples));
-        if held > self.budget.samples_max {
-            return Err(too_many_samples(self.budget));
-        }
-        if self.budget.bytes_max != 0 && self.counters.bytes(held) > self.budget.bytes_max {
-            return Err(too_many_bytes(self.budget));
-        }
+        self.check_held(held)?;
         room
     }
 
@@ -203,11 +180,18 @@ impl<'a> Evaluator<'a> {
         if self.budget.delayed_name_removal { labels.clone() } else { without_metadata(labels) }
     }
 
-    /// Refuses more steps than samples may be held, before a column of them is made.
+    /// Refuses more steps than samples may be held beside those that are, before a column of them is made.
     fn check_steps(&self, steps: Steps) -> Result<(), Error> {
         self.tick(1)?;
-        if steps.count as u64 > self.budget.samples_max {
+        self.check_held(self.counters.held.load(Ordering::Relaxed).saturating_add(steps.count as u64))
+    }
+
+    fn check_held(&self, held: u64) -> Result<(), Error> {
+        if held > self.budget.samples_max {
             return Err(too_many_samples(self.budget));
+        }
+        if self.budget.bytes_max != 0 && self.counters.bytes(held) > self.budget.bytes_max {
+            return Err(too_many_bytes(self.budget));
         }
         Ok(())
     }
@@ -316,11 +300,8 @@ impl<'a> Evaluator<'a> {
         for row in &mut rows {
             self.release(row.column.weight());
             let narrow = std::mem::replace(&mut row.column, Column::new(steps.count));
-            match narrow.get(0) {
-                Some(point) => (0..steps.count).for_each(|step| row.column.put_point(step, point.clone())),
-                None => continue,
-            }
-            self.tick(steps.count as u64)?;
+            let Some(point) = narrow.get(0) else { continue };
+            self.pace.each(0..steps.count, |step| row.column.put_point(step, point.clone()))?;
             self.hold(row.column.weight())?;
         }
         Ok(rows)
@@ -330,65 +311,73 @@ impl<'a> Evaluator<'a> {
         let negate = |row: &mut Row| {
             row.labels = self.without_name(&row.labels);
             row.drop_name = true;
-            for step in row.column.present.iter() {
-                row.column.values[step] = -row.column.values[step];
-            }
-            for (_, histogram) in &mut row.column.histograms {
-                *histogram = super::histograms::scaled(histogram, -1.0);
-            }
+            let Column { values, present, histograms } = &mut row.column;
+            self.pace.each(present.iter(), |step| values[step] = -values[step])?;
+            self.pace.each(histograms.iter_mut(), |(_, h)| *h = super::histograms::scaled(h, -1.0))
         };
-        if self.names_stay_unique(inner) {
+        if self.names_stay_unique(inner)? {
             return self.stream(inner, steps, &mut |row| {
-                negate(row);
+                negate(row)?;
                 sink(row)
             });
         }
         let mut rows = self.rows(inner, steps)?;
         self.release(weight(&rows));
-        rows.iter_mut().for_each(negate);
-        for row in &mut merge_same(rows)? {
-            sink(row)?;
-        }
-        Ok(())
+        rows.iter_mut().try_for_each(negate)?;
+        self.merged_kinds(rows, inner)?.iter_mut().try_for_each(sink)
     }
 
     /// Whether rows of `node` differ even without their names, so that a function that drops names can push its rows
     /// on without looking at all of them. Unknown counts as no.
-    pub(super) fn names_stay_unique(&self, node: &Node) -> bool {
+    ///
+    /// # Errors
+    /// When the query is to stop: a million series take a while.
+    pub(super) fn names_stay_unique(&self, node: &Node) -> Result<bool, Error> {
         if self.budget.delayed_name_removal {
-            return true;
+            return Ok(true);
         }
         match node {
-            Node::Number(..) | Node::Aggregate(_) | Node::Nothing(_) => true,
+            Node::Number(..) | Node::Aggregate(_) | Node::Nothing(_) => Ok(true),
             Node::Instant(selector) => self.selection_stays_unique(selector),
             Node::Range(range) => self.selection_stays_unique(&range.of),
             Node::Negate(inner, _) | Node::Once(inner) => self.names_stay_unique(inner),
             Node::Shared(shared) => self.names_stay_unique(&shared.inner),
             Node::Binary(b) => match (b.lhs.yields(), b.rhs.yields()) {
-                (ValueType::Scalar, ValueType::Scalar) => true,
+                (ValueType::Scalar, ValueType::Scalar) => Ok(true),
                 (ValueType::Vector, ValueType::Scalar) => self.names_stay_unique(&b.lhs),
                 (ValueType::Scalar, ValueType::Vector) => self.names_stay_unique(&b.rhs),
-                _ => false,
+                _ => Ok(false),
             },
-            Node::Call(call) => {
-                node.yields() == ValueType::Scalar
-                    || (super::call::is_row_by_row(call.func)
-                        && call.args.iter().all(|arg| arg.yields() == ValueType::String || self.names_stay_unique(arg)))
+            Node::Call(_) if node.yields() == ValueType::Scalar => Ok(true),
+            Node::Call(call) if super::call::is_row_by_row(call.func) => {
+                for arg in call.args.iter().filter(|arg| arg.yields() != ValueType::String) {
+                    if !self.names_stay_unique(arg)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
             }
-            Node::Text(..) | Node::Subquery(_) => false,
+            Node::Call(_) | Node::Text(..) | Node::Subquery(_) => Ok(false),
         }
     }
 
-    fn selection_stays_unique(&self, selector: &Selector) -> bool {
+    fn selection_stays_unique(&self, selector: &Selector) -> Result<bool, Error> {
         let series = &self.selections[selector.select].series;
         let has_one_name = selector.matchers.iter().any(|m| m.op == MatchOp::Equal && &*m.name == METRIC_NAME);
         let names_only = |one: &Series| one.labels.get("__type__").is_none() && one.labels.get("__unit__").is_none();
+        self.tick(series.len() as u64 / 8)?;
         if has_one_name && series.iter().all(names_only) {
             // No series comes twice, and they agree in all that goes.
-            return true;
+            return Ok(true);
         }
         let mut seen = hashbrown::HashSet::with_capacity(series.len());
-        series.iter().all(|one| seen.insert(without_metadata(&one.labels).hash128()))
+        for one in series {
+            self.tick(1)?;
+            if !seen.insert(without_metadata(&one.labels).hash128()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Ends a function of the instant-vector kind whose rows may have come to the same labels.
@@ -396,12 +385,32 @@ impl<'a> Evaluator<'a> {
         if self.budget.delayed_name_removal && steps.is_instant {
             return Ok(rows);
         }
-        merge_same(rows)
+        merge_same(rows, &self.pace)
+    }
+
+    /// Ends an operator that merges whole series, of the rows of `inner`. A float and a histogram at one step stay side by
+    /// side as long as nothing above looks at single steps.
+    pub(super) fn merged_kinds(&self, rows: Vec<Row>, inner: &Node) -> Result<Vec<Row>, Error> {
+        let mut rows = merge_kinds(rows, &self.pace)?;
+        let mut whole = Some(&self.plan.root);
+        while let Some(node) = whole {
+            whole = match node {
+                Node::Negate(below, _) | Node::Once(below) => Some(below),
+                Node::Shared(shared) => Some(&shared.inner),
+                Node::Call(call) if matches!(call.func, "label_replace" | "label_join") => call.args.first(),
+                _ => None,
+            };
+            if whole.is_some_and(|below| std::ptr::eq(below, inner)) {
+                return Ok(rows);
+            }
+        }
+        rows.iter_mut().for_each(|row| row.column.take_one_kind());
+        Ok(rows)
     }
 
     /// Ends a function of ranges whose rows may have come to the same labels, which is an error at once.
     pub(super) fn distinct(&self, rows: &[Row]) -> Result<(), Error> {
-        if !self.budget.delayed_name_removal && has_duplicates(rows) {
+        if !self.budget.delayed_name_removal && has_duplicates(rows, &self.pace)? {
             return Err(super::row::duplicates());
         }
         Ok(())

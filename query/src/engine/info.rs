@@ -16,6 +16,7 @@ use crate::functions::Point;
 use crate::plan::{Call, Node, info_names};
 
 use super::eval::{Evaluator, weight};
+use super::pace::Pace;
 use super::row::{Collector, Row, Steps};
 use super::select::Take;
 
@@ -53,14 +54,19 @@ impl Evaluator<'_> {
             made: HashMap::new(),
         };
         let known = known(&infos);
+        // A series whose info series change is a row for each set of them: each is asked for when it is made.
+        let row_weight = steps.count as u64 / 2 + 16;
         for step in 0..steps.count {
-            self.tick(base.len() as u64)?;
             for (i, row) in base.iter().enumerate() {
+                self.tick(1)?;
                 let Some(point) = row.column.get(step) else { continue };
-                let found = if ignored[i] { None } else { Some(newest(&known, &infos, row, step)?) };
+                let found = if ignored[i] { None } else { Some(newest(&known, &infos, row, step, &self.pace)?) };
+                let made = enriched.out.rows.len();
                 enriched.put(i, found, step, point)?;
+                self.hold((enriched.out.rows.len() - made) as u64 * row_weight)?;
             }
         }
+        self.release(enriched.out.rows.len() as u64 * row_weight);
         self.release(held);
         self.release(weight(&infos));
         Ok(enriched.out.finish())
@@ -118,11 +124,12 @@ fn known(infos: &[Row]) -> Known {
 }
 
 /// The info series about a series at a step: of each name the newest.
-fn newest(known: &Known, infos: &[Row], row: &Row, step: usize) -> Result<Vec<usize>, Error> {
+fn newest(known: &Known, infos: &[Row], row: &Row, step: usize, pace: &Pace<'_>) -> Result<Vec<usize>, Error> {
     let identity = identity(&row.labels);
     let mut found = Vec::new();
     for by_identity in known.values() {
         let Some(candidates) = by_identity.get(&identity) else { continue };
+        pace.tick(candidates.len() as u64 / 4)?;
         let mut best: Option<usize> = None;
         for i in candidates.iter().copied().filter(|i| infos[*i].column.present.has(step)) {
             let at = |i: usize| infos[i].column.values[step];

@@ -17,7 +17,8 @@ use crate::plan::Binary;
 
 use super::binary::{StepNotes, changes_meaning, combine};
 use super::eval::{Evaluator, is_metadata, taken, weight};
-use super::row::{Bits, Collector, Row, Steps, merge_same};
+use super::pace::Pace;
+use super::row::{Bits, Collector, Row, Steps};
 
 /// Rows of both sides whose matching labels agree, by index.
 #[derive(Default)]
@@ -45,7 +46,7 @@ fn match_key(labels: &Labels, matching: &VectorMatching, key: &mut Vec<u8>) {
 }
 
 /// Groups in order of first appearance, left rows first.
-fn group(lhs: &[Row], rhs: &[Row], matching: &VectorMatching) -> Vec<Group> {
+fn group(lhs: &[Row], rhs: &[Row], matching: &VectorMatching, pace: &Pace<'_>) -> Result<Vec<Group>, Error> {
     let mut groups: Vec<Group> = Vec::new();
     let mut index: HashMap<Labels, usize> = HashMap::with_capacity(lhs.len().min(rhs.len()));
     let mut key = Vec::new();
@@ -60,19 +61,20 @@ fn group(lhs: &[Row], rhs: &[Row], matching: &VectorMatching) -> Vec<Group> {
         index.insert(match_labels(labels, matching), groups.len() - 1);
         groups.len() - 1
     };
-    for (i, row) in lhs.iter().enumerate() {
+    pace.each(lhs.iter().enumerate(), |(i, row)| {
         let at = place(&row.labels, &mut groups);
         groups[at].left.push(i);
-    }
-    for (i, row) in rhs.iter().enumerate() {
+    })?;
+    pace.each(rhs.iter().enumerate(), |(i, row)| {
         let at = place(&row.labels, &mut groups);
         groups[at].right.push(i);
-    }
-    groups
+    })?;
+    Ok(groups)
 }
 
 /// Everything one operation on two vectors needs. Sides are swapped for `group_right`: left is "many".
 struct Matching<'a> {
+    evaluator: &'a Evaluator<'a>,
     binary: &'a Binary,
     lhs: &'a [Row],
     rhs: &'a [Row],
@@ -87,6 +89,9 @@ struct Matching<'a> {
     made: HashMap<(usize, usize), (usize, Labels)>,
     /// Of each output row, the first row it was made from: those of the "many" side, then those of the other.
     places: Vec<usize>,
+    /// Samples held for output rows beyond one for each row of the "many" side: where `group_left` takes labels of
+    /// series that take turns, there may be one for each pair.
+    held: u64,
 }
 
 impl Evaluator<'_> {
@@ -104,14 +109,14 @@ impl Evaluator<'_> {
     }
 
     fn sets(&self, binary: &Binary, mut lhs: Vec<Row>, mut rhs: Vec<Row>, steps: Steps) -> Result<Vec<Row>, Error> {
-        let groups = group(&lhs, &rhs, &binary.matching);
+        let groups = group(&lhs, &rhs, &binary.matching, &self.pace)?;
         for group in &groups {
             let bits_of = |rows: &[Row], which: &[usize]| {
                 let mut bits = Bits::new(steps.count);
                 which.iter().for_each(|i| bits.join(&rows[*i].column.taken()));
                 bits
             };
-            self.tick((group.left.len() + group.right.len()) as u64)?;
+            self.tick(((group.left.len() + group.right.len()) * (1 + steps.count / 512)) as u64)?;
             if binary.op == BinaryOp::Or {
                 let left = bits_of(&lhs, &group.left);
                 for i in &group.right {
@@ -136,7 +141,7 @@ impl Evaluator<'_> {
             lhs.append(&mut rhs);
         }
         lhs.retain(|row| !row.column.is_empty());
-        if self.budget.delayed_name_removal && steps.is_instant { Ok(lhs) } else { merge_same(lhs) }
+        self.merged(lhs, steps)
     }
 
     fn matched(&self, binary: &Binary, lhs: &[Row], rhs: &[Row], steps: Steps) -> Result<Vec<Row>, Error> {
@@ -149,6 +154,7 @@ impl Evaluator<'_> {
             false => active.join(&taken(rhs, steps)),
         }
         let mut matching = Matching {
+            evaluator: self,
             binary,
             lhs,
             rhs,
@@ -160,23 +166,28 @@ impl Evaluator<'_> {
             notes: StepNotes::default(),
             made: HashMap::new(),
             places: Vec::new(),
+            held: 0,
         };
-        let mut groups = group(lhs, rhs, &binary.matching);
+        let mut groups = group(lhs, rhs, &binary.matching, &self.pace)?;
         let mut failed: Option<Failed> = None;
         for group in &groups {
+            self.tick((group.right.len() * (1 + steps.count / 512)) as u64)?;
             keep_first(&mut failed, matching.check_one_side(group));
         }
         // What the right side alone gives to is made last, in its own order.
         groups.sort_by_key(|group| group.left.is_empty());
         for group in &groups {
-            self.tick(((group.left.len() + group.right.len()) * steps.count) as u64)?;
-            keep_first(&mut failed, matching.work_off(group).err());
+            match matching.work_off(group).err() {
+                Some(failed) if failed.ends_all => return Err(failed.error),
+                one => keep_first(&mut failed, one),
+            }
         }
         if let Some(failed) = failed {
             return Err(failed.error);
         }
         std::mem::take(&mut matching.notes).make(self, binary.span);
-        Ok(matching.finish())
+        self.release(matching.held);
+        matching.finish()
     }
 }
 
@@ -185,11 +196,26 @@ struct Failed {
     /// The step; what is met there: two series of one group, two matches, two results; which series.
     at: (usize, u8, usize),
     error: Error,
+    /// Nothing comes before it: the query is to stop, or holds too much.
+    ends_all: bool,
+}
+
+impl Failed {
+    fn new(at: (usize, u8, usize), error: Error) -> Self {
+        Self { at, error, ends_all: false }
+    }
+}
+
+/// The query is to stop, or holds too much.
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { at: (0, 0, 0), error, ends_all: true }
+    }
 }
 
 /// Two results of the same labels: found when a step is done.
 fn same_labels(step: usize, error: Error) -> Failed {
-    Failed { at: (step, 2, 0), error }
+    Failed::new((step, 2, 0), error)
 }
 
 fn keep_first(have: &mut Option<Failed>, new: Option<Failed>) {
@@ -230,7 +256,7 @@ impl Matching<'_> {
             }
             seen.join(&bits);
         }
-        first.map(|(step, i, earlier)| Failed { at: (step, 0, i), error: self.duplicate(i, earlier) })
+        first.map(|(step, i, earlier)| Failed::new((step, 0, i), self.duplicate(i, earlier)))
     }
 
     fn duplicate(&self, a: usize, b: usize) -> Error {
@@ -263,6 +289,7 @@ impl Matching<'_> {
         let active = self.active.clone();
         let mut inserted: HashSet<Labels> = HashSet::new();
         for step in active.iter() {
+            self.evaluator.tick((group.left.len() + group.right.len()) as u64)?;
             let right = group.right.iter().find_map(|i| Some((*i, rhs[*i].column.get(step)?)));
             let is_right = right.is_some();
             let right = match (right, fill_right) {
@@ -308,6 +335,7 @@ impl Matching<'_> {
         let mut both = Vec::with_capacity(group.left.len());
         let mut targets = HashSet::new();
         for i in &group.left {
+            self.evaluator.tick(1 + self.steps.count as u64 / 8)?;
             let mut bits = lhs[*i].column.present.clone();
             bits.keep(&right.column.present);
             if bits.is_empty() {
@@ -315,7 +343,7 @@ impl Matching<'_> {
             }
             // Asked for once: only what is asked for step by step is kept in `made`.
             let labels = result_labels(&lhs[*i].labels, &right.labels, self.binary, self.delayed);
-            let target = self.out.row(labels, self.binary.return_bool);
+            let target = self.row(labels)?;
             self.place(target, *i);
             if group.left.len() > 1 && !targets.insert(target) {
                 return Ok(false);
@@ -325,6 +353,7 @@ impl Matching<'_> {
         for (i, target, bits) in both {
             let (many, one) = (&lhs[i].column.values, &right.column.values);
             let (a, b) = if self.swapped { (one, many) } else { (many, one) };
+            self.evaluator.tick(1 + self.steps.count as u64 / 8)?;
             if op.is_comparison() && !self.binary.return_bool {
                 for step in bits.iter().filter(|step| super::binary::compares(op, a[*step], b[*step])) {
                     self.out.put(target, step, Point::Float(a[step])).map_err(|e| same_labels(step, e))?;
@@ -347,7 +376,7 @@ impl Matching<'_> {
         inserted: &mut HashSet<Labels>,
     ) -> Result<(), Failed> {
         let order = left.row.unwrap_or(self.lhs.len() + right.row.unwrap_or(0));
-        let failed = |what: &str| Failed { at: (step, 1, order), error: Error::Execution(what.to_owned()) };
+        let failed = |what: &str| Failed::new((step, 1, order), Error::Execution(what.to_owned()));
         let (a, b) = if self.swapped { (&right.value, &left.value) } else { (&left.value, &right.value) };
         let combined = match combine(self.binary.op, a, b) {
             Ok(combined) => combined,
@@ -365,7 +394,7 @@ impl Matching<'_> {
                     "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)";
                 return Err(failed(what));
             }
-        } else if !inserted.insert(self.target(left, right).1.clone()) {
+        } else if !inserted.insert(self.target(left, right)?.1.clone()) {
             let what = "multiple matches for labels: grouping labels must ensure unique matches";
             return Err(failed(what));
         }
@@ -375,15 +404,27 @@ impl Matching<'_> {
             (false, true) => combined.value,
             (false, false) => return Ok(()),
         };
-        let row = self.target(left, right).0;
+        let row = self.target(left, right)?.0;
         self.out.put(row, step, value).map_err(|e| same_labels(step, e))
     }
 
     /// The rows, in the order of the "many" side, and then of what the other side alone gives to.
-    fn finish(self) -> Vec<Row> {
+    fn finish(self) -> Result<Vec<Row>, Error> {
         let mut rows: Vec<_> = self.places.into_iter().zip(self.out.rows).collect();
-        rows.sort_by_key(|(place, _)| *place);
-        rows.into_iter().map(|(_, row)| row).filter(|row| !row.column.is_empty()).collect()
+        self.evaluator.pace.sort_by(&mut rows, |(a, _), (b, _)| a.cmp(b))?;
+        Ok(rows.into_iter().map(|(_, row)| row).filter(|row| !row.column.is_empty()).collect())
+    }
+
+    /// The output row of these labels.
+    fn row(&mut self, labels: Labels) -> Result<usize, Error> {
+        let made = self.out.rows.len();
+        let row = self.out.row(labels, self.binary.return_bool);
+        if row == made && made >= self.lhs.len().max(self.rhs.len()) {
+            let more = self.steps.count as u64 / 2 + 16;
+            self.held += more;
+            self.evaluator.hold(more)?;
+        }
+        Ok(row)
     }
 
     /// Says what an output row was made from.
@@ -395,15 +436,15 @@ impl Matching<'_> {
     }
 
     /// The output row of two operands, and its labels.
-    fn target(&mut self, left: &Operand<'_>, right: &Operand<'_>) -> &(usize, Labels) {
+    fn target(&mut self, left: &Operand<'_>, right: &Operand<'_>) -> Result<&(usize, Labels), Error> {
         let key = (left.row.unwrap_or(usize::MAX), right.row.unwrap_or(usize::MAX));
         if !self.made.contains_key(&key) {
             let labels = result_labels(left.labels, right.labels, self.binary, self.delayed);
-            let row = self.out.row(labels.clone(), self.binary.return_bool);
+            let row = self.row(labels.clone())?;
             self.place(row, if key.0 == usize::MAX { self.lhs.len().saturating_add(key.1) } else { key.0 });
             self.made.insert(key, (row, labels));
         }
-        &self.made[&key]
+        Ok(&self.made[&key])
     }
 }
 

@@ -13,7 +13,7 @@
 //! histograms.rs operators on histograms       answer.rs     rows → answer
 //! shards.rs    aggregations on several threads   shared.rs  what is written twice
 //! profile.rs   what each node did        tally.rs      samples looked at and read, by step
-//! wanted.rs    what of the series is looked at
+//! wanted.rs    what of the series is looked at   pace.rs   whether to stop
 //! ```
 
 use std::sync::Arc;
@@ -39,6 +39,7 @@ mod eval;
 mod histograms;
 mod info;
 mod matching;
+mod pace;
 mod profile;
 mod range;
 mod ranked;
@@ -171,20 +172,56 @@ impl Budget {
     }
 }
 
-/// Stops a query from outside; cheap to clone, checked every few thousand samples.
+/// Stops a query from outside; cheap to clone, looked at every few thousand samples.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Flag>);
+
+#[derive(Debug)]
+struct Flag {
+    stop: AtomicBool,
+    looks: AtomicU64,
+    /// The look that finds it stopped, whatever happens outside.
+    at_look: u64,
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self { stop: AtomicBool::new(false), looks: AtomicU64::new(0), at_look: u64::MAX }
+    }
+}
 
 impl Cancel {
+    /// A query that finds itself stopped when it looks for the `look`th time, the first being 1. For tests: a client that
+    /// leaves at every moment there is.
+    #[must_use]
+    pub fn at_look(look: u64) -> Self {
+        Self(Arc::new(Flag { at_look: look, ..Flag::default() }))
+    }
+
     /// Stops the query.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.stop.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.stop.load(Ordering::Relaxed)
+    }
+
+    /// How often queries have looked whether they are to stop.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.0.looks.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is to stop, asked by the query.
+    fn look(&self) -> bool {
+        let looks = self.0.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        if looks >= self.0.at_look {
+            self.cancel();
+        }
+        self.is_cancelled()
     }
 }
 

@@ -18,9 +18,15 @@ use crate::plan::{Call, Node, Subquery};
 use crate::value::RangeSeries;
 
 use super::eval::{Evaluator, Sink, weight};
+use super::pace::Pace;
 use super::row::{Bits, Column, Row, Steps};
 use super::select::drop_stale;
 use super::tally::{Reading, window_weight};
+
+/// Most windows worked off between two looks whether to stop.
+const WINDOWS_AT_ONCE: usize = 1 << 16;
+/// And of their samples, where each is added for each window it is in.
+const SAMPLES_AT_ONCE: usize = 1 << 22;
 
 /// Position of a window in the columns of a series.
 #[derive(Default)]
@@ -146,6 +152,18 @@ struct Applied<'a> {
     slide: Option<Slide>,
 }
 
+/// Windows to be found.
+struct Windows {
+    /// Of these steps.
+    of: std::ops::Range<usize>,
+    /// The end of the first one.
+    end: Millis,
+    /// From one end to the next.
+    each: i64,
+    /// Where they have so many samples together, no more are looked for.
+    samples_max: usize,
+}
+
 /// Memory used from series to series.
 #[derive(Default)]
 struct Reused {
@@ -175,7 +193,7 @@ impl Evaluator<'_> {
             first => first.map_or(call.span, Node::span),
         };
         // Before an aggregation is shared out, its rows were found to stay different.
-        let is_unique = !function.drops_name || self.shard.is_some() || self.names_stay_unique(ranged.node);
+        let is_unique = !function.drops_name || self.shard.is_some() || self.names_stay_unique(ranged.node)?;
         let slide = Slide::of(function.name).filter(|_| ranged.extension == Extension::None);
         let applied = Applied { kernel, function, ranged, params, span, steps, slide };
         if is_unique {
@@ -226,9 +244,8 @@ impl Evaluator<'_> {
         if let Some(slide) = applied.slide
             && columns.histogram_times.is_empty()
             && columns.starts.is_empty()
-            && let Some(first) = self.place_windows(&applied.ranged, &columns.times, steps, &mut reused.scratch)?
+            && self.slide_over(slide, applied, columns, &mut reused.scratch, out)?
         {
-            slide.run(&columns.times, &columns.values, &mut reused.scratch, |step, value| out.put(first + step, value));
             return Ok(());
         }
         let params = &mut reused.params;
@@ -243,30 +260,54 @@ impl Evaluator<'_> {
         })
     }
 
-    /// Finds the windows of all steps that may have samples, and says which is the first of them. `None`: their times are
-    /// too far out to be counted on.
-    fn place_windows(
+    /// Computes all windows at once, a bounded number of them at a time. False: their times are too far out to be
+    /// counted on.
+    fn slide_over(
         &self,
-        ranged: &Ranged<'_>,
-        times: &[Millis],
-        steps: Steps,
+        slide: Slide,
+        applied: &Applied<'_>,
+        columns: &Columns,
         scratch: &mut Scratch,
-    ) -> Result<Option<usize>, Error> {
-        let places = &mut scratch.places;
-        places.clear();
+        out: &mut Column,
+    ) -> Result<bool, Error> {
+        let Applied { ranged, steps, .. } = applied;
+        let (times, steps) = (columns.times.as_slice(), *steps);
         let begin = ranged.data_time(steps.start);
         let each = if steps.count > 1 { ranged.data_time(steps.at(1)).saturating_sub(begin) } else { 0 };
         let last = i64::try_from(steps.count - 1).ok().and_then(|n| n.checked_mul(each)?.checked_add(begin));
         if last != Some(ranged.data_time(steps.last())) || begin.checked_sub(ranged.range_ms).is_none() {
-            return Ok(None);
+            return Ok(false);
         }
         let reached = steps_reached(times, begin, each, ranged.range_ms, steps.count);
-        let Some(mut end) = i64::try_from(reached.start).ok().map(|n| begin + n * each) else { return Ok(None) };
+        let samples_max = if slide.adds_each() { SAMPLES_AT_ONCE } else { usize::MAX };
+        let mut from = reached.start;
+        while from < reached.end {
+            let Ok(end) = i64::try_from(from).map(|n| begin + n * each) else { return Ok(false) };
+            let run = Windows { of: from..reached.end.min(from + WINDOWS_AT_ONCE), end, each, samples_max };
+            self.place_windows(ranged, times, run, steps, scratch)?;
+            slide.run(times, &columns.values, scratch, |step, value| out.put(from + step, value));
+            from += scratch.places.len();
+        }
+        Ok(true)
+    }
+
+    /// Finds windows.
+    fn place_windows(
+        &self,
+        ranged: &Ranged<'_>,
+        times: &[Millis],
+        windows: Windows,
+        steps: Steps,
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
+        let Windows { of, mut end, each, samples_max } = windows;
+        let places = &mut scratch.places;
+        places.clear();
         // The first window may lie far from the first sample: a chunk is read whole.
         let first = times.partition_point(|at| *at <= end - ranged.range_ms);
         let (mut window, mut looked_at) = ((first, first), 0);
         let mut strides = (0, 0);
-        for step in reached.clone() {
+        for step in of {
             let start = end - ranged.range_ms;
             window.1 = first_after(times, window.1, end, &mut strides.1);
             window.0 = first_after(times, window.0, start, &mut strides.0).min(window.1);
@@ -276,10 +317,12 @@ impl Evaluator<'_> {
             }
             places.push(Place { from: window.0, to: window.1, start, end });
             end = end.wrapping_add(each);
+            if looked_at >= samples_max {
+                break;
+            }
         }
         self.look_at_windows(looked_at as u64);
-        self.tick((looked_at / 8 + reached.len() + steps.count / 64) as u64)?;
-        Ok(Some(reached.start))
+        self.tick((looked_at / 8 + places.len()) as u64)
     }
 
     /// Calls `f` for each step whose window has samples.
@@ -312,7 +355,7 @@ impl Evaluator<'_> {
                 self.look_at_window(step, read, newest, ranged.reading(), steps);
                 f(step, &window);
             }
-            self.tick(samples as u64 / 4 + 1)?;
+            self.tick((window.times.len() / 4 + window.histograms.len() + 1) as u64)?;
         }
         self.look_at_windows(looked_at);
         Ok(())
@@ -337,8 +380,7 @@ impl Evaluator<'_> {
                 let held = weight(&rows);
                 let mut columns = Columns::default();
                 for row in &rows {
-                    self.tick(inner.count as u64)?;
-                    to_columns(row, inner, &mut columns);
+                    self.to_columns(row, inner, &mut columns)?;
                     f(&row.labels, row.drop_name, &mut columns)?;
                 }
                 self.release(held);
@@ -346,6 +388,22 @@ impl Evaluator<'_> {
             }
             _ => Err(Error::Execution("a range vector is needed".to_owned())),
         }
+    }
+
+    /// A row as the samples of a series.
+    fn to_columns(&self, row: &Row, steps: Steps, out: &mut Columns) -> Result<(), Error> {
+        out.clear();
+        self.pace.each(row.column.present.iter(), |step| {
+            out.times.push(steps.at(step));
+            out.values.push(row.column.values[step]);
+        })?;
+        self.pace.each(&mut row.column.histograms.iter(), |(step, histogram)| {
+            out.histogram_times.push(steps.at(*step));
+            let told = matches!(histogram.reset_hint, ResetHint::Reset | ResetHint::NoReset);
+            // What a hint says holds between stored samples; between those a subquery happens to meet it need not.
+            let histogram = if told { Cow::Owned(unhinted(histogram)) } else { Cow::Borrowed(histogram) };
+            out.histograms.push(histogram.into_owned());
+        })
     }
 
     /// Says so when a counter's function met a metric that does not look like one.
@@ -429,35 +487,20 @@ fn inner_steps(subquery: &Subquery, outer: Steps) -> Steps {
     Steps::new(start, end, subquery.step_ms)
 }
 
-/// A row as the samples of a series.
-fn to_columns(row: &Row, steps: Steps, out: &mut Columns) {
-    out.clear();
-    for step in row.column.present.iter() {
-        out.times.push(steps.at(step));
-        out.values.push(row.column.values[step]);
-    }
-    for (step, histogram) in &row.column.histograms {
-        out.histogram_times.push(steps.at(*step));
-        let told = matches!(histogram.reset_hint, ResetHint::Reset | ResetHint::NoReset);
-        // What a hint says holds between stored samples; between those a subquery happens to meet it need not.
-        let histogram = if told { Cow::Owned(unhinted(histogram)) } else { Cow::Borrowed(histogram) };
-        out.histograms.push(histogram.into_owned());
-    }
-}
-
 fn unhinted(histogram: &engram_model::histogram::Histogram) -> Arc<engram_model::histogram::Histogram> {
     Arc::new(engram_model::histogram::Histogram { reset_hint: ResetHint::Unknown, ..histogram.clone() })
 }
 
 /// Rows as series of an answer.
-pub(super) fn to_series(rows: Vec<Row>, steps: Steps) -> Vec<RangeSeries> {
-    rows.into_iter()
-        .map(|row| RangeSeries {
-            floats: row.column.present.iter().map(|step| (steps.at(step), row.column.values[step])).collect(),
-            histograms: row.column.histograms.into_iter().map(|(step, h)| (steps.at(step), h)).collect(),
-            labels: row.labels,
-        })
-        .collect()
+pub(super) fn to_series(rows: Vec<Row>, steps: Steps, pace: &Pace<'_>) -> Result<Vec<RangeSeries>, Error> {
+    let mut out = Vec::with_capacity(rows.len());
+    for row in rows {
+        let mut floats = Vec::with_capacity(row.column.present.count());
+        pace.each(row.column.present.iter(), |step| floats.push((steps.at(step), row.column.values[step])))?;
+        let histograms = row.column.histograms.into_iter().map(|(step, h)| (steps.at(step), h)).collect();
+        out.push(RangeSeries { floats, histograms, labels: row.labels });
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -70,8 +70,8 @@ impl Heap {
         }
     }
 
-    /// The items, best first, NaN last.
-    fn into_sorted(mut self, op: AggregateOp) -> Vec<usize> {
+    /// The rows: of `topk` and `bottomk` best first, NaN last, of the others as they lie.
+    fn into_chosen(mut self, op: AggregateOp) -> impl Iterator<Item = usize> {
         let key = |a: &Ranked, b: &Ranked| match (a.0.is_nan(), b.0.is_nan()) {
             (true, true) => Ordering::Equal,
             (true, false) => Ordering::Greater,
@@ -79,8 +79,10 @@ impl Heap {
             _ if op == AggregateOp::TopK => b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal),
             _ => a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal),
         };
-        self.0.sort_by(key);
-        self.0.into_iter().map(|(_, row)| row).collect()
+        if matches!(op, AggregateOp::TopK | AggregateOp::BottomK) {
+            self.0.sort_by(key);
+        }
+        self.0.into_iter().map(|(_, row)| row)
     }
 }
 
@@ -109,28 +111,35 @@ impl Evaluator<'_> {
     pub(super) fn ranked(&self, aggregate: &Aggregate, steps: Steps) -> Result<Vec<Row>, Error> {
         let param = self.param(aggregate, steps)?;
         let mut rows = self.rows(&aggregate.inner, steps)?;
-        self.in_order(&mut rows);
+        self.in_order(&mut rows)?;
         let held = weight(&rows);
         self.release(held);
         if !self.check_param(aggregate, &param)? {
             return Ok(Vec::new());
         }
-        let (groups, of_row) = groups_of(&rows, aggregate);
-        let mut chosen: Vec<Bits> = rows.iter().map(|_| Bits::new(steps.count)).collect();
+        let (groups, of_row) = self.groups_of(&rows, aggregate)?;
+        let offsets = match aggregate.op {
+            AggregateOp::LimitRatio => self.offsets(&rows)?,
+            _ => Vec::new(),
+        };
+        let mut chosen = Vec::with_capacity(rows.len());
+        self.pace.each(&mut rows.iter(), |_| chosen.push(Bits::new(steps.count)))?;
         let mut order = Vec::new();
         for (step, param) in param.iter().enumerate() {
-            self.tick(rows.len() as u64)?;
             let k = whole(*param, rows.len());
-            order = match aggregate.op {
-                AggregateOp::TopK | AggregateOp::BottomK => self.best(aggregate, step, k, &rows, (groups, &of_row)),
-                AggregateOp::LimitK => first(step, k, &rows, (groups, &of_row)),
-                _ => sampled(step, *param, &rows, (groups, &of_row)),
+            let heaps = match aggregate.op {
+                AggregateOp::TopK | AggregateOp::BottomK => self.best(aggregate, step, k, &rows, (groups, &of_row))?,
+                AggregateOp::LimitK => self.first(step, k, &rows, (groups, &of_row))?,
+                _ => self.sampled(step, *param, (&rows, &offsets), (groups, &of_row))?,
             };
+            order.clear();
+            for heap in heaps {
+                self.tick(1 + heap.0.len() as u64)?;
+                order.extend(heap.into_chosen(aggregate.op));
+            }
             order.iter().for_each(|row| chosen[*row].set(step));
         }
-        for (row, chosen) in rows.iter_mut().zip(&chosen) {
-            row.column.keep(chosen);
-        }
+        self.pace.each(rows.iter_mut().zip(&chosen), |(row, chosen)| row.column.keep(chosen))?;
         if steps.is_instant {
             // The order is part of the answer.
             let taken = order.iter().map(|row| std::mem::take(&mut rows[*row]));
@@ -183,13 +192,14 @@ impl Evaluator<'_> {
         k: usize,
         rows: &[Row],
         (groups, of_row): (usize, &[usize]),
-    ) -> Vec<usize> {
+    ) -> Result<Vec<Heap>, Error> {
         if k == 0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let op = aggregate.op;
         let mut heaps: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
         for (i, row) in rows.iter().enumerate() {
+            self.tick(1)?;
             if !row.column.present.has(step) {
                 if row.column.has(step) {
                     self.note(&Note::HistogramIgnoredInAggregation(op.as_str()), "", aggregate.span);
@@ -208,7 +218,62 @@ impl Evaluator<'_> {
                 heap.replace(op, (value, i));
             }
         }
-        heaps.into_iter().flat_map(|heap| heap.into_sorted(op)).collect()
+        Ok(heaps)
+    }
+
+    /// `limitk`: the first of each group.
+    fn first(
+        &self,
+        step: usize,
+        k: usize,
+        rows: &[Row],
+        (groups, of_row): (usize, &[usize]),
+    ) -> Result<Vec<Heap>, Error> {
+        let mut taken: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
+        self.pace.each(rows.iter().enumerate(), |(i, row)| {
+            let group = &mut taken[of_row[i]];
+            if group.0.len() < k && row.column.has(step) {
+                group.push(AggregateOp::LimitK, (float_of(row, step), i));
+            }
+        })?;
+        Ok(taken)
+    }
+
+    /// `limit_ratio`: series by their hash, the same ones at every step and in every query.
+    fn sampled(
+        &self,
+        step: usize,
+        ratio: f64,
+        (rows, offsets): (&[Row], &[f64]),
+        (groups, of_row): (usize, &[usize]),
+    ) -> Result<Vec<Heap>, Error> {
+        let ratio = ratio.clamp(-1.0, 1.0);
+        let is_chosen = |offset: f64| if ratio >= 0.0 { offset < ratio } else { offset >= 1.0 + ratio };
+        let mut taken: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
+        self.pace.each(rows.iter().zip(offsets).enumerate(), |(i, (row, offset))| {
+            if is_chosen(*offset) && row.column.has(step) {
+                taken[of_row[i]].push(AggregateOp::LimitRatio, (float_of(row, step), i));
+            }
+        })?;
+        Ok(taken)
+    }
+
+    /// Where the hash of each row's labels lies between 0 and 1.
+    fn offsets(&self, rows: &[Row]) -> Result<Vec<f64>, Error> {
+        let mut offsets = Vec::with_capacity(rows.len());
+        self.pace.each(rows.iter(), |row| offsets.push(upstream_hash(&row.labels) as f64 / u64::MAX as f64))?;
+        Ok(offsets)
+    }
+
+    /// How many groups there are, and each row's.
+    fn groups_of(&self, rows: &[Row], aggregate: &Aggregate) -> Result<(usize, Vec<usize>), Error> {
+        let mut index: HashMap<Labels, usize> = HashMap::new();
+        let mut of_row = Vec::with_capacity(rows.len());
+        self.pace.each(rows.iter(), |row| {
+            let next = index.len();
+            of_row.push(*index.entry(group_labels(&row.labels, aggregate)).or_insert(next));
+        })?;
+        Ok((index.len(), of_row))
     }
 
     /// `count_values`: how often each value is there.
@@ -228,10 +293,7 @@ impl Evaluator<'_> {
             with_value.grouping.sort_unstable();
         }
         let mut counts = Counts { steps, collector: Collector::new(steps, false), index: HashMap::new() };
-        self.stream(&aggregate.inner, steps, &mut |row| {
-            self.tick(steps.count as u64)?;
-            counts.add(row, label, &with_value, self)
-        })?;
+        self.stream(&aggregate.inner, steps, &mut |row| counts.add(row, label, &with_value, self))?;
         self.release(counts.row_weight().saturating_mul(counts.index.len() as u64));
         Ok(counts.collector.finish())
     }
@@ -256,6 +318,7 @@ impl Counts {
         let row_weight = self.row_weight();
         let base = group_labels(&row.labels, aggregate);
         for step in 0..self.steps.count {
+            budget.tick(4)?;
             let text = match row.column.get(step) {
                 Some(Point::Float(value)) => plain_float(value),
                 Some(Point::Histogram(histogram)) => display(&histogram),
@@ -298,53 +361,15 @@ pub(super) fn quote_bytes(bytes: &[u8]) -> String {
     out
 }
 
-/// How many groups there are, and each row's.
-fn groups_of(rows: &[Row], aggregate: &Aggregate) -> (usize, Vec<usize>) {
-    let mut index: HashMap<Labels, usize> = HashMap::new();
-    let of_row = rows
-        .iter()
-        .map(|row| {
-            let next = index.len();
-            *index.entry(group_labels(&row.labels, aggregate)).or_insert(next)
-        })
-        .collect();
-    (index.len(), of_row)
-}
-
 /// A parameter as a number of rows.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded by the number of rows")]
 fn whole(param: f64, rows: usize) -> usize {
     if param >= rows as f64 { rows } else { param.max(0.0) as usize }
 }
 
-fn first(step: usize, k: usize, rows: &[Row], (groups, of_row): (usize, &[usize])) -> Vec<usize> {
-    let mut taken: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
-    for (i, row) in rows.iter().enumerate() {
-        let group = &mut taken[of_row[i]];
-        if group.0.len() < k && row.column.has(step) {
-            group.push(AggregateOp::LimitK, (float_of(row, step), i));
-        }
-    }
-    taken.into_iter().flat_map(|heap| heap.0).map(|(_, row)| row).collect()
-}
-
 /// What a row is ordered by on the heap: a histogram counts as 0.
 fn float_of(row: &Row, step: usize) -> f64 {
     if row.column.present.has(step) { row.column.values[step] } else { 0.0 }
-}
-
-/// Series by their hash: the same ones at every step and in every query.
-fn sampled(step: usize, ratio: f64, rows: &[Row], (groups, of_row): (usize, &[usize])) -> Vec<usize> {
-    let ratio = ratio.clamp(-1.0, 1.0);
-    let is_chosen = |row: &Row| {
-        let offset = upstream_hash(&row.labels) as f64 / u64::MAX as f64;
-        if ratio >= 0.0 { offset < ratio } else { offset >= 1.0 + ratio }
-    };
-    let mut taken: Vec<Heap> = (0..groups).map(|_| Heap::default()).collect();
-    for (i, row) in rows.iter().enumerate().filter(|(_, row)| row.column.has(step) && is_chosen(row)) {
-        taken[of_row[i]].push(AggregateOp::LimitRatio, (float_of(row, step), i));
-    }
-    taken.into_iter().flat_map(|heap| heap.0).map(|(_, row)| row).collect()
 }
 
 /// The 64-bit hash Prometheus gives a label set: `limit_ratio` promises the same choice everywhere.
@@ -390,7 +415,7 @@ mod tests {
             for (row, value) in [1.0, 2.0, f64::NAN, 3.0].into_iter().enumerate() {
                 heap.push(op, (value, row));
             }
-            assert_eq!(heap.into_sorted(op), want);
+            assert_eq!(heap.into_chosen(op).collect::<Vec<_>>(), want);
         }
     }
 

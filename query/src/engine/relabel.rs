@@ -8,13 +8,16 @@ use crate::plan::Call;
 
 use super::call::text_of;
 use super::eval::{Evaluator, weight};
-use super::row::{Row, Steps, merge_same};
+use super::pace::Pace;
+use super::row::{Row, Steps};
 
 /// What a call does to one row.
 type Change<'a> = Box<dyn Fn(&Row) -> Result<Option<String>, Error> + 'a>;
 
 /// Bytes that weigh as much as one sample.
 const SAMPLE_BYTES: usize = 16;
+/// Work of a match that counts as one unit.
+const WORK_OF_TICK: usize = 1 << 14;
 
 impl Evaluator<'_> {
     /// Either function.
@@ -25,9 +28,10 @@ impl Evaluator<'_> {
         let texts = rest.iter().map(text_of).collect::<Result<Vec<_>, _>>()?;
         // Not earlier: calls nest, and a compiled expression is large.
         let mut rows = self.rows(vector, steps)?;
-        let (target, change) = change(call.func, &texts)?;
+        let (target, change) = change(call.func, &texts, &self.pace)?;
         self.release(weight(&rows));
         for row in &mut rows {
+            self.tick(1)?;
             let Some(value) = change(row)? else { continue };
             // Labels stay as long as the query, so what is made here is never given back to its budget.
             let labels_bytes = row.labels.as_bytes().len() + value.len();
@@ -37,16 +41,19 @@ impl Evaluator<'_> {
             row.labels = row.labels.to_builder().set(target, &value).build();
             row.drop_name &= target != METRIC_NAME;
         }
-        merge_same(rows)
+        self.merged_kinds(rows, vector)
     }
 }
 
-fn change<'a>(func: &str, texts: &'a [String]) -> Result<(&'a str, Change<'a>), Error> {
+fn change<'a>(func: &str, texts: &'a [String], pace: &'a Pace<'_>) -> Result<(&'a str, Change<'a>), Error> {
     match (func, texts) {
         ("label_replace", [target, template, source, pattern]) => {
             let replacer = Replacer::new(target, template, pattern).map_err(Error::Execution)?;
-            let value =
-                move |row: &Row| replacer.apply(row.labels.get(source).unwrap_or_default()).map_err(Error::Execution);
+            let value = move |row: &Row| {
+                let value = row.labels.get(source).unwrap_or_default();
+                pace.tick((replacer.work(value) / WORK_OF_TICK) as u64)?;
+                replacer.apply(value).map_err(Error::Execution)
+            };
             Ok((target, Box::new(value)))
         }
         ("label_join", [target, separator, sources @ ..]) => {

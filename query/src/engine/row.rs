@@ -4,6 +4,7 @@
 //! not held twice is not paid for twice. Whether a step has a float is a bit, because every float (NaN too) is a value.
 //! Histograms are few and large: they lie apart, with the number of their step.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use engram_model::histogram::Histogram;
@@ -12,6 +13,8 @@ use hashbrown::HashMap;
 
 use crate::error::Error;
 use crate::functions::Point;
+
+use super::pace::Pace;
 
 /// The evaluation times of one (sub)query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +41,12 @@ impl Steps {
     pub(super) fn at(self, step: usize) -> Millis {
         let step = i64::try_from(step).unwrap_or(i64::MAX);
         self.start.saturating_add(step.saturating_mul(self.step_ms))
+    }
+
+    /// All of them in runs, so that whoever walks many can look up in between whether to stop.
+    pub(super) fn runs(self) -> impl Iterator<Item = Range<usize>> {
+        const RUN: usize = 4096;
+        (0..self.count).step_by(RUN).map(move |from| from..self.count.min(from + RUN))
     }
 
     /// Time of the last step, the first one's where there is none.
@@ -180,7 +189,7 @@ pub(super) struct Column {
     pub(super) values: Numbers,
     /// Which steps have a float.
     pub(super) present: Bits,
-    /// Histograms by step, in order; such a step has no float.
+    /// Histograms by step, in order; such a step has no float, but for what [`merge_kinds`] made.
     pub(super) histograms: Vec<(usize, Arc<Histogram>)>,
 }
 
@@ -243,6 +252,32 @@ impl Column {
         self.present.has(step) || (!self.histograms.is_empty() && self.histogram(step).is_some())
     }
 
+    /// Whether any step has a value in both.
+    fn meets(&self, other: &Self) -> bool {
+        self.taken().meets(&other.taken())
+    }
+
+    /// Whether any step has a float in both, or a histogram.
+    fn meets_kind(&self, other: &Self) -> bool {
+        self.present.meets(&other.present) || other.histograms.iter().any(|(step, _)| self.histogram(*step).is_some())
+    }
+
+    /// Takes over all values of `from`.
+    fn join(&mut self, from: Self) {
+        for step in from.present.iter() {
+            self.put(step, from.values[step]);
+        }
+        self.histograms.extend(from.histograms);
+        self.histograms.sort_by_key(|(step, _)| *step);
+    }
+
+    /// Takes one kind of each step: where upstream goes through a series step by step, a float hides the histogram beside
+    /// it, at which it then stops for good.
+    pub(super) fn take_one_kind(&mut self) {
+        let hidden = self.histograms.iter().position(|(step, _)| self.present.has(*step));
+        self.histograms.truncate(hidden.unwrap_or(self.histograms.len()));
+    }
+
     /// Leaves only the steps in `bits`.
     pub(super) fn keep(&mut self, bits: &Bits) {
         self.present.keep(bits);
@@ -286,49 +321,60 @@ pub(super) fn duplicates() -> Error {
 }
 
 /// Whether two rows have the same labels.
-pub(super) fn has_duplicates(rows: &[Row]) -> bool {
+pub(super) fn has_duplicates(rows: &[Row], pace: &Pace<'_>) -> Result<bool, Error> {
     if rows.len() < 2 {
-        return false;
+        return Ok(false);
     }
     let mut seen = hashbrown::HashSet::with_capacity(rows.len());
-    rows.iter().any(|row| !seen.insert(row.labels.as_bytes()))
+    for row in rows {
+        pace.tick(1)?;
+        if !seen.insert(row.labels.as_bytes()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Puts rows of the same labels together.
 ///
 /// # Errors
-/// When two of them have a value at the same step.
-pub(super) fn merge_same(rows: Vec<Row>) -> Result<Vec<Row>, Error> {
-    if !has_duplicates(&rows) {
+/// When two of them have a value at the same step, or the query is to stop.
+pub(super) fn merge_same(rows: Vec<Row>, pace: &Pace<'_>) -> Result<Vec<Row>, Error> {
+    merge(rows, pace, Column::meets)
+}
+
+/// Puts rows of the same labels together, floats with floats and histograms with histograms: as upstream does where it
+/// merges whole series. A step can then have both.
+///
+/// # Errors
+/// When two of them have a value of one kind at the same step, or the query is to stop.
+pub(super) fn merge_kinds(rows: Vec<Row>, pace: &Pace<'_>) -> Result<Vec<Row>, Error> {
+    merge(rows, pace, Column::meets_kind)
+}
+
+fn merge(rows: Vec<Row>, pace: &Pace<'_>, meets: fn(&Column, &Column) -> bool) -> Result<Vec<Row>, Error> {
+    if !has_duplicates(&rows, pace)? {
         return Ok(rows);
     }
     let mut merged: Vec<Row> = Vec::with_capacity(rows.len());
     let mut index: HashMap<Labels, usize> = HashMap::with_capacity(rows.len());
     for row in rows {
+        pace.tick(1 + row.column.values.len() as u64 / 8)?;
         match index.entry(row.labels.clone()) {
             hashbrown::hash_map::Entry::Vacant(entry) => {
                 entry.insert(merged.len());
                 merged.push(row);
             }
             hashbrown::hash_map::Entry::Occupied(entry) => {
-                join(&mut merged[*entry.get()].column, row.column)?;
+                let into = &mut merged[*entry.get()].column;
+                if meets(into, &row.column) {
+                    return Err(duplicates());
+                }
+                into.join(row.column);
             }
         }
     }
     Ok(merged)
-}
-
-/// Adds the steps of `from` to `into`.
-fn join(into: &mut Column, from: Column) -> Result<(), Error> {
-    if into.taken().meets(&from.taken()) {
-        return Err(duplicates());
-    }
-    for step in from.present.iter() {
-        into.put(step, from.values[step]);
-    }
-    into.histograms.extend(from.histograms);
-    into.histograms.sort_by_key(|(step, _)| *step);
-    Ok(())
 }
 
 /// Result rows by labels, filled value by value in any order.
@@ -445,9 +491,11 @@ mod tests {
             column.put(step, step as f64);
             Row { column, ..Row::default() }
         };
-        let merged = merge_same(vec![row(1), row(0)]).unwrap();
+        let cancel = crate::engine::Cancel::default();
+        let pace = Pace::new(&cancel, engram_model::time::Stopwatch::start(), std::time::Duration::MAX);
+        let merged = merge_same(vec![row(1), row(0)], &pace).unwrap();
         assert_eq!(merged.len(), 1);
         assert_eq!(*merged[0].column.values, [0.0, 1.0]);
-        assert_eq!(merge_same(vec![row(1), row(1)]).unwrap_err().to_string(), DUPLICATES);
+        assert_eq!(merge_same(vec![row(1), row(1)], &pace).unwrap_err().to_string(), DUPLICATES);
     }
 }

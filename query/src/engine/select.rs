@@ -20,7 +20,7 @@ use crate::value::RangeSeries;
 
 use super::eval::{Evaluator, Sink, seconds};
 use super::range::Cursor;
-use super::row::{Row, Steps, histogram_weight};
+use super::row::{Column, Row, Steps, histogram_weight};
 
 /// What of a sample is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,32 +93,17 @@ impl Evaluator<'_> {
             row.column.reset(steps.count);
             let mut last = Last::default();
             let mut weight = 0;
-            for step in 0..steps.count {
-                let at = steps.at(step);
-                let time = if ignores_offset { selector.at.unwrap_or(at) } else { selector.data_time(at) };
-                match (last.seek(columns, time, lookback), take) {
-                    (Some(Hit::Float(i)), Take::Value) => row.column.put(step, columns.values[i]),
-                    (Some(Hit::Histogram(i)), Take::Value) => {
-                        weight += histogram_weight(&columns.histograms[i]);
-                        row.column.histograms.push((step, Arc::clone(&columns.histograms[i])));
-                        continue;
-                    }
-                    (Some(Hit::Float(i)), Take::Time) => row.column.put(step, seconds(columns.times[i])),
-                    (Some(Hit::Histogram(i)), Take::Time) => row.column.put(step, seconds(columns.histogram_times[i])),
-                    (Some(Hit::Float(i)), Take::Start) => {
-                        row.column.put(step, seconds(columns.starts.get(i).copied().unwrap_or(0)));
-                    }
-                    (Some(Hit::Histogram(i)), Take::Start) => {
-                        row.column.put(step, seconds(columns.histogram_starts.get(i).copied().unwrap_or(0)));
-                    }
-                    (Some(Hit::Float(i)), Take::Millis) => row.column.put(step, columns.times[i] as f64),
-                    (Some(Hit::Histogram(_)), Take::Millis) => {
+            for run in steps.runs() {
+                self.tick(run.len() as u64 / 8)?;
+                for step in run {
+                    let at = steps.at(step);
+                    let time = if ignores_offset { selector.at.unwrap_or(at) } else { selector.data_time(at) };
+                    let Some(hit) = last.seek(columns, time, lookback) else { continue };
+                    weight += put_hit(&mut row.column, step, columns, hit, take).ok_or_else(|| {
                         let what = "this should be an info metric, with float samples";
-                        return Err(Error::Execution(format!("{what}: {labels}")));
-                    }
-                    (None, _) => continue,
+                        Error::Execution(format!("{what}: {labels}"))
+                    })?;
                 }
-                weight += 1;
             }
             if take != Take::Millis {
                 self.look_at_column(&row.column, weight);
@@ -126,7 +111,6 @@ impl Evaluator<'_> {
             if row.column.is_empty() {
                 return Ok(());
             }
-            self.tick(steps.count as u64 / 8)?;
             row.labels = labels.clone();
             row.drop_name = false;
             sink(labels, &mut row)
@@ -143,7 +127,7 @@ impl Evaluator<'_> {
             let mut cursor = Cursor::default();
             let mut notes = self.notes.borrow_mut();
             notes.enter(labels.metric_name(), selector.span);
-            for step in 0..steps.count {
+            self.pace.each(0..steps.count, |step| {
                 let time = selector.data_time(steps.at(step));
                 cursor.move_to(columns, time.saturating_sub(lookback), time.saturating_add(lookback));
                 let window = cursor.window(columns, (time, time), steps.at(step), Extension::Smoothed);
@@ -152,7 +136,7 @@ impl Evaluator<'_> {
                 } else if let Some(point) = smoothed(&window, time, &mut notes) {
                     row.column.put_point(step, point);
                 }
-            }
+            })?;
             drop(notes);
             if row.column.is_empty() {
                 return Ok(());
@@ -239,6 +223,26 @@ impl Last {
             _ => None,
         }
     }
+}
+
+/// Puts what is taken of a found sample into a column, and says what the sample weighs; `None`: it should be a float.
+#[inline]
+fn put_hit(column: &mut Column, step: usize, columns: &Columns, hit: Hit, take: Take) -> Option<u64> {
+    let start = |starts: &[Millis], i: usize| seconds(starts.get(i).copied().unwrap_or(0));
+    match (hit, take) {
+        (Hit::Float(i), Take::Value) => column.put(step, columns.values[i]),
+        (Hit::Histogram(i), Take::Value) => {
+            column.histograms.push((step, Arc::clone(&columns.histograms[i])));
+            return Some(histogram_weight(&columns.histograms[i]));
+        }
+        (Hit::Float(i), Take::Time) => column.put(step, seconds(columns.times[i])),
+        (Hit::Histogram(i), Take::Time) => column.put(step, seconds(columns.histogram_times[i])),
+        (Hit::Float(i), Take::Start) => column.put(step, start(&columns.starts, i)),
+        (Hit::Histogram(i), Take::Start) => column.put(step, start(&columns.histogram_starts, i)),
+        (Hit::Float(i), Take::Millis) => column.put(step, columns.times[i] as f64),
+        (Hit::Histogram(_), Take::Millis) => return None,
+    }
+    Some(1)
 }
 
 /// What columns weigh in samples.

@@ -78,7 +78,7 @@ impl Evaluator<'_> {
         let series = self.selections[selector.select].series.len();
         let batch = batch_series(steps);
         let threads = self.budget.parallelism.min(series.div_ceil(batch));
-        if threads < 2 || !self.names_stay_unique(&aggregate.inner) {
+        if threads < 2 || !self.names_stay_unique(&aggregate.inner)? {
             return Ok(None);
         }
         let joined = Joined { counted: Tally::new(self.budget.count_steps), ..Joined::default() };

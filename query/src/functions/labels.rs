@@ -6,6 +6,10 @@ use engram_model::pattern::{Grouped, Groups};
 /// memory than there is. A tenant's longest values, all labels of a series joined, fit.
 const VALUE_BYTES_MAX: usize = 64 << 10;
 
+/// Most work of one match, bytes of the value times bytes of the automaton: a tenth of a second at worst, in which
+/// nobody can stop it. An automaton of a common pattern has ten kilobytes and most values fifty bytes: a thousandth.
+const MATCH_WORK_MAX: usize = 1 << 30;
+
 /// What `label_replace` makes of a value.
 #[derive(Clone, Debug)]
 pub struct Replacer {
@@ -31,10 +35,22 @@ impl Replacer {
     /// The new value; `None` where the pattern does not match and nothing is to be set.
     ///
     /// # Errors
-    /// The text the query fails with, when the value would be too long.
+    /// The text the query fails with, when the value would be too long or the match take too long.
     pub fn apply(&self, value: &str) -> Result<Option<String>, String> {
+        if self.work(value) > MATCH_WORK_MAX {
+            return Err(format!(
+                "the regular expression in label_replace() is too large for a label value of {} bytes",
+                value.len()
+            ));
+        }
         let Some(groups) = self.regex.groups(value) else { return Ok(None) };
         expand(&self.template, &groups).map(Some).ok_or_else(|| too_long("label_replace"))
+    }
+
+    /// What a match with a value takes at most, in bytes of the value times bytes of the automaton.
+    #[must_use]
+    pub fn work(&self, value: &str) -> usize {
+        self.regex.size_bytes().saturating_mul(value.len())
     }
 }
 

@@ -63,6 +63,11 @@ impl Slide {
         }
     }
 
+    /// Whether each sample costs once for each window it is in.
+    pub(crate) fn adds_each(self) -> bool {
+        matches!(self, Self::Sum | Self::Avg)
+    }
+
     /// The values of all windows in `scratch.places`, whose ends only grow; empty windows have none.
     pub(crate) fn run(self, times: &[Millis], values: &[f64], scratch: &mut Scratch, put: impl FnMut(usize, f64)) {
         match self {
