@@ -22,10 +22,10 @@ const CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// What each room of the node may use: other rooms, then crates besides `model`. `lib.rs` assembles and may use all.
-const ROOMS: [(&str, &[&str], &[&str]); 8] = [
+const ROOMS: [(&str, &[&str], &[&str]); 9] = [
     ("http", &["write", "read", "blocks", "meta"], &["query"]),
     // What comes over the wire is what `peer` sent; epochs are held against `meta`.
-    ("grpc", &["read", "ingest", "peer", "meta"], &["storage"]),
+    ("grpc", &["read", "ingest", "peer", "meta", "tls"], &["storage"]),
     ("write", &["peer", "meta", "actor"], &[]),
     ("read", &["peer", "meta", "actor"], &["query", "storage"]),
     // `peer` is also the port a partition answers through, so that a local replica is asked like a remote one.
@@ -33,8 +33,9 @@ const ROOMS: [(&str, &[&str], &[&str]); 8] = [
     // A snapshot asks all replicas of a tenant, as a query does; deletions name series by selectors, which `query` parses.
     ("blocks", &["read", "peer", "meta", "actor"], &["storage", "query"]),
     // A remote replica answers in chunks; a stream to one is an actor.
-    ("peer", &["actor"], &["storage"]),
+    ("peer", &["actor", "tls"], &["storage"]),
     ("meta", &[], &["raft"]),
+    ("tls", &[], &[]),
 ];
 
 /// Files that may name a status code besides the one table, `node/src/error.rs`, and why.

@@ -146,9 +146,10 @@ impl Node {
         health.set("node/log", Condition::Starting("waiting for the metadata".into()));
 
         let (mut servers, http_metrics) = (JoinSet::new(), HttpMetrics::new(&metrics));
+        let tls = cluster::tls(&config, (&clock, &metrics), &mut servers, &stop)?;
         let front = Front::new(http::starting(health.clone()));
         servers.spawn(serve_http(&config, http_listener, (&front, &http_metrics), stop.clone()));
-        let door = Arc::new(cluster::door(&config, &dir, (http_address, grpc_address), &clock, &health)?);
+        let door = Arc::new(cluster::door(&config, &dir, (http_address, grpc_address), (&clock, &tls), &health)?);
         let services = Services::default();
         servers.spawn(services.serve(&config, &door, grpc_listener, stop.clone()));
         let group = Arc::new(cluster::open_group(&config, &dir, &door, &services, &health).await?);
@@ -167,7 +168,7 @@ impl Node {
         collect_metrics(&metrics, &local, &log, &group);
         supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
 
-        let peers = services.peers(&config, &meta, Arc::new(local));
+        let peers = services.peers(&config, (&meta, &tls), Arc::new(local));
         let parts = (heads.clone(), keeper.partitions.clone());
         cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());

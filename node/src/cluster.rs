@@ -7,8 +7,11 @@ use std::sync::{Arc, OnceLock};
 use engram_model::place::NodeId;
 use engram_model::time::Clock;
 use engram_raft::group::FirstStart;
+use engram_raft::rpc::Dial;
 use engram_raft::{Group, GroupOptions};
+use futures::FutureExt;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
@@ -24,8 +27,10 @@ use crate::members::identity::IdentityFile;
 use crate::members::join::{self, Seeds, Start};
 use crate::members::service::Door;
 use crate::meta::Meta;
+use crate::metrics::{Metrics, Reading};
 use crate::peer::{self, Peers, Replica};
 use crate::reconciler;
+use crate::tls::Tls;
 
 /// The services of the gRPC port that come later than the port.
 #[derive(Default)]
@@ -45,18 +50,18 @@ impl Services {
     ) -> impl Future<Output = Result<(), StartError>> + Send + use<> {
         let routes = tonic::service::Routes::new(door.clone().into_grpc());
         let routes = routes.add_service(self.raft.clone()).add_service(self.ingest.clone());
-        let stop_within = config.shutdown_timeout;
+        let (tls, stop_within) = (door.tls.clone(), config.shutdown_timeout);
         async move {
-            let served = grpc::serve(listener, routes, (stop, stop_within)).await;
+            let served = grpc::serve(listener, routes, &tls, (stop, stop_within)).await;
             served.map_err(|e| StartError::Failed(format!("the gRPC server: {e}")))
         }
     }
 
     /// Lets other nodes reach this node's replicas, and this node theirs.
-    pub(crate) fn peers(&self, config: &Config, meta: &Meta, local: Arc<dyn Replica>) -> Peers {
+    pub(crate) fn peers(&self, config: &Config, (meta, tls): (&Meta, &Tls), local: Arc<dyn Replica>) -> Peers {
         self.ingest.open(grpc::ingest::Api::new(local.clone(), meta.clone()).into_grpc());
         let names = (meta.cluster_id(), config.zone.clone());
-        Peers::new((meta.node_id(), local), names, Box::new(Directory(meta.clone())))
+        Peers::new((meta.node_id(), local), names, (Box::new(Directory(meta.clone())), tls.clone()))
     }
 }
 
@@ -70,12 +75,38 @@ impl peer::Directory for Directory {
     }
 }
 
+/// How this node speaks to others, by the options; new files are taken by a task among `servers`.
+pub(crate) fn tls(
+    config: &Config,
+    (clock, metrics): (&Clock, &Metrics),
+    servers: &mut JoinSet<Result<(), StartError>>,
+    stop: &CancellationToken,
+) -> Result<Tls, StartError> {
+    let tls = match config.tls_files() {
+        Some(files) => Tls::open(files, clock).map_err(StartError::Failed)?,
+        None => Tls::plain(),
+    };
+    if config.cluster.plain_text {
+        tracing::warn!("cluster.plain-text: whoever reaches {} can read and write everything", config.grpc_listen);
+    }
+    let told = tls.clone();
+    #[allow(clippy::cast_precision_loss, reason = "a number for a graph")]
+    metrics.collect(move || {
+        let end = told.ends_at().map(|at| at as f64 / 1000.0);
+        end.map(|at| Reading::gauge("tls_certificate_end_seconds", "When this node's certificate ends, since 1970", at))
+            .into_iter()
+            .collect()
+    });
+    servers.spawn(tls.clone().watch(clock.clone(), stop.clone()).map(Ok));
+    Ok(tls)
+}
+
 /// What answers other nodes before there is a cluster, and after.
 pub(crate) fn door(
     config: &Config,
     dir: &DataDir,
     (http, grpc): (SocketAddr, SocketAddr),
-    clock: &Clock,
+    (clock, tls): (&Clock, &Tls),
     health: &Health,
 ) -> Result<Door, StartError> {
     let about = About {
@@ -88,6 +119,7 @@ pub(crate) fn door(
         identity: IdentityFile::open(&dir.member()).map_err(StartError::Failed)?,
         clock: clock.clone(),
         skew_max: config.cluster.clock_skew_max,
+        tls: tls.clone(),
         health: health.clone(),
         complete: Arc::default(),
         meta: OnceLock::new(),
@@ -126,12 +158,16 @@ pub(crate) async fn open_group(
     if !seeds.addresses.is_empty() {
         health.set("node/metadata", Condition::Starting("looking for the cluster".into()));
     }
-    let start = join::start(door, &Calls::default(), &seeds, dir.has_meta()).await.map_err(StartError::Failed)?;
+    let start = join::start(door, &Calls::new(&door.tls), &seeds, dir.has_meta()).await.map_err(StartError::Failed)?;
     let first_start = match start {
         Start::Found { cluster } => FirstStart::Bootstrap { cluster_id: cluster, partition_count: config.partitions },
         Start::Member { cluster, id } => FirstStart::Join { cluster_id: cluster, id },
     };
-    let options = GroupOptions::new(dir.meta(), door.about.spec(), first_start, door.clock.clone());
+    let tls = door.tls.clone();
+    let options = GroupOptions {
+        dial: Dial::new(move |endpoint| tls.channel(endpoint)),
+        ..GroupOptions::new(dir.meta(), door.about.spec(), first_start, door.clock.clone())
+    };
     let group = Group::open(options).await?;
     services.raft.open(group.service().into_grpc());
     let (status, id) = (group.status(), group.id());

@@ -27,6 +27,7 @@ pub mod peer;
 pub mod read;
 pub mod reconciler;
 pub mod telemetry;
+pub mod tls;
 pub mod write;
 
 mod assembly;

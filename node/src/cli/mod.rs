@@ -8,6 +8,7 @@ pub mod client;
 pub mod export;
 pub mod import;
 pub mod tenants;
+pub mod tls;
 pub mod verify;
 
 mod blocks;
@@ -62,6 +63,8 @@ pub enum Action {
     Import(Box<import::Import>),
     /// Hold blocks against the metadata.
     Verify(verify::Verify),
+    /// Make certificates.
+    Make(tls::Make),
 }
 
 /// Why nothing is done.
@@ -93,6 +96,7 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Ok(Action::Export(export)) => told(export::run(&export)),
         Ok(Action::Import(import)) => told(import::run(&import)),
         Ok(Action::Verify(verify)) => told(verify::run(&verify)),
+        Ok(Action::Make(make)) => told(tls::run(&make)),
         Err(Stop::Usage(error)) => {
             let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
             // With nobody to print to there is nobody to tell.
@@ -167,6 +171,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
         Some(("export", export)) => Ok(Action::Export(export::wanted(export, address(export, env)))),
         Some(("import", import)) => Ok(Action::Import(Box::new(import::wanted(import, address(import, env))))),
         Some(("verify", verify)) => Ok(Action::Verify(verify::wanted(verify, address(verify, env)))),
+        Some(("tls", tls)) => Ok(Action::Make(tls::wanted(tls))),
         Some(("snapshot", snapshot)) => Ok(Action::Ask(client::Ask::snapshot(&asked(snapshot, env)))),
         Some(("flush", flush)) => Ok(Action::Ask(client::Ask::flush(&asked(flush, env), flush.get_flag("wait")))),
         Some((_, query)) => {
@@ -271,6 +276,7 @@ pub fn command() -> Command {
         )
         .subcommand(import::command())
         .subcommand(verify::command())
+        .subcommand(tls::command())
         .subcommand(query_command());
     with_options(top)
 }

@@ -84,6 +84,18 @@ pub struct ClusterConfig {
     pub dead_after: Duration,
     pub clock_skew_max: Duration,
     pub repair_every: Duration,
+    pub plain_text: bool,
+    pub tls: TlsConfig,
+}
+
+/// Options of TLS between nodes. Files that are not named are empty.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the table says what each is")]
+pub struct TlsConfig {
+    pub cert: String,
+    pub key: String,
+    pub ca: String,
+    pub name: Name,
 }
 
 /// Options of queries.
@@ -208,6 +220,13 @@ impl Default for Config {
                 dead_after: Duration::from_secs(900),
                 clock_skew_max: Duration::from_secs(30),
                 repair_every: Duration::from_secs(5),
+                plain_text: false,
+                tls: TlsConfig {
+                    cert: String::new(),
+                    key: String::new(),
+                    ca: String::new(),
+                    name: crate::tls::NAME_DEFAULT.to_owned(),
+                },
             },
             query: QueryConfig {
                 timeout: Duration::from_secs(120),
@@ -463,6 +482,7 @@ fn check_together(config: &Config) -> Result<(), Error> {
                 .to_owned(),
         ));
     }
+    check_tls(config).map_err(Error::Together)?;
     if config.http_listen == config.grpc_listen && !config.http_listen.ends_with(":0") {
         return Err(Error::Together(format!(
             "http-listen and grpc-listen are both {}: they need two ports",
@@ -484,7 +504,41 @@ fn check_together(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// All of TLS or nothing; and nothing only where nobody else comes, or where a person says so.
+fn check_tls(config: &Config) -> Result<(), String> {
+    let tls = &config.cluster.tls;
+    let missing: Vec<&str> = [("cert", &tls.cert), ("key", &tls.key), ("ca", &tls.ca)]
+        .iter()
+        .filter(|(_, path)| path.is_empty())
+        .map(|(name, _)| *name)
+        .collect();
+    let (is_on, host) = (missing.is_empty(), config.grpc_listen.rsplit_once(':').map_or("", |(host, _)| host));
+    let is_loopback = host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match (is_on, config.cluster.plain_text) {
+        (true, true) => Err("cluster.plain-text is set and cluster.tls too: take one of them away".to_owned()),
+        (false, _) if missing.len() < 3 => {
+            Err(format!("cluster.tls needs cert, key and ca; missing: {}", missing.join(", ")))
+        }
+        (false, false) if !is_loopback => Err(format!(
+            "grpc-listen is {}, which other machines reach, and whoever reaches it can read and write everything: set \
+             cluster.tls.cert, cluster.tls.key and cluster.tls.ca (`engram tls init-ca` and `engram tls issue NAME` make \
+             them), or cluster.plain-text where the network is trusted, or listen on 127.0.0.1",
+            config.grpc_listen
+        )),
+        _ => Ok(()),
+    }
+}
+
 impl Config {
+    /// Where the files for TLS between nodes lie; none for plain text.
+    #[must_use]
+    pub fn tls_files(&self) -> Option<crate::tls::Files> {
+        let tls = &self.cluster.tls;
+        let [cert, key, ca] = [&tls.cert, &tls.key, &tls.ca].map(PathBuf::from);
+        (!tls.cert.is_empty()).then(|| crate::tls::Files { cert, key, ca, name: tls.name.clone() })
+    }
+
     /// As a file would say it, but for secrets; with `comments`, each key with its meaning.
     #[must_use]
     pub fn to_yaml(&self, comments: bool) -> String {

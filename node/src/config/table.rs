@@ -46,7 +46,7 @@ impl Key {
     /// The section of the file, empty at the top.
     #[must_use]
     pub fn section(&self) -> &'static str {
-        self.name.split_once('.').map_or("", |(section, _)| section)
+        self.name.rsplit_once('.').map_or("", |(section, _)| section)
     }
 }
 
@@ -56,6 +56,7 @@ pub fn section_title(section: &str) -> &'static str {
     match section {
         "" => "Node",
         "cluster" => "Cluster",
+        "cluster.tls" => "TLS between nodes",
         "query" => "Queries",
         "write" => "Writes",
         "log" => "The log of samples",
@@ -189,6 +190,31 @@ pub static KEYS: &[Key] = &[
         Time,
         cluster.repair_every,
         "How often a node compares its replicas with those of others and takes what it lacks."
+    ),
+    key!(
+        "cluster.plain-text",
+        Switch,
+        cluster.plain_text,
+        "Let nodes speak without TLS although other machines reach grpc-listen: only where the network is trusted, for whoever reaches that port can read and write everything."
+    ),
+    key!(
+        "cluster.tls.cert",
+        Text,
+        cluster.tls.cert,
+        "PEM file with this node's certificate, and those between it and the CA; nothing: no TLS. Other nodes look at the CA and at cluster.tls.name. Read again when it changes, as the two below."
+    ),
+    key!("cluster.tls.key", Text, cluster.tls.key, "PEM file with the certificate's key."),
+    key!(
+        "cluster.tls.ca",
+        Text,
+        cluster.tls.ca,
+        "PEM file with the CA that signs the nodes' certificates; with both while one is replaced by another."
+    ),
+    key!(
+        "cluster.tls.name",
+        Word,
+        cluster.tls.name,
+        "DNS name that the certificate of every node bears, the same on all nodes. Changed when a CA signs other certificates too."
     ),
     key!(
         "query.timeout",

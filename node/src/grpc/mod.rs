@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -20,6 +21,7 @@ use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 
 use crate::peer::remote::{CLUSTER_KEY, TO_KEY};
+use crate::tls::Tls;
 
 /// A ping on an idle connection, and how long its answer may take: a caller that is gone must not hold its streams.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -127,6 +129,7 @@ impl Guard {
 pub async fn serve(
     listener: TcpListener,
     routes: tonic::service::Routes,
+    tls: &Tls,
     (stop, stop_within): (CancellationToken, Duration),
 ) -> Result<(), tonic::transport::Error> {
     let too_late = {
@@ -136,15 +139,20 @@ pub async fn serve(
             tokio::time::sleep(stop_within).await;
         }
     };
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = tonic::transport::Server::builder()
+    let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_WITHIN))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        .add_routes(routes);
+    let serving = match tls.incoming(listener) {
+        Ok(incoming) => router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).boxed(),
+        Err(listener) => {
+            let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).boxed()
+        }
+    };
     tokio::select! {
         ended = serving => ended,
         // A peer that does not let go must not hold the node: it sees the connection break and asks another.

@@ -9,6 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::proto::cluster_client::ClusterClient;
 use super::proto::{Admission, Beat, Beating, Hello, Promised, Welcome};
+use crate::tls::{Tls, told};
 
 /// Time to reach another node's port.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -18,12 +19,21 @@ const CHANNELS_MAX: usize = 4096;
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Connections to other nodes, by address.
-#[derive(Debug, Default)]
-pub struct Calls(Mutex<HashMap<String, Channel>>);
+#[derive(Default)]
+pub struct Calls {
+    tls: Tls,
+    open: Mutex<HashMap<String, Channel>>,
+}
 
 impl Calls {
+    /// None yet; they are made by `tls`.
+    #[must_use]
+    pub fn new(tls: &Tls) -> Self {
+        Self { tls: tls.clone(), open: Mutex::default() }
+    }
+
     fn client(&self, address: &str) -> Result<ClusterClient<Channel>, String> {
-        let mut channels = self.0.lock();
+        let mut channels = self.open.lock();
         if let Some(channel) = channels.get(address) {
             return Ok(ClusterClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX));
         }
@@ -37,7 +47,7 @@ impl Calls {
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
-        let channel = endpoint.connect_lazy();
+        let channel = self.tls.channel(&endpoint);
         channels.insert(address.to_owned(), channel.clone());
         Ok(ClusterClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
@@ -86,7 +96,7 @@ async fn in_time<T>(
 ) -> Result<T, String> {
     match tokio::time::timeout(within, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(format!("{address}: {}", status.message())),
+        Ok(Err(status)) => Err(format!("{address}: {}", told(&status))),
         Err(_) => Err(format!("{address}: no answer within {} ms", within.as_millis())),
     }
 }

@@ -15,6 +15,7 @@ use super::proto::{Admission, Beat, Beating, Complete, Hello, Promised, Welcome}
 use super::{About, PROTOCOL};
 use crate::actor::Health;
 use crate::meta::Meta;
+use crate::tls::Tls;
 
 /// How long a registration may take.
 const ADMIT_WITHIN: Duration = Duration::from_secs(10);
@@ -32,6 +33,8 @@ pub struct Door {
     pub clock: Clock,
     /// How far another's clock may be off.
     pub skew_max: Duration,
+    /// How it speaks to others.
+    pub tls: Tls,
     /// Its parts.
     pub health: Health,
     /// What the leader wants to know of its replicas.

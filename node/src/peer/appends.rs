@@ -25,6 +25,7 @@ use super::wire::proto::{Answer, Answers, Slice, Slices};
 use super::{Append, Appended, Refused};
 use crate::actor::Reply;
 use crate::error::Error;
+use crate::tls::told;
 
 /// Slices that wait to be sent.
 const QUEUE_MAX: usize = 1024;
@@ -123,7 +124,7 @@ impl Link {
         let opened = tokio::time::timeout(OPEN_WITHIN, self.client.append(ReceiverStream::new(sent))).await;
         let mut answers: Streaming<Answers> = match opened {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return status.message().to_owned(),
+            Ok(Err(status)) => return told(&status),
             Err(_) => return format!("no answer within {} ms", OPEN_WITHIN.as_millis()),
         };
         loop {
@@ -135,7 +136,7 @@ impl Link {
                         stream.answered(answer);
                     }
                     Ok(None) => return "the other side closed the stream".to_owned(),
-                    Err(status) => return status.message().to_owned(),
+                    Err(status) => return told(&status),
                 },
                 place = frames.reserve(), if !stream.waiting.is_empty() && stream.pending.len() < PENDING_MAX => {
                     let Ok(place) = place else { return "the connection is gone".to_owned() };

@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Error;
+use crate::tls::Tls;
 use remote::Remote;
 
 /// A slice of a batch for one partition.
@@ -335,6 +336,7 @@ struct Others {
     zone: String,
     cluster: String,
     directory: Box<dyn Directory>,
+    tls: Tls,
     /// By node, with the address it was made for.
     open: Mutex<BTreeMap<NodeId, Arc<Remote>>>,
 }
@@ -346,14 +348,14 @@ impl Peers {
         Self(Arc::new(Inner { local: (node, replica), others: None }))
     }
 
-    /// This node, in `zone` of `cluster`, and all that the directory knows.
+    /// This node, in `zone` of `cluster`, and all that the directory knows, spoken to by `tls`.
     #[must_use]
     pub fn new(
         (node, replica): (NodeId, Arc<dyn Replica>),
         (cluster, zone): (String, String),
-        directory: Box<dyn Directory>,
+        (directory, tls): (Box<dyn Directory>, Tls),
     ) -> Self {
-        let others = Others { zone, cluster, directory, open: Mutex::default() };
+        let others = Others { zone, cluster, directory, tls, open: Mutex::default() };
         Self(Arc::new(Inner { local: (node, replica), others: Some(others) }))
     }
 
@@ -379,7 +381,7 @@ impl Peers {
         if let Some(remote) = open.get(&node).filter(|remote| remote.address() == address) {
             return Ok(remote.clone());
         }
-        let remote = Arc::new(Remote::open((here, node), &others.cluster, &address)?);
+        let remote = Arc::new(Remote::open((here, node), &others.cluster, (&address, &others.tls))?);
         open.insert(node, remote.clone());
         Ok(remote)
     }

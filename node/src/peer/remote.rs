@@ -37,6 +37,7 @@ use super::{
     appends,
 };
 use crate::error::Error;
+use crate::tls::{Tls, told};
 
 /// Names of the request metadata every call carries: the cluster, the caller, the node that is meant.
 pub const CLUSTER_KEY: &str = "engram-cluster";
@@ -123,7 +124,7 @@ impl Remote {
     ///
     /// # Errors
     /// Unavailable for an address that is none.
-    pub fn open((here, node): (NodeId, NodeId), cluster: &str, address: &str) -> Result<Self, Error> {
+    pub fn open((here, node): (NodeId, NodeId), cluster: &str, (address, tls): (&str, &Tls)) -> Result<Self, Error> {
         let bad =
             |e: &dyn std::fmt::Display| Error::unavailable(format!("address {address:?} of node {}: {e}", node.0));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
@@ -141,7 +142,7 @@ impl Remote {
             to: MetadataValue::from(node.0),
         };
         let client = || {
-            IngestClient::with_interceptor(endpoint.connect_lazy(), ticket.clone())
+            IngestClient::with_interceptor(tls.channel(&endpoint), ticket.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX)
         };
@@ -165,7 +166,7 @@ impl Remote {
 
     fn lost(&self, status: &Status) -> Error {
         self.mark.failed();
-        Error::unavailable(format!("node {} at {}: {}", self.node.0, self.address, status.message()))
+        Error::unavailable(format!("node {} at {}: {}", self.node.0, self.address, told(status)))
     }
 
     fn damaged(&self, what: &dyn std::fmt::Display) -> Error {

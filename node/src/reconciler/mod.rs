@@ -116,7 +116,7 @@ enum Step {
 }
 
 async fn run(config: Config) -> Result<(), ChildError> {
-    let calls = Calls::default();
+    let calls = Calls::new(&config.door.tls);
     let mut observed = Observed::default();
     loop {
         tokio::select! {

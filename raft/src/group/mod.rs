@@ -168,7 +168,8 @@ impl Group {
         let store = tokio::task::spawn_blocking(move || open_store(&for_store)).await.map_err(stopped)??;
         let Opened { identity, log, machine, snapshots, closed } = store;
         let (id, views) = (identity.id, machine.watch());
-        let links = Links::new(id, &identity.cluster_id, options.network.clone(), views.clone());
+        let links =
+            Links::new(id, &identity.cluster_id, (options.network.clone(), options.dial.clone()), views.clone());
         let raft = Raft::new(id.0, config, links.clone(), log, machine).await.map_err(stopped)?;
         let end = (id, identity.cluster_id.clone());
         let service = Service::new(end, raft.clone(), snapshots, options.clock.clone(), FORWARDED_WITHIN);

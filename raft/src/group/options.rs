@@ -7,7 +7,7 @@ use engram_model::time::Clock;
 use openraft::{Config, SnapshotPolicy};
 
 use crate::error::Error;
-use crate::rpc::Network;
+use crate::rpc::{Dial, Network};
 use crate::state::NodeSpec;
 
 /// How a node comes to be in a group, at its first start only.
@@ -57,6 +57,8 @@ pub struct GroupOptions {
     pub first_start: FirstStart,
     /// How nodes reach each other.
     pub network: Network,
+    /// How connections are made, where the network is gRPC.
+    pub dial: Dial,
     /// Raft's beats.
     pub timing: Timing,
     /// Entries after which a snapshot is built and older entries are purged.
@@ -71,8 +73,8 @@ impl GroupOptions {
     /// The options of a node in a directory, the rest as usual.
     #[must_use]
     pub fn new(dir: PathBuf, node: NodeSpec, first_start: FirstStart, clock: Clock) -> Self {
-        let (network, timing) = (Network::default(), Timing::default());
-        Self { dir, node, first_start, network, timing, snapshot_every: 10_000, snapshot_keep: 1_000, clock }
+        let (network, dial, timing) = (Network::default(), Dial::default(), Timing::default());
+        Self { dir, node, first_start, network, dial, timing, snapshot_every: 10_000, snapshot_keep: 1_000, clock }
     }
 
     pub(super) fn config(&self) -> Result<Config, Error> {

@@ -1,6 +1,7 @@
 //! The gRPC road: the server the node mounts on its port, and connections to the others.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,14 +116,44 @@ impl RaftApi for Api {
     }
 }
 
+/// How a connection is made: plain text, or whatever the node puts around it.
+#[derive(Clone)]
+pub struct Dial(Arc<dyn Fn(&Endpoint) -> Channel + Send + Sync>);
+
+impl Dial {
+    /// By `make`, which gives a channel that connects when it is first used.
+    pub fn new(make: impl Fn(&Endpoint) -> Channel + Send + Sync + 'static) -> Self {
+        Self(Arc::new(make))
+    }
+}
+
+impl Default for Dial {
+    fn default() -> Self {
+        Self::new(Endpoint::connect_lazy)
+    }
+}
+
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dial")
+    }
+}
+
 /// Connections to other nodes, made when first needed. A snapshot has one of its own, so that it cannot hold up
 /// heartbeats.
-#[derive(Clone, Default)]
-pub(crate) struct Channels(Arc<Mutex<BTreeMap<(String, bool), Channel>>>);
+#[derive(Clone)]
+pub(crate) struct Channels {
+    dial: Dial,
+    open: Arc<Mutex<BTreeMap<(String, bool), Channel>>>,
+}
 
 impl Channels {
+    pub(crate) fn new(dial: Dial) -> Self {
+        Self { dial, open: Arc::default() }
+    }
+
     fn client(&self, address: &str, snapshot: bool) -> Result<RaftClient<Channel>, CallError> {
-        let mut channels = self.0.lock();
+        let mut channels = self.open.lock();
         let key = (address.to_owned(), snapshot);
         let channel = match channels.get(&key) {
             Some(channel) => channel.clone(),
@@ -137,7 +168,7 @@ impl Channels {
                 if channels.len() >= CHANNELS_MAX {
                     channels.clear();
                 }
-                let channel = endpoint.connect_lazy();
+                let channel = (self.dial.0)(&endpoint);
                 channels.insert(key, channel.clone());
                 channel
             }

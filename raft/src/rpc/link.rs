@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::grpc::Channels;
+use super::grpc::{Channels, Dial};
 use super::service::SnapshotHead;
 use super::{CallError, Method, Network};
 use crate::codec;
@@ -36,8 +36,13 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    pub(crate) fn new(me: NodeId, cluster: &str, network: Network, views: watch::Receiver<Arc<View>>) -> Self {
-        Self { me, cluster: cluster.into(), network, channels: Channels::default(), views }
+    pub(crate) fn new(
+        me: NodeId,
+        cluster: &str,
+        (network, dial): (Network, Dial),
+        views: watch::Receiver<Arc<View>>,
+    ) -> Self {
+        Self { me, cluster: cluster.into(), network, channels: Channels::new(dial), views }
     }
 
     /// A link to a node.

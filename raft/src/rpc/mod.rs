@@ -10,7 +10,7 @@ mod link;
 mod memory;
 mod service;
 
-pub use grpc::GrpcServer;
+pub use grpc::{Dial, GrpcServer};
 pub use memory::Hub;
 pub use service::Service;
 

@@ -202,7 +202,7 @@ pub fn child(config: Telling) -> ChildSpec {
 }
 
 async fn tell(config: Telling) -> Result<(), ChildError> {
-    let (me, spec, calls) = (config.meta.node_id(), config.door.about.spec(), Calls::default());
+    let (me, spec, calls) = (config.meta.node_id(), config.door.about.spec(), Calls::new(&config.door.tls));
     loop {
         let row = config.meta.member(me);
         if row.as_ref().is_some_and(|row| row.state == NodeState::Dead) {

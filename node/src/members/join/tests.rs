@@ -25,6 +25,7 @@ fn one(servers: &mut JoinSet<()>, clock: Clock) -> One {
         identity: IdentityFile::open(&dir.path().join("member.json")).unwrap(),
         clock,
         skew_max: Duration::from_secs(5),
+        tls: crate::tls::Tls::plain(),
         health: crate::actor::Health::default(),
         complete: Arc::default(),
         meta: OnceLock::new(),
