@@ -393,6 +393,10 @@ fn start_partitions(
         heads: heads.clone(),
         log: log.clone(),
         retention_ms: config.retention_ms,
+        makes_blocks: Arc::new({
+            let makes_blocks = is_shared(config);
+            move || makes_blocks
+        }),
         segment_bytes: config.log.segment_bytes_max,
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,
         every: KEEPER_EVERY,

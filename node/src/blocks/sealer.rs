@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use engram_model::block::Seals;
+use engram_model::error::Class;
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
@@ -145,25 +146,39 @@ async fn partition_pass(config: &Config, sealed: &mut Sealed, partition: Partiti
     let replica = config.peers.replica(config.meta.node_id())?;
     for held in replica.windows(partition).await? {
         let tenant = &held.tenant;
-        let seals = config.meta.seals(tenant, partition);
-        let late_ms = config.meta.tenant(tenant).limits.out_of_order_time_window_ms;
-        let now = config.clock.now();
-        let window_ms = config.rules.window_ms;
-        let recently = |window| sealed.recently((tenant, partition), window, now, window_ms);
-        let windows = due(&held, seals.as_deref(), late_ms, now, &config.rules, recently);
-        let mut number = seals.map_or(1, |seals| seals.next);
-        for window in windows.into_iter().take(SEALS_AT_ONCE_MAX) {
-            match config.meta.seal_as(tenant, partition, number, window, PROPOSE_WITHIN).await {
-                // Somebody else was faster: the next pass sees what is left.
-                Ok(None) => break,
-                Ok(Some(_)) => {
-                    number += 1;
-                    sealed.0.insert((tenant.clone(), partition, window.start), now);
-                    config.counts.seals.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => return Err(error),
+        match seal_tenant(config, sealed, partition, &held).await {
+            Ok(()) => {}
+            // Without a quorum the others fare no better.
+            Err(error) if matches!(error.class, Class::Unavailable | Class::Timeout) => return Err(error),
+            // One tenant that cannot be sealed must not hold up those after it.
+            Err(error) => {
+                config.counts.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%tenant, partition = partition.0, %error, "windows of a tenant are sealed later");
             }
         }
+    }
+    Ok(())
+}
+
+async fn seal_tenant(
+    config: &Config,
+    sealed: &mut Sealed,
+    partition: PartitionId,
+    held: &HeldWindows,
+) -> Result<(), Error> {
+    let tenant = &held.tenant;
+    let seals = config.meta.seals(tenant, partition);
+    let late_ms = config.meta.tenant(tenant).limits.out_of_order_time_window_ms;
+    let now = config.clock.now();
+    let window_ms = config.rules.window_ms;
+    let recently = |window| sealed.recently((tenant, partition), window, now, window_ms);
+    let windows = due(held, seals.as_deref(), late_ms, now, &config.rules, recently);
+    let numbers = seals.map_or(1, |seals| seals.next)..;
+    for (number, window) in numbers.zip(windows.into_iter().take(SEALS_AT_ONCE_MAX)) {
+        // None: somebody else was faster, the next pass sees what is left.
+        let Some(_) = config.meta.seal_as(tenant, partition, number, window, PROPOSE_WITHIN).await? else { break };
+        sealed.0.insert((tenant.clone(), partition, window.start), now);
+        config.counts.seals.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -1,4 +1,8 @@
-//! Keeper: bounds what a node holds. Drops samples past their retention, and keeps the log short.
+//! Keeper: bounds what a node holds. Keeps the log short, and drops samples past their retention where nothing else will.
+//!
+//! Why not always: where blocks are made, a head is not to judge by age. A sample that was acknowledged may be of any
+//! time, and what is old is sealed and cut like the rest; the sweeper then sees the block's age and the tenant's own
+//! retention. Only where everything stays in memory is there nobody but the keeper to bound it.
 //!
 //! Why checkpoints: the log holds every append since the node began, and recovery reads all of it. When it has grown
 //! to twice what the heads hold, every head is written into the log anew, as compressed chunks, and the
@@ -37,8 +41,10 @@ pub struct Config {
     pub heads: Arc<Vec<Heads>>,
     /// The node's log.
     pub log: Arc<NodeLog>,
-    /// How long samples stay behind a tenant's newest, in milliseconds; 0: for ever.
+    /// How long samples stay behind a tenant's newest where the tenant does not say, in milliseconds; 0: for ever.
     pub retention_ms: i64,
+    /// Whether what is in the heads becomes blocks.
+    pub makes_blocks: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Size of one of its segments, in bytes.
     pub segment_bytes: u64,
     /// A log smaller than this is left alone, in bytes.
@@ -77,11 +83,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
-        for (partition, handle) in config.partitions.iter().enumerate() {
-            if let Err(error) = handle.retain(config.retention_ms, PARTITION_DEADLINE).await {
-                tracing::warn!(partition, %error, "retention is tried again later");
-            }
-        }
+        retain(&config).await;
         collect_files(&config).await;
         if config.log.durable().0 > noted {
             noted = note(&config).await;
@@ -101,6 +103,16 @@ async fn run(config: Config) -> Result<(), ChildError> {
                 }
                 Err(error) => tracing::warn!(%error, "checkpoint: tried again later, the log stays long"),
             }
+        }
+    }
+}
+
+/// Drops what is too old or empty.
+pub async fn retain(config: &Config) {
+    for (partition, handle) in config.partitions.iter().enumerate() {
+        let keep_ms = if (config.makes_blocks)() { None } else { Some(config.retention_ms) };
+        if let Err(error) = handle.retain(keep_ms, PARTITION_DEADLINE).await {
+            tracing::warn!(partition, %error, "retention is tried again later");
         }
     }
 }

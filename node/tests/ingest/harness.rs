@@ -57,11 +57,20 @@ pub fn append(meta: &Meta, at: i64) -> Append {
     append_all(meta, &[at])
 }
 
+/// One sample of another series at `at`.
+pub fn other(meta: &Meta, at: i64) -> Append {
+    append_to(meta, "no", &[at])
+}
+
 /// A sample of `up` at each of some times.
 pub fn append_all(meta: &Meta, times: &[i64]) -> Append {
-    let text = b"__name__up".to_vec();
+    append_to(meta, "up", times)
+}
+
+fn append_to(meta: &Meta, name: &str, times: &[i64]) -> Append {
+    let text = format!("__name__{name}").into_bytes();
     let pair = Pair { name: Text { at: 0, len: 8 }, value: Text { at: 8, len: 2 } };
-    let hash = hash128([(&b"__name__"[..], &b"up"[..])].into_iter(), &mut Vec::new());
+    let hash = hash128([(&b"__name__"[..], name.as_bytes())].into_iter(), &mut Vec::new());
     let one = Run { from: 0, to: 1 };
     let samples = Run { from: 0, to: u32::try_from(times.len()).unwrap() };
     let batch = WriteBatch {
@@ -139,19 +148,24 @@ impl Ingest {
 
     /// A round of checkpoints, as the keeper does it.
     pub async fn round(&self) -> Result<(), engram_node::actor::ChildError> {
-        keeper::round(&keeper::Config {
+        keeper::round(&self.keeper(0, true)).await
+    }
+
+    /// A keeper over all of it.
+    pub fn keeper(&self, retention_ms: i64, makes_blocks: bool) -> keeper::Config {
+        keeper::Config {
             partitions: vec![self.handle.clone()],
             heads: self.heads.clone(),
             log: self.log.clone(),
-            retention_ms: 0,
+            retention_ms,
+            makes_blocks: Arc::new(move || makes_blocks),
             segment_bytes: 1,
             checkpoint_bytes_min: 0,
             every: LONG,
             reached: Reached::new(Arc::new(FaultDisk::new()), std::path::Path::new("d")),
             turn: Arc::new(Semaphore::new(1)),
             stop: self.stop.clone(),
-        })
-        .await
+        }
     }
 
     pub async fn write(&self, at: i64) -> Appended {

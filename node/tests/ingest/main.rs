@@ -4,6 +4,7 @@
 
 mod crash;
 mod harness;
+mod keeping;
 
 use std::sync::Arc;
 

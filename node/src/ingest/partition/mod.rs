@@ -55,10 +55,10 @@ pub enum Message {
         /// Answered after it is durable and applied.
         reply: Reply<Result<Appended, Error>>,
     },
-    /// Drop samples older than a tenant's newest by more than this, and series that never had any.
+    /// Drop samples older than a tenant's newest by more than it keeps, and series that never had any.
     Retain {
-        /// How long samples stay, in milliseconds; 0: for ever.
-        keep_ms: i64,
+        /// How long samples of tenants that do not say stay, in milliseconds, 0: for ever; none: age is not looked at.
+        keep_ms: Option<i64>,
         /// Answered when done.
         reply: Reply<()>,
     },
@@ -145,11 +145,12 @@ impl Handle {
         self.addr.ask(|reply| Message::Append { request, reply }, within).await?
     }
 
-    /// Drops samples older than a tenant's newest by more than `keep_ms`.
+    /// Drops series that never had samples and, unless `keep_ms` is none, samples older than a tenant's newest by more
+    /// than it keeps, or by more than `keep_ms` when it does not say; 0 keeps all.
     ///
     /// # Errors
     /// Why the actor did not answer.
-    pub async fn retain(&self, keep_ms: i64, within: Duration) -> Result<(), AskError> {
+    pub async fn retain(&self, keep_ms: Option<i64>, within: Duration) -> Result<(), AskError> {
         self.addr.ask_in_line(|reply| Message::Retain { keep_ms, reply }, within).await
     }
 

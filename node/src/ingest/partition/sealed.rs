@@ -17,13 +17,16 @@ use crate::ingest::entry::{self, Kind};
 use crate::ingest::heads::SharedHead;
 
 impl State {
-    /// Drops what is older than a tenant's retention, and series that never had a sample.
-    pub(super) async fn retain(&mut self, keep_ms: i64) -> Result<(), Error> {
+    /// Drops series that never had a sample and, with a default retention, what is older than a tenant's.
+    pub(super) async fn retain(&mut self, default_ms: Option<i64>) -> Result<(), Error> {
         for (tenant, head) in self.config.heads.all() {
             if head.read().bare_count() > 0 {
                 self.log_change(&tenant, &head, |head, payload| head.sweep(payload).map_err(|e| e.to_string())).await?;
             }
             // Age is relative to the tenant's own newest sample: old data can be loaded and stays.
+            let Some(default_ms) = default_ms else { continue };
+            let chosen = self.config.meta.tenant(&tenant).limits.compactor_blocks_retention_period_ms;
+            let keep_ms = chosen.unwrap_or(default_ms);
             let Some(newest) = head.read().max_time().filter(|_| keep_ms > 0) else { continue };
             let before = newest.saturating_sub(keep_ms);
             if head.read().floor() < slot_of(before) {
