@@ -8,8 +8,32 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use crate::digest::Digest;
+use crate::histogram::Histogram;
 use crate::series::{Columns, ReadError, SampleSource, Series};
 use crate::time::TimeRange;
+
+/// Which of several values at one time stands for all of them: the greatest. A histogram is above every float; floats
+/// go by their bits, histograms by both sums of their digest, which every node computes alike. Two values that differ
+/// are never equal, so head, reader and compaction keep the same one, in whatever order they meet them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank(u8, u64, u64);
+
+impl Rank {
+    /// Of a float.
+    #[inline]
+    #[must_use]
+    pub fn of_float(value: f64) -> Self {
+        Self(0, value.to_bits(), 0)
+    }
+
+    /// Of a native histogram; its reset hint does not count.
+    #[must_use]
+    pub fn of_histogram(histogram: &Histogram) -> Self {
+        let digest = Digest::of_histogram(0, 0, histogram);
+        Self(1, digest.high, digest.low)
+    }
+}
 
 /// Several sources of one series.
 struct Merged(Vec<Arc<dyn SampleSource>>);
@@ -125,7 +149,7 @@ pub fn merge_columns(a: &Columns, b: &Columns) -> Columns {
     while i < a.times.len() || j < b.times.len() {
         let from_a = match (a.times.get(i), b.times.get(j)) {
             (Some(x), Some(y)) if x == y => {
-                let a_wins = a.values[i].to_bits() >= b.values[j].to_bits();
+                let a_wins = Rank::of_float(a.values[i]) >= Rank::of_float(b.values[j]);
                 if a_wins {
                     j += 1
                 } else {
@@ -149,8 +173,7 @@ pub fn merge_columns(a: &Columns, b: &Columns) -> Columns {
     while i < a.histogram_times.len() || j < b.histogram_times.len() {
         let from_a = match (a.histogram_times.get(i), b.histogram_times.get(j)) {
             (Some(x), Some(y)) if x == y => {
-                let a_wins = crate::digest::Digest::of_histogram(0, 0, &a.histograms[i]).low
-                    >= crate::digest::Digest::of_histogram(0, 0, &b.histograms[j]).low;
+                let a_wins = Rank::of_histogram(&a.histograms[i]) >= Rank::of_histogram(&b.histograms[j]);
                 if a_wins {
                     j += 1
                 } else {
@@ -226,6 +249,33 @@ mod tests {
                 prop_assert_eq!(out.times.len(), have.len());
                 prop_assert_eq!(&have, &model);
             }
+        }
+    }
+
+    fn histogram(sum: f64, count: f64) -> Arc<Histogram> {
+        Arc::new(Histogram { sum, count, ..Histogram::default() })
+    }
+
+    proptest! {
+        #[test]
+        fn of_histograms_that_differ_the_same_one_wins_in_any_order(
+            sums in proptest::collection::vec((0_u8..8, 0_u8..8), 1..6),
+            turn in 0_usize..6,
+        ) {
+            let all: Vec<_> = sums.iter().map(|(sum, count)| histogram(f64::from(*sum), f64::from(*count))).collect();
+            let of = |h: &Arc<Histogram>| {
+                Columns { histogram_times: vec![7], histograms: vec![h.clone()], ..Columns::default() }
+            };
+            let mut turned = all.clone();
+            turned.rotate_left(turn % all.len());
+            let merged = turned.iter().map(of).reduce(|a, b| merge_columns(&a, &b)).unwrap();
+            // The order of heads since the beginning: both sums, the high one first.
+            let key = |h: &Arc<Histogram>| {
+                let digest = Digest::of_histogram(0, 0, h);
+                (digest.high, digest.low)
+            };
+            let want = all.iter().max_by_key(|h| key(h)).unwrap();
+            prop_assert_eq!(&merged.histograms, std::slice::from_ref(want));
         }
     }
 

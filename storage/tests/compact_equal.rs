@@ -84,8 +84,11 @@ fn digest_of(labels: &Labels, at: i64, value: &Value) -> Digest {
 /// The greater of two samples of one time.
 fn greater(a: Value, b: Value) -> Value {
     let rank = |value: &Value| match value {
-        Value::Float(value) => (0, value.to_bits()),
-        Value::Histogram(h) => (1, Digest::of_histogram(0, 0, h).low),
+        Value::Float(value) => (0, value.to_bits(), 0),
+        Value::Histogram(h) => {
+            let digest = Digest::of_histogram(0, 0, h);
+            (1, digest.high, digest.low)
+        }
     };
     if rank(&a) >= rank(&b) { a } else { b }
 }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use engram_model::Millis;
 use engram_model::digest::Digest;
-use engram_model::histogram::{Histogram, ResetHint};
+use engram_model::histogram::ResetHint;
+use engram_model::merge::Rank;
 use engram_model::sample::Value;
 use engram_model::series::Columns;
 
@@ -157,13 +158,11 @@ fn decode(hash: u128, heap: &[Piece<'_>], parts: &[Part], out: &mut Outcome) -> 
 
 /// Whether a sample stands for another one of its time.
 fn wins(new: &Value, have: &Value) -> bool {
-    let bits = |h: &Histogram| Digest::of_histogram(0, 0, h).low;
-    match (new, have) {
-        (Value::Float(new), Value::Float(have)) => new.to_bits() > have.to_bits(),
-        (Value::Histogram(new), Value::Histogram(have)) => bits(new) > bits(have),
-        (Value::Histogram(_), Value::Float(_)) => true,
-        (Value::Float(_), Value::Histogram(_)) => false,
-    }
+    let rank = |value: &Value| match value {
+        Value::Float(value) => Rank::of_float(*value),
+        Value::Histogram(h) => Rank::of_histogram(h),
+    };
+    rank(new) > rank(have)
 }
 
 /// A histogram that says nothing of the one before it, which may be another one now; a gauge stays one.

@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use engram_model::Millis;
 use engram_model::batch::WriteBatch;
 use engram_model::digest::{Digest, slot_of};
+use engram_model::merge::Rank;
 use engram_model::tenant::TenantLimits;
 
 use super::series::{Found, Series, SeriesRef};
@@ -409,15 +410,11 @@ pub(super) fn digest_of(hash: u128, at: Millis, value: ValueRef<'_>) -> Digest {
     }
 }
 
-/// The order in which two values at one time win: a histogram over a float, then the greater bits. For histograms
-/// the bits are those of their digest, which every replica computes alike.
+/// The order in which two values at one time win, as everywhere: see [`Rank`].
 fn is_greater(new: ValueRef<'_>, old: ValueRef<'_>) -> bool {
     let rank = |value: ValueRef<'_>| match value {
-        ValueRef::Float(value) => (0, value.to_bits(), 0),
-        ValueRef::Histogram(histogram) => {
-            let digest = Digest::of_histogram(0, 0, histogram);
-            (1, digest.high, digest.low)
-        }
+        ValueRef::Float(value) => Rank::of_float(value),
+        ValueRef::Histogram(histogram) => Rank::of_histogram(histogram),
     };
     rank(new) > rank(old)
 }
