@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use engram_model::block::{BlockId, BlockMeta, Origin};
+use engram_model::block::{BlockFile, BlockId, BlockMeta, Origin};
 use engram_model::digest::{Digest, slot_of};
 use engram_model::error::Class;
 use engram_model::place::{Epoch, PartitionId};
@@ -36,10 +36,10 @@ use engram_raft::{Group, GroupOptions};
 use engram_storage::block::{BlockWriter, Spec};
 use engram_storage::chunk::{self, ValueRef};
 use engram_storage::disk::real::RealDisk;
-use engram_storage::object::Store;
 use engram_storage::object::faults::{Fault, FaultStore, Faults};
 use engram_storage::object::metrics::Op;
 use engram_storage::object::options::Options;
+use engram_storage::object::{Store, block_key};
 use engram_storage::ranges::File;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -569,4 +569,55 @@ async fn a_day_of_a_thousand_series_out_of_a_million_takes_few_requests() {
         }
         assert!(requests < 20 && fetched < 10_000_000);
     }
+}
+
+/// Goal: deleted times of a block of another system are honoured by instant queries and by lists of series. Method: one
+/// series of three chunks; the file that names its times from the first hour's end on as deleted is put in the place of
+/// the empty one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_deleted_of_a_block_hides_a_chunk_and_not_the_one_before() {
+    for local in [true, false] {
+        let world = World::new(local, TenantLimits::default()).await;
+        let mut meta = world.upload(1, &some(1, 300, 0), 0).await;
+        let (name, bytes) = (File::Tombstones.path(), tombstones(3_600_000, 1_000_000_000));
+        let file = BlockFile { name: name.clone(), bytes: bytes.len() as u64, crc32c: 0 };
+        world.store.put(&block_key(&tenant(), meta.id, &name), bytes.into()).await.unwrap();
+        meta.files.retain(|file| file.name != name);
+        meta.files.push(file);
+        meta.files.sort_by(|a, b| a.name.cmp(&b.name));
+        world.meta.add_blocks("test", &tenant(), vec![meta], None, LONG).await.unwrap();
+        let view = world.view();
+        let wanted = Wanted { last_only: true, labels: None };
+        let series = view.samples(&[], TimeRange::ALL, wanted).await.unwrap();
+        let mut out = Columns::default();
+        series[0].source.read(TimeRange::ALL, &mut out).unwrap();
+        assert_eq!(out.times.last(), Some(&(59 * 60_000)), "local: {local}");
+        let everything = [vec![]];
+        assert_eq!(view.series(&everything, TimeRange::ALL).await.unwrap().len(), 1);
+        let late = TimeRange::new(WINDOW, 2 * WINDOW);
+        assert!(view.series(&everything, late).await.unwrap().is_empty(), "nothing is left of it there");
+        assert_eq!(
+            world.view().label_values("i", &[vec![Matcher::equal("job", "x")]], late).await.unwrap(),
+            BTreeSet::new()
+        );
+    }
+}
+
+/// The file that says that times were deleted, first and last inside, of the series at each of the first places.
+fn tombstones(first: i64, last: i64) -> Vec<u8> {
+    let mut entries = Vec::new();
+    for series in 0..100 {
+        for number in [series, (first << 1).cast_unsigned(), (last << 1).cast_unsigned()] {
+            let mut rest = number;
+            while rest >= 0x80 {
+                entries.push(rest.to_le_bytes()[0] | 0x80);
+                rest >>= 7;
+            }
+            entries.push(rest.to_le_bytes()[0]);
+        }
+    }
+    let crc = !entries.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ ((crc & 1) * 0x82f6_3b78))
+    });
+    [&[0x01, 0x30, 0xba, 0x30, 1][..], &entries, &crc.to_be_bytes()].concat()
 }

@@ -275,14 +275,16 @@ impl View {
         let mut all = Vec::new();
         for selected in self.found(matchers, range, 0).await? {
             let hider = hider.after(selected.row().meta.as_of);
-            for series in selected.found {
-                let hidden = hider.ranges(&series.labels);
+            for series in &selected.found {
+                let mut hidden = hider.ranges(&series.labels);
+                let deleted = selected.deleted(series).iter();
+                hidden.extend(deleted.map(|(first, last)| TimeRange::new(*first, last.saturating_add(1))));
                 let shown = |first: Millis, last: Millis| {
                     let inside = TimeRange::new(first.max(range.start), last.saturating_add(1).min(range.end));
                     !covers(&hidden, inside)
                 };
                 if hidden.is_empty() || series.chunks.iter().any(|chunk| shown(chunk.first, chunk.last)) {
-                    all.push(series.labels);
+                    all.push(series.labels.clone());
                 }
             }
         }

@@ -16,7 +16,7 @@ use engram_model::block::{BlockId, BlockRow};
 use engram_model::error::{Class, Classed};
 use engram_model::series::Series;
 use engram_model::tenant::TenantId;
-use engram_model::{Matcher, TimeRange};
+use engram_model::{Matcher, Millis, TimeRange};
 use engram_storage::block::reader::series_of;
 use engram_storage::block::{Block, BlockDir, Found, LabelValues, Load, Open, Select, Tombstones};
 use engram_storage::disk::Disk;
@@ -165,9 +165,17 @@ impl Selected {
         &self.opened.row
     }
 
-    /// Leaves out all chunks but the one with the last sample of the range, where that is known.
+    /// Times that were deleted of a series by whoever made the block, first and last inside.
+    #[must_use]
+    pub fn deleted(&self, found: &Found) -> &[(Millis, Millis)] {
+        self.opened.block.deleted(found)
+    }
+
+    /// Leaves out all chunks but the one with the last sample of the range, where that is known: not where something
+    /// was deleted, for the last chunk may be gone as a whole.
     pub fn keep_last(&mut self) {
-        for series in &mut self.found {
+        let block = &self.opened.block;
+        for series in self.found.iter_mut().filter(|series| block.deleted(series).is_empty()) {
             if let [.., before, last] = &*series.chunks
                 && before.last < last.first
             {

@@ -58,6 +58,12 @@ impl Block {
     pub fn place(&self) -> &Place {
         &self.place
     }
+
+    /// Times that were deleted of a series after the block was written, first and last inside.
+    #[must_use]
+    pub fn deleted(&self, found: &Found) -> &[(Millis, Millis)] {
+        self.tombstones.of(found.series)
+    }
 }
 
 /// Opens a block.
