@@ -58,6 +58,9 @@ pub enum Command {
         id: NodeId,
         /// Into which state; from `dead` none leads back.
         to: NodeState,
+        /// The state the caller has read. Entries of old logs name none: then any will do.
+        #[serde(default)]
+        expected: Option<NodeState>,
     },
     /// Gives a partition another replica set; its epoch grows by one.
     SetReplicas {

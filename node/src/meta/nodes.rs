@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_model::error::Class;
-use engram_model::place::{Epoch, NodeId, PartitionId, ReplicaSet};
+use engram_model::place::{Epoch, NodeId, PartitionId, ReplicaSet, Sets};
 use engram_raft::{Command, Outcome, Proposal, Refusal};
 
 pub use engram_raft::placement::{Change, Why};
@@ -80,6 +80,21 @@ pub struct ClusterView {
     pub progress: BTreeMap<NodeId, u64>,
     /// Last entry of the leader's log.
     pub last_log: u64,
+}
+
+impl ClusterView {
+    /// The first partition of a node that has no majority of each of its sets among those that `alive` counts. Whoever
+    /// takes the node away for ever then takes away the majority: what only it holds beside one of them is lost, and
+    /// no other set can be completed.
+    #[must_use]
+    pub fn needs(&self, id: NodeId, alive: impl Fn(&NodeId) -> bool) -> Option<PartitionId> {
+        let short = |placed: &&Placed| {
+            let sets = Sets::new(&placed.current.replicas, placed.next.as_deref());
+            let living: Vec<NodeId> = sets.nodes().filter(|node| *node != id && alive(node)).collect();
+            sets.nodes().any(|node| node == id) && !sets.have_majority(&living)
+        };
+        self.partitions.iter().find(short).map(|placed| placed.id)
+    }
 }
 
 impl RingView {
@@ -263,12 +278,18 @@ impl Meta {
         }
     }
 
-    /// As leader: moves a node to another state.
+    /// As leader: moves a node from the state that was read to another.
     ///
     /// # Errors
-    /// What the group answers.
-    pub async fn set_node_state(&self, by: &str, id: NodeId, to: NodeState, within: Duration) -> Result<(), Error> {
-        self.propose(by, Command::SetNodeState { id, to }, within).await.map(drop)
+    /// What the group answers, also that the node is in another state by now.
+    pub async fn set_node_state(
+        &self,
+        by: &str,
+        id: NodeId,
+        (from, to): (NodeState, NodeState),
+        within: Duration,
+    ) -> Result<(), Error> {
+        self.propose(by, Command::SetNodeState { id, to, expected: Some(from) }, within).await.map(drop)
     }
 
     /// Has a node do what an operator wants, unless its state forbids that.
@@ -297,7 +318,17 @@ impl Meta {
             (Steer::Remove, NodeState::Active) => return refuse("drain it first".to_owned()),
             (Steer::Drain | Steer::Undrain, _) => return refuse("only an active node can be drained".to_owned()),
         };
-        self.set_node_state("operator", id, to, within).await
+        if to == NodeState::Dead {
+            let cluster = self.cluster();
+            let active = |id: &NodeId| cluster.members.iter().any(|m| m.id == *id && m.state == NodeState::Active);
+            if let Some(partition) = cluster.needs(id, active) {
+                return refuse(format!(
+                    "the active replicas of partition {} are no majority without it, bring nodes back first",
+                    partition.0
+                ));
+            }
+        }
+        self.set_node_state("operator", id, (member.state, to), within).await
     }
 
     /// As leader: gives a partition another replica set, if it is still at epoch `expected`.

@@ -11,14 +11,17 @@
 //! | voters | 1, 3 or 5 by the number of nodes, spread over zones; who is silent gives way to who is not |
 //! | replicas | as [`crate::meta::nodes`] plans: both sets side by side until every new one is complete |
 //!
-//! A change of replicas that cannot be completed because a new node is gone goes back to the old set. When more than
-//! half of all nodes are silent nobody is declared dead: that is a fault of the network or a disaster, and a person's.
+//! A change of replicas that cannot be completed because a new node is gone goes back to the old set, and so does one
+//! whose new set has lost its majority: writes need that of both. Death is for good, so nobody is declared dead who
+//! may be needed: a node stays suspect while for one of its partitions those that answer are no majority of each set.
+//! Nor is anybody when more than half of all nodes are silent: that is a fault of the network or a disaster, and a
+//! person's. A leader that stood still itself begins to listen anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_model::place::{Epoch, NodeId, PartitionId};
+use engram_model::place::{Epoch, NodeId, PartitionId, majority};
 use futures::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +44,10 @@ const STEP_WITHIN: Duration = Duration::from_secs(5);
 const MOVES_MAX: usize = 16;
 /// A node whose log is so far behind the leader's is not made a voter yet.
 const VOTER_LAG_MAX: u64 = 1000;
+/// How long moves wait for a node that was admitted to be ready.
+const EXPECT_WITHIN: Duration = Duration::from_secs(60);
+/// Two looks are never further apart than this, the steps between them aside, while this process runs at all.
+const LOOKS_APART_MAX: Duration = Duration::from_secs(3);
 /// How long the new replicas of a partition may take to be complete.
 const MOVE_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -89,6 +96,8 @@ struct Observed {
     nodes: BTreeMap<NodeId, Seen>,
     /// Since when a partition is at an epoch in which its set changes.
     moving: BTreeMap<PartitionId, (Epoch, Instant)>,
+    /// Since when a node was admitted and is not active.
+    joining: BTreeMap<NodeId, Instant>,
 }
 
 /// Bounds of silence.
@@ -105,8 +114,8 @@ enum Step {
     Follow(NodeId, String),
     /// A node that is gone follows no more.
     Forget(NodeId),
-    /// Another state.
-    State(NodeId, NodeState),
+    /// Another state, if it is still in the one it was seen in.
+    State { id: NodeId, from: NodeState, to: NodeState },
     /// Another leader.
     Lead(NodeId),
     /// Other voters.
@@ -118,6 +127,7 @@ enum Step {
 async fn run(config: Config) -> Result<(), ChildError> {
     let calls = Calls::new(&config.door.tls);
     let mut observed = Observed::default();
+    let (mut looked, mut busy) = (Instant::now(), Duration::ZERO);
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -126,18 +136,32 @@ async fn run(config: Config) -> Result<(), ChildError> {
         if !config.meta.leads() {
             // What was seen under an earlier lead says nothing any more.
             observed = Observed::default();
+            (looked, busy) = (Instant::now(), Duration::ZERO);
             continue;
         }
         let now = Instant::now();
         observed.look(&config, &calls, now).await;
-        let view = config.meta.cluster();
-        observed.note_moves(&view, now);
         let patience = Patience { suspect_after: config.suspect_after, dead_after: config.dead_after };
+        let apart = looked.elapsed().saturating_sub(std::mem::take(&mut busy));
+        looked = Instant::now();
+        if patience.stood_still(apart) {
+            tracing::warn!(apart_ms = apart.as_millis(), "this node stood still: who was silent is heard anew");
+            observed = Observed::default();
+            continue;
+        }
+        if !config.meta.leads() {
+            continue;
+        }
+        let view = config.meta.cluster();
+        observed.note(&view, now);
         let here = config.meta.node_id();
         let plan = config.meta.placement(config.replication_factor);
         for step in decide(&view, &plan, &observed, (here, Instant::now()), patience) {
             tracing::info!(?step, "reconciling");
-            if let Err(error) = take(&config.meta, &step).await {
+            let begun = Instant::now();
+            let taken = take(&config.meta, &step).await;
+            busy += begun.elapsed().min(STEP_WITHIN);
+            if let Err(error) = taken {
                 tracing::warn!(?step, %error, "the step is tried again");
                 break;
             }
@@ -149,7 +173,7 @@ async fn take(meta: &Meta, step: &Step) -> Result<(), Error> {
     match step.clone() {
         Step::Follow(id, address) => meta.add_learner(id, &address, STEP_WITHIN).await,
         Step::Forget(id) => meta.forget_learner(id, STEP_WITHIN).await,
-        Step::State(id, to) => meta.set_node_state("reconciler", id, to, STEP_WITHIN).await,
+        Step::State { id, from, to } => meta.set_node_state("reconciler", id, (from, to), STEP_WITHIN).await,
         Step::Lead(id) => meta.transfer_leader(id).await,
         Step::Vote(voters) => meta.set_voters(voters, STEP_WITHIN).await,
         Step::Replicas { partition, expected, replicas, next } => {
@@ -190,7 +214,10 @@ impl Observed {
         }
     }
 
-    fn note_moves(&mut self, view: &ClusterView, now: Instant) {
+    /// Notes since when something is under way.
+    fn note(&mut self, view: &ClusterView, now: Instant) {
+        let joining = view.members.iter().filter(|m| m.state == NodeState::Joining).map(|m| m.id);
+        self.joining = joining.map(|id| (id, self.joining.get(&id).copied().unwrap_or(now))).collect();
         let mut moving = BTreeMap::new();
         for placed in view.partitions.iter().filter(|placed| placed.next.is_some()) {
             let epoch = placed.current.epoch;
@@ -202,6 +229,13 @@ impl Observed {
 
     fn silent(&self, id: NodeId, now: Instant) -> Duration {
         self.nodes.get(&id).map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen.heard))
+    }
+}
+
+impl Patience {
+    /// Whether this process did not run for so long between two looks that the silence is its own.
+    fn stood_still(self, apart: Duration) -> bool {
+        apart > self.suspect_after.max(LOOKS_APART_MAX)
     }
 }
 
@@ -227,26 +261,32 @@ fn decide(
     (here, now): (NodeId, Instant),
     patience: Patience,
 ) -> Vec<Step> {
-    let steps = states(view, observed, now, patience);
-    if !steps.is_empty() {
-        return steps;
-    }
     let alive = |id: &NodeId| {
         observed.nodes.get(id).is_some_and(|seen| seen.answered) && observed.silent(*id, now) < patience.suspect_after
     };
+    let steps = states(view, observed, (now, patience), alive);
+    if !steps.is_empty() {
+        return steps;
+    }
     let steps = voters(view, here, alive);
     if !steps.is_empty() {
         return steps;
     }
-    moves(view, plan, observed, now, alive)
+    moves(view, plan, observed, (now, patience), alive)
 }
 
 /// Nodes from one state of their life to the next.
-fn states(view: &ClusterView, observed: &Observed, now: Instant, patience: Patience) -> Vec<Step> {
+fn states(
+    view: &ClusterView,
+    observed: &Observed,
+    (now, patience): (Instant, Patience),
+    alive: impl Fn(&NodeId) -> bool,
+) -> Vec<Step> {
     let living: Vec<&Member> = view.members.iter().filter(|m| m.state != NodeState::Dead).collect();
     let silent = |m: &Member| observed.silent(m.id, now);
     let many_silent = living.iter().filter(|m| silent(m) >= patience.suspect_after).count() * 2 > living.len();
     let in_group = |id: &NodeId| view.voters.contains(id) || view.learners.contains(id);
+    let step = |member: &Member, to: NodeState| Step::State { id: member.id, from: member.state, to };
     let mut steps = Vec::new();
     for member in &view.members {
         let (id, seen) = (member.id, observed.nodes.get(&member.id));
@@ -254,17 +294,17 @@ fn states(view: &ClusterView, observed: &Observed, now: Instant, patience: Patie
         match member.state {
             NodeState::Dead if view.learners.contains(&id) => steps.push(Step::Forget(id)),
             NodeState::Dead => {}
-            state if silent(member) >= patience.dead_after && !many_silent => {
+            state if silent(member) >= patience.dead_after && !many_silent && view.needs(id, &alive).is_none() => {
                 tracing::warn!(node = id.0, %state, "a node is declared dead, what it holds is made elsewhere");
-                steps.push(Step::State(id, NodeState::Dead));
+                steps.push(step(member, NodeState::Dead));
             }
             _ if !in_group(&id) => steps.push(Step::Follow(id, member.spec.grpc.clone())),
-            NodeState::Joining if ready => steps.push(Step::State(id, NodeState::Active)),
+            NodeState::Joining if ready => steps.push(step(member, NodeState::Active)),
             NodeState::Active if silent(member) >= patience.suspect_after => {
-                steps.push(Step::State(id, NodeState::Suspect));
+                steps.push(step(member, NodeState::Suspect));
             }
             NodeState::Suspect if silent(member) < patience.suspect_after && ready => {
-                steps.push(Step::State(id, NodeState::Active));
+                steps.push(step(member, NodeState::Active));
             }
             _ => {}
         }
@@ -317,7 +357,7 @@ fn moves(
     view: &ClusterView,
     plan: &[Change],
     observed: &Observed,
-    now: Instant,
+    (now, patience): (Instant, Patience),
     alive: impl Fn(&NodeId) -> bool,
 ) -> Vec<Step> {
     let state = |id: &NodeId| view.members.iter().find(|m| m.id == *id).map(|m| m.state);
@@ -329,9 +369,11 @@ fn moves(
             |id: &NodeId| observed.nodes.get(id).is_some_and(|seen| seen.complete.get(&placed.id) == Some(&expected));
         let late = observed.moving.get(&placed.id).is_some_and(|(_, since)| now.duration_since(*since) > MOVE_WITHIN);
         let gone = next.iter().any(|id| !matches!(state(id), Some(NodeState::Active | NodeState::Suspect)));
-        let (partition, replicas) = if next.iter().all(complete) {
+        let talks = |id: &&NodeId| observed.silent(**id, now) < patience.suspect_after;
+        let stuck = next.iter().filter(talks).count() < majority(next.len());
+        let (partition, replicas) = if next.iter().all(complete) && !stuck {
             (placed.id, next.clone())
-        } else if gone || late {
+        } else if gone || late || stuck {
             (placed.id, placed.current.replicas.clone())
         } else {
             under_way.insert(placed.id);
@@ -340,7 +382,8 @@ fn moves(
         steps.push(Step::Replicas { partition, expected, replicas, next: None });
     }
     // A node that is about to be there would make what is begun now half of what is needed.
-    let expecting = view.members.iter().any(|m| m.state == NodeState::Joining && alive(&m.id));
+    let awaited = |id: &NodeId| observed.joining.get(id).is_none_or(|since| now.duration_since(*since) < EXPECT_WITHIN);
+    let expecting = view.members.iter().any(|m| m.state == NodeState::Joining && alive(&m.id) && awaited(&m.id));
     if !steps.is_empty() || expecting {
         return steps;
     }

@@ -62,6 +62,10 @@ impl World {
     }
 }
 
+fn becomes(id: u64, from: NodeState, to: NodeState) -> Vec<Step> {
+    vec![Step::State { id: NodeId(id), from, to }]
+}
+
 fn votes(ids: &[u64]) -> Vec<Step> {
     vec![Step::Vote(ids.iter().map(|id| NodeId(*id)).collect())]
 }
@@ -75,23 +79,23 @@ fn a_node_that_was_admitted_follows_and_is_active_when_ready() {
     world.observed.nodes.get_mut(&NodeId(2)).unwrap().ready = false;
     assert_eq!(world.decide(&[]), vec![]);
     world.observed.nodes.get_mut(&NodeId(2)).unwrap().ready = true;
-    assert_eq!(world.decide(&[]), vec![Step::State(NodeId(2), NodeState::Active)]);
+    assert_eq!(world.decide(&[]), becomes(2, NodeState::Joining, NodeState::Active));
 }
 
 #[test]
 fn silence_makes_suspect_then_dead_and_a_word_makes_active() {
     let mut world = World::new(&["a", "b", "c"]);
     world.vote(&[1, 2, 3]).silent(3, 6);
-    assert_eq!(world.decide(&[]), vec![Step::State(NodeId(3), NodeState::Suspect)]);
+    assert_eq!(world.decide(&[]), becomes(3, NodeState::Active, NodeState::Suspect));
     world.state(3, NodeState::Suspect);
     assert_eq!(world.decide(&[]), vec![]);
     world.silent(3, 61);
-    assert_eq!(world.decide(&[]), vec![Step::State(NodeId(3), NodeState::Dead)]);
+    assert_eq!(world.decide(&[]), becomes(3, NodeState::Suspect, NodeState::Dead));
     // When most are silent nobody is buried.
     world.silent(2, 61);
-    assert_eq!(world.decide(&[]), vec![Step::State(NodeId(2), NodeState::Suspect)]);
+    assert_eq!(world.decide(&[]), becomes(2, NodeState::Active, NodeState::Suspect));
     world.silent(2, 0).silent(3, 0);
-    assert_eq!(world.decide(&[]), vec![Step::State(NodeId(3), NodeState::Active)]);
+    assert_eq!(world.decide(&[]), becomes(3, NodeState::Suspect, NodeState::Active));
 }
 
 #[test]
@@ -160,4 +164,90 @@ fn few_partitions_move_at_once_and_none_to_the_silent() {
     let steps = world.decide(&plan);
     assert_eq!(steps.len(), MOVES_MAX);
     assert!(matches!(&steps[0], Step::Replicas { partition: PartitionId(4), .. }));
+}
+
+/// A cluster whose nodes `off` are suspect and silent for longer than anybody waits.
+fn without(zones: &[&str], off: &[u64]) -> World {
+    let mut world = World::new(zones);
+    // All vote, so that nobody is about to be made a voter.
+    world.vote(&[1, 2, 3]);
+    for id in off {
+        world.state(*id, NodeState::Suspect).silent(*id, 1_000);
+    }
+    world
+}
+
+fn buried(world: &World) -> Vec<u64> {
+    let dead = |step: Step| match step {
+        Step::State { id, to: NodeState::Dead, .. } => Some(id.0),
+        _ => None,
+    };
+    world.decide(&[]).into_iter().filter_map(dead).collect()
+}
+
+#[test]
+fn nobody_is_declared_dead_whose_partitions_would_lose_their_majority() {
+    // Of two replicas one is no majority: declared dead, the other could never be completed again.
+    let mut world = without(&["a", "b"], &[2]);
+    world.partition(3, &[1, 2], None);
+    assert_eq!(buried(&world), Vec::<u64>::new());
+    // Who holds nothing is needed by nobody.
+    world.view.partitions.clear();
+    assert_eq!(buried(&world), vec![2]);
+    // Four nodes of which two are silent: half is not many, and yet some partitions have lost their majority.
+    let mut world = without(&["a", "b", "c", "c"], &[3, 4]);
+    world.partition(3, &[1, 2, 3], None).partition(3, &[1, 3, 4], None);
+    assert_eq!(buried(&world), Vec::<u64>::new());
+    world.silent(4, 0);
+    assert_eq!(buried(&world), vec![3]);
+    // One zone of five nodes: sets lie anywhere.
+    let mut world = without(&["z", "z", "z", "z", "z"], &[4, 5]);
+    world.partition(3, &[1, 2, 4], None).partition(3, &[2, 4, 5], None);
+    assert_eq!(buried(&world), Vec::<u64>::new());
+    // The set that comes counts as well.
+    let mut world = without(&["a", "b", "c", "d"], &[4]);
+    world.partition(3, &[1, 2, 3], Some(&[1, 4]));
+    assert_eq!(buried(&world), Vec::<u64>::new());
+    world.partition(3, &[1, 2, 3], Some(&[1, 2, 4])).view.partitions.remove(0);
+    assert_eq!(buried(&world), vec![4]);
+}
+
+#[test]
+fn a_leader_that_stood_still_says_nothing_of_others() {
+    assert!(!PATIENCE.stood_still(Duration::from_secs(5)));
+    assert!(PATIENCE.stood_still(Duration::from_millis(5_001)));
+    // A look takes its time; that is no pause, however impatient the options are.
+    let hasty = Patience { suspect_after: Duration::from_millis(500), ..PATIENCE };
+    assert!(!hasty.stood_still(Duration::from_secs(2)));
+    assert!(hasty.stood_still(Duration::from_secs(4)));
+}
+
+#[test]
+fn a_change_whose_new_set_has_no_majority_goes_back() {
+    let mut world = World::new(&["a", "b", "c", "d", "e"]);
+    world.vote(&[1, 2, 3, 4, 5]).partition(4, &[1, 2, 3], Some(&[1, 4, 5]));
+    world.state(4, NodeState::Suspect).silent(4, 6);
+    // Two of three answer: it may still become complete.
+    assert_eq!(world.decide(&[]).iter().filter(|step| matches!(step, Step::Replicas { .. })).count(), 0);
+    world.state(5, NodeState::Suspect).silent(5, 6);
+    world.vote(&[1, 2, 3]);
+    let replicas = vec![NodeId(1), NodeId(2), NodeId(3)];
+    let back = Step::Replicas { partition: PartitionId(0), expected: Epoch(4), replicas, next: None };
+    assert_eq!(moves(&world.view, &[], &world.observed, (world.now, PATIENCE), |_| true), vec![back]);
+}
+
+#[test]
+fn a_node_that_never_gets_ready_is_not_waited_for() {
+    let mut world = World::new(&["a", "b", "c"]);
+    world.vote(&[1]).state(3, NodeState::Joining).partition(1, &[1], None);
+    world.observed.nodes.get_mut(&NodeId(3)).unwrap().ready = false;
+    let (from, to) = (vec![NodeId(1)], vec![NodeId(1), NodeId(2)]);
+    let plan = [Change { partition: PartitionId(0), from, to, why: Why::Missing }];
+    let begun = world.now;
+    world.observed.note(&world.view, begun);
+    assert_eq!(world.decide(&plan), vec![]);
+    world.now = begun + Duration::from_secs(61);
+    world.silent(1, 0).silent(2, 0).silent(3, 0);
+    world.observed.note(&world.view, world.now);
+    assert_eq!(world.decide(&plan).len(), 1);
 }

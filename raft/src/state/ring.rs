@@ -238,14 +238,20 @@ pub(super) fn update(draft: &mut Draft<'_>, id: NodeId, spec: &NodeSpec, stamp: 
     Ok(Outcome::Done)
 }
 
-pub(super) fn set_state(draft: &mut Draft<'_>, id: NodeId, to: NodeState, stamp: Stamp) -> Result<Outcome, Stop> {
+pub(super) fn set_state(
+    draft: &mut Draft<'_>,
+    id: NodeId,
+    (expected, to): (Option<NodeState>, NodeState),
+    stamp: Stamp,
+) -> Result<Outcome, Stop> {
     let mut row = node(draft, id)?;
     let from = row.state;
     if from == to {
         return Ok(Outcome::Done);
     }
     // Nobody becomes new again, and the dead stay dead: their data may have been given away.
-    if from == NodeState::Dead || to == NodeState::Joining {
+    // Who has read another state has decided about another node: an order to drain is not undone by an older look.
+    if from == NodeState::Dead || to == NodeState::Joining || expected.is_some_and(|expected| expected != from) {
         return Err(Refusal::NodeState { id, from, to }.into());
     }
     row.state = to;

@@ -114,11 +114,32 @@ fn a_node_is_its_log_index_and_a_token_registers_once() {
     assert_eq!(fed.one(register("a")), Outcome::Node { id: NodeId(3) });
     assert_eq!(fed.one(register("b")), Outcome::Node { id: NodeId(5) });
     assert_eq!(fed.view.nodes.len(), 3);
-    let set = |to| Command::SetNodeState { id: NodeId(5), to };
+    let set = |to| Command::SetNodeState { id: NodeId(5), to, expected: None };
     assert_eq!(fed.one(set(NodeState::Dead)), Outcome::Done);
     assert!(matches!(fed.one(set(NodeState::Active)), Outcome::Refused(Refusal::NodeState { .. })));
     let long = Command::UpdateNode { id: NodeId(3), node: NodeSpec { zone: "z".repeat(256), ..spec() } };
     assert!(matches!(fed.one(long), Outcome::Refused(Refusal::Bounds { .. })));
+}
+
+#[test]
+fn a_state_changes_only_from_what_was_read_and_old_entries_name_none() {
+    let mut fed = Fed::bootstrapped();
+    let set = |expected, to| Command::SetNodeState { id: NodeId(1), to, expected };
+    assert_eq!(fed.one(set(Some(NodeState::Active), NodeState::Suspect)), Outcome::Done);
+    assert_eq!(fed.one(set(Some(NodeState::Suspect), NodeState::Draining)), Outcome::Done);
+    // The leader saw a suspect that answers; meanwhile somebody had it drained.
+    let late = fed.one(set(Some(NodeState::Suspect), NodeState::Active));
+    assert!(matches!(late, Outcome::Refused(Refusal::NodeState { from: NodeState::Draining, .. })), "{late:?}");
+    assert_eq!(fed.view.nodes.get(&NodeId(1)).unwrap().state, NodeState::Draining);
+
+    #[derive(serde::Serialize)]
+    enum Old {
+        SetNodeState { id: NodeId, to: NodeState },
+    }
+    let bytes = crate::codec::encode("command", &Old::SetNodeState { id: NodeId(1), to: NodeState::Active }).unwrap();
+    let read = crate::codec::decode::<Command>("command", &bytes).unwrap();
+    assert_eq!(read, set(None, NodeState::Active));
+    assert_eq!(fed.one(read), Outcome::Done);
 }
 
 #[test]
@@ -182,29 +203,31 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(i64, Command)>> {
     let node = prop::sample::select(vec![1_u64, 3, 4, 5, 99]).prop_map(NodeId);
     let limits = (0_u64..3).prop_map(|rate| TenantLimits { ingestion_rate: rate, ..TenantLimits::default() });
     let state = prop::sample::select(vec![NodeState::Active, NodeState::Suspect, NodeState::Dead]);
-    let command = prop_oneof![
-        Just(bootstrap("c", 4)),
-        prop::sample::select(vec!["x", "y", "z"])
-            .prop_map(|t| Command::RegisterNode { token: t.to_owned(), node: spec() }),
-        (node.clone(), "[a-z]{0,3}")
-            .prop_map(|(id, zone)| Command::UpdateNode { id, node: NodeSpec { zone, ..spec() } }),
-        (node.clone(), state).prop_map(|(id, to)| Command::SetNodeState { id, to }),
-        (0_u32..5, 1_u64..4, prop::collection::vec(node, 0..4)).prop_map(|(p, e, replicas)| Command::SetReplicas {
-            partition: PartitionId(p),
-            expected: Epoch(e),
-            replicas,
-            next: None,
-        }),
-        (tenant.clone(), limits.clone(), 0_u32..4).prop_map(|(tenant, limits, shard_size)| Command::CreateTenant {
-            tenant,
-            limits,
-            shard_size
-        }),
-        (tenant.clone(), 1_u64..5, prop::option::of(limits), prop::option::of(0_u32..4)).prop_map(
-            |(tenant, expected, limits, shard_size)| Command::UpdateTenant { tenant, expected, limits, shard_size }
-        ),
-        (tenant, 1_u64..5).prop_map(|(tenant, expected)| Command::DeleteTenant { tenant, expected }),
-    ];
+    let command =
+        prop_oneof![
+            Just(bootstrap("c", 4)),
+            prop::sample::select(vec!["x", "y", "z"])
+                .prop_map(|t| Command::RegisterNode { token: t.to_owned(), node: spec() }),
+            (node.clone(), "[a-z]{0,3}")
+                .prop_map(|(id, zone)| Command::UpdateNode { id, node: NodeSpec { zone, ..spec() } }),
+            (node.clone(), state.clone(), prop::option::of(state))
+                .prop_map(|(id, to, expected)| Command::SetNodeState { id, to, expected }),
+            (0_u32..5, 1_u64..4, prop::collection::vec(node, 0..4)).prop_map(|(p, e, replicas)| Command::SetReplicas {
+                partition: PartitionId(p),
+                expected: Epoch(e),
+                replicas,
+                next: None,
+            }),
+            (tenant.clone(), limits.clone(), 0_u32..4).prop_map(|(tenant, limits, shard_size)| Command::CreateTenant {
+                tenant,
+                limits,
+                shard_size
+            }),
+            (tenant.clone(), 1_u64..5, prop::option::of(limits), prop::option::of(0_u32..4)).prop_map(
+                |(tenant, expected, limits, shard_size)| Command::UpdateTenant { tenant, expected, limits, shard_size }
+            ),
+            (tenant, 1_u64..5).prop_map(|(tenant, expected)| Command::DeleteTenant { tenant, expected }),
+        ];
     let command = prop_oneof![command, super::storage_tests::raw_commands()];
     prop::collection::vec((0_i64..10_000, command), 0..100)
 }
