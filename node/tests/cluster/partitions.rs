@@ -134,16 +134,27 @@ async fn slow_and_lossy_ways_keep_the_leader_and_lose_nothing() {
     let apart = Apart::start().await;
     let load = apart.load();
     load.rounds(20).await;
-    let before = term(&apart.cluster.view(0).await);
-    let slow = Instant::now();
     for (from, to) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
         apart.network.rule(from, to, Rule { held: false, delay: Duration::from_millis(150), lost_one_in: 20 });
     }
-    load.rounds(30).await;
+    let slow = Instant::now();
+    load.rounds(10).await;
+    let before = term(&apart.cluster.view(0).await);
+    // What needs agreement takes its time and is agreed on: tenants that nobody knew, at each node.
+    let mut slowest = Duration::ZERO;
+    for round in 0..5 {
+        for i in 0..3 {
+            let began = Instant::now();
+            let tenant = format!("new-{round}-{i}");
+            assert_eq!(push(&client(), &apart.cluster.url(i), &tenant, body(0, 0)).await, Ok(204));
+            slowest = slowest.max(began.elapsed());
+        }
+        load.rounds(5).await;
+    }
     println!("300 ms there and back, 1 in 20 lost: {}", load.seen.latency(slow, Instant::now()));
     let after = term(&apart.cluster.view(0).await);
-    println!("terms: {before} before, {after} after {:?}", slow.elapsed());
+    println!("terms: {before} and {after} after {:?}; a new tenant took at most {slowest:?}", slow.elapsed());
+    assert_eq!(after, before, "leadership is not stable");
     apart.network.heal();
-    assert!(after <= before + 1, "leadership is not stable: term {before} has become {after}");
     apart.nothing_is_lost(load).await;
 }

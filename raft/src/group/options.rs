@@ -32,7 +32,8 @@ pub enum FirstStart {
 /// Raft's beats. A follower that hears nothing for an election timeout stands for election.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Between heartbeats.
+    /// Between heartbeats, and how long the answer to one may take: a leader to whom all answer later than that takes
+    /// itself for cut off. Longer than the slowest way between zones, there and back.
     pub heartbeat_ms: u64,
     /// Shortest election timeout; several heartbeats and slow fsyncs must fit.
     pub election_min_ms: u64,
@@ -42,7 +43,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_ms: 250, election_min_ms: 1000, election_max_ms: 2000 }
+        Self { heartbeat_ms: 500, election_min_ms: 1500, election_max_ms: 3000 }
     }
 }
 

@@ -25,6 +25,10 @@ use crate::group::TypeConfig;
 use crate::state::View;
 use crate::store::SnapshotFile;
 
+/// How long the answer to entries may take. The consensus library gives three quarters of a heartbeat, which is less
+/// than a slow way between zones takes: the leader would send the same entries for ever and commit nothing.
+const APPEND_WITHIN: Duration = Duration::from_secs(2);
+
 /// Makes links to other nodes.
 #[derive(Clone)]
 pub(crate) struct Links {
@@ -89,9 +93,8 @@ impl Link {
         &self,
         (method, action): (Method, RPCTypes),
         request: &Q,
-        option: &RPCOption,
+        timeout: Duration,
     ) -> Result<A, RPCError<TypeConfig>> {
-        let timeout = option.soft_ttl();
         match tokio::time::timeout(timeout, self.call(method, request, timeout)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(CallError::Unreachable(why))) => Err(RPCError::Unreachable(Unreachable::from_string(why))),
@@ -119,7 +122,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.rpc((Method::Append, RPCTypes::AppendEntries), &rpc, &option).await
+        let timeout = option.soft_ttl().max(APPEND_WITHIN);
+        self.rpc((Method::Append, RPCTypes::AppendEntries), &rpc, timeout).await
     }
 
     async fn vote(
@@ -127,7 +131,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.rpc((Method::Vote, RPCTypes::Vote), &rpc, &option).await
+        self.rpc((Method::Vote, RPCTypes::Vote), &rpc, option.soft_ttl()).await
     }
 
     async fn pre_vote(
@@ -135,7 +139,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.rpc((Method::PreVote, RPCTypes::Vote), &rpc, &option).await
+        self.rpc((Method::PreVote, RPCTypes::Vote), &rpc, option.soft_ttl()).await
     }
 
     async fn full_snapshot(
@@ -173,6 +177,6 @@ impl RaftNetworkV2<TypeConfig> for Link {
         req: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.rpc((Method::TransferLeader, RPCTypes::TransferLeader), &req, &option).await
+        self.rpc((Method::TransferLeader, RPCTypes::TransferLeader), &req, option.soft_ttl()).await
     }
 }
