@@ -12,6 +12,53 @@ pub(crate) enum Command {
     Load(Load),
     /// Kill a node with SIGKILL in the middle of writes, again and again, and look for lost or invented samples.
     Kill(Kill),
+    /// Break a real cluster under load, check what it promised, and report: a scenario, `smoke` or `all`.
+    Run(Run),
+    /// Name every scenario: what is done, what is promised.
+    List,
+    /// Becomes another program that ends when we end.
+    #[command(hide = true)]
+    Guard {
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+}
+
+/// `engram-chaos run`
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Run {
+    /// A scenario's name, `smoke` for the short set, `all` for all.
+    pub(crate) what: String,
+    /// Replays whom faults hit and when, and what clients do; default: new for each run, printed.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// The engram binary; default: the one beside this program.
+    #[arg(long)]
+    pub(crate) engram: Option<PathBuf>,
+    /// Where report.json and report.html are written; default: nowhere.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Where the nodes' data live during a run.
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    pub(crate) work_dir: PathBuf,
+    /// Runs of each scenario, with the seed, the seed + 1, …
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Faults this machine cannot do are no failure.
+    #[arg(long)]
+    pub(crate) allow_skipped: bool,
+    /// Keep data, logs and history even when all is well.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Clients that write.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) writers: u32,
+    /// Series of each of them, a sample of each in every request.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) series: u32,
+    /// Mean pause of a client between two requests, milliseconds.
+    #[arg(long, default_value_t = 40)]
+    pub(crate) pause_ms: u64,
 }
 
 /// `engram-chaos load`

@@ -159,6 +159,35 @@ impl Client {
             .map_err(|e| Error::Server { url: format!("{}/api/v1/{path}", self.query_url), reason: e.to_string() })
     }
 
+    /// Has something done; `path` begins behind `/api/v1/`.
+    ///
+    /// # Errors
+    /// It was refused or not answered; with the code and the text.
+    pub(crate) async fn post(&self, path: &str) -> Result<(), Error> {
+        let url = format!("{}/api/v1/{path}", self.query_url);
+        let failed = |reason: String| Error::Server { url: url.clone(), reason };
+        let answer = self.http.post(&url).send().await.map_err(|e| failed(root_cause(&e)))?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        let status = answer.status().as_u16();
+        Err(failed(format!("{status}: {}", answer.text().await.unwrap_or_default())))
+    }
+
+    /// Puts a JSON object; answers the code and the body.
+    ///
+    /// # Errors
+    /// There was no whole answer.
+    pub(crate) async fn put(&self, path: &str, body: &serde_json::Value) -> Result<(u16, serde_json::Value), Error> {
+        let url = format!("{}/api/v1/{path}", self.query_url);
+        let failed = |e: &reqwest::Error| Error::Server { url: url.clone(), reason: root_cause(e) };
+        let request = self.http.put(&url).header("content-type", "application/json").body(body.to_string());
+        let answer = request.send().await.map_err(|e| failed(&e))?;
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await.map_err(|e| failed(&e))?;
+        Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
     /// The digest of everything the server holds for the anonymous tenant.
     ///
     /// # Errors

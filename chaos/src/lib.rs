@@ -4,15 +4,26 @@
 //!   what is read back with what was acknowledged. It speaks to any Prometheus-compatible server.
 //! - `kill` starts an `engram`, kills it in the middle of writes, starts it again and requires every
 //!   acknowledged sample, none twice and none invented.
+//! - `run` starts a cluster, breaks it under load in every way it can, and holds what clients saw against what is
+//!   promised: `scenario` says what there is, `run` plays it with `cluster` (nodes and the network between them),
+//!   `workload` (clients), `nemesis` (faults), `history` (what happened), `check` (what must hold) and `report`.
 //!
 //! Below them: `client` is the one way to a server, `wire` the bytes of remote write.
 
 mod args;
+mod check;
 mod client;
+mod cluster;
 mod error;
+mod history;
 mod kill;
 mod load;
+mod nemesis;
+mod report;
+mod run;
+mod scenario;
 mod wire;
+mod workload;
 
 use clap::Parser;
 use std::io::Write;
@@ -24,6 +35,11 @@ use std::process::ExitCode;
 #[must_use]
 pub fn main() -> ExitCode {
     let command = args::Command::parse();
+    match &command {
+        args::Command::Guard { command } => return complain(&cluster::guard(command).to_string()),
+        args::Command::Run(_) | args::Command::List => cluster::enter_own_mounts(),
+        args::Command::Load(_) | args::Command::Kill(_) => {}
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         complain("another TLS provider is installed already");
     }
@@ -35,6 +51,8 @@ pub fn main() -> ExitCode {
         match command {
             args::Command::Load(args) => load::run(args).await,
             args::Command::Kill(args) => kill::run(args).await,
+            args::Command::Run(args) => run::run(args).await,
+            args::Command::List | args::Command::Guard { .. } => run::list(),
         }
     });
     match verdict {

@@ -1,0 +1,115 @@
+//! What only grows, only grows: at each node Raft's term and applied index, each partition's epoch and each register's
+//! version as that node tells them; and one version of a register has one value everywhere.
+//!
+//! Of two answers of a node, the second counts as later when it was asked for after the first had come. Answers without
+//! a leader or with another set of partitions are compared all the same: nothing may go back, not even over a kill.
+//!
+//! Source: Raft (Ongaro, dissertation, figure 3.2: `currentTerm` is durable); DESIGN §4 for epochs.
+
+use super::Verdict;
+use crate::history::{Answer, Call, End, History, Micros};
+use std::collections::BTreeMap;
+
+/// The highest value known of something, and since when.
+#[derive(Clone, Debug, Default)]
+struct Highest {
+    /// Answers by the time they had come, values growing.
+    known: Vec<(Micros, u64)>,
+}
+
+impl Highest {
+    /// Takes an answer; the higher value that was known before it was asked for, if there is one.
+    fn take(&mut self, began: Micros, ended: Micros, value: u64) -> Option<u64> {
+        let before = self.known.partition_point(|(at, _)| *at < began);
+        let known = before.checked_sub(1).map(|at| self.known[at].1);
+        let at = self.known.partition_point(|(at, _)| *at <= ended);
+        let value_here = at.checked_sub(1).map_or(value, |at| self.known[at].1.max(value));
+        self.known.insert(at, (ended, value_here));
+        for later in &mut self.known[at..] {
+            later.1 = later.1.max(value_here);
+        }
+        known.filter(|known| *known > value)
+    }
+}
+
+/// Checks all answers about versions.
+pub(super) fn check(history: &History) -> Verdict {
+    let mut verdict = Verdict::new("forward", "terms, applied indexes, epochs and versions only grow at each node");
+    let mut highest: BTreeMap<(u32, String), Highest> = BTreeMap::new();
+    let mut values: BTreeMap<(u32, u64), u64> = BTreeMap::new();
+    let (mut looked, mut leaders, mut last_leader) = (0, 0_u64, None);
+    let mut ops: Vec<_> = history.ops.iter().filter(|op| op.end == End::Ok).collect();
+    ops.sort_by_key(|op| op.ended);
+    for op in ops {
+        let (ended, mut told) = (op.ended.unwrap_or(Micros::MAX), Vec::new());
+        match (&op.call, &op.answer) {
+            (Call::Status, Some(Answer::Status { term, applied, leader, epochs })) => {
+                told.extend([("term".to_owned(), *term), ("applied index".to_owned(), *applied)]);
+                told.extend(epochs.iter().enumerate().map(|(at, epoch)| (format!("epoch of partition {at}"), *epoch)));
+                if leader.is_some() && *leader != last_leader {
+                    (leaders, last_leader) = (leaders + 1, *leader);
+                }
+            }
+            (Call::Get { key }, Some(Answer::Register { version, value })) => {
+                told.push((format!("version of register {key}"), *version));
+                let first = values.entry((*key, *version)).or_insert(*value);
+                if first != value {
+                    verdict.fail(|| format!("register {key} has value {first} and value {value} at version {version}"));
+                }
+            }
+            _ => continue,
+        }
+        looked += 1;
+        for (name, value) in told {
+            if let Some(known) = highest.entry((op.node, name.clone())).or_default().take(op.began, ended, value) {
+                let at = super::seconds(op.began);
+                verdict.fail(|| format!("node {}: {name} is {value} at {at:.3} s, it was {known} before", op.node));
+            }
+        }
+    }
+    verdict.count("answers", looked);
+    verdict.count("leaders seen", leaders);
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::super::planted::{history, op};
+    use super::*;
+    use crate::history::Op;
+
+    fn status(node: u32, began: Micros, ended: Micros, term: u64, epoch: u64) -> Op {
+        let answer = Answer::Status { term, applied: 9, leader: Some(1), epochs: vec![4, epoch] };
+        op(node, Call::Status, began, ended, End::Ok, Some(answer))
+    }
+
+    fn get(node: u32, began: Micros, version: u64, value: u64) -> Op {
+        op(node, Call::Get { key: 2 }, began, began + 1, End::Ok, Some(Answer::Register { version, value }))
+    }
+
+    #[test]
+    fn answers_that_overlap_and_other_nodes_say_nothing() {
+        let ops = vec![
+            status(0, 1, 9, 5, 5),
+            status(0, 2, 8, 4, 4),
+            status(1, 20, 21, 3, 3),
+            get(0, 5, 7, 1),
+            get(1, 9, 6, 2),
+        ];
+        assert_eq!(check(&history(ops)).outcome, Outcome::Passed);
+    }
+
+    #[test]
+    fn a_term_an_epoch_and_a_version_that_go_back_are_found() {
+        for ops in [
+            vec![status(0, 1, 2, 5, 5), status(0, 3, 4, 4, 5)],
+            vec![status(0, 1, 2, 5, 5), status(0, 3, 4, 5, 4)],
+            vec![status(0, 1, 2, 5, 5), status(0, 1, 9, 4, 5), status(0, 3, 4, 4, 5)],
+            vec![get(0, 1, 7, 1), get(0, 3, 6, 2)],
+            vec![get(0, 1, 7, 1), get(1, 3, 7, 2)],
+        ] {
+            assert_eq!(check(&history(ops.clone())).outcome, Outcome::Failed, "{ops:?}");
+        }
+    }
+}

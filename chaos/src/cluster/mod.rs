@@ -1,0 +1,439 @@
+//! The cluster under test: real nodes on this machine, and the network between them in our hands.
+//!
+//! - [`mod@self`]: which nodes there are, how they are started, stopped, told apart; what the cluster says of itself
+//! - `process`: one node as a process that never outlives us
+//! - `proxy`, `links`, `origin`: every byte between two nodes, and what may happen to it
+//! - `disk`, `disk_off`, `mounts`: a disk of one node's own, that can lose its power or be full
+//!
+//! A node keeps its ports, its name and its directory over all restarts, so a client's address never changes and what
+//! a client sees is the node's doing.
+
+mod disk;
+mod disk_off;
+mod links;
+mod mounts;
+mod origin;
+mod process;
+mod proxy;
+
+pub(crate) use disk::{Disk, Kind as DiskKind};
+pub(crate) use links::{Links, Rule, between};
+pub(crate) use mounts::enter as enter_own_mounts;
+pub(crate) use process::guard;
+
+use crate::client::Client;
+use crate::error::Error;
+use engram_model::time::Stopwatch;
+use process::Process;
+use proxy::{Between, Pids, Proxy};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+/// Below what systems give to outgoing connections, so that nobody takes the port of a node that is down.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+/// Replicas of each partition, where there are nodes enough.
+const REPLICAS: usize = 3;
+/// How long the harness itself waits for an answer of a node.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// The binary.
+    pub(crate) engram: PathBuf,
+    /// Nodes, and zones they are spread over.
+    pub(crate) nodes: usize,
+    pub(crate) zones: usize,
+    /// Options of every node, besides those that make it a node of this cluster.
+    pub(crate) options: Vec<String>,
+    /// The disk under each node.
+    pub(crate) disk: DiskKind,
+    /// Everything of this run lies below.
+    pub(crate) folder: PathBuf,
+    /// Longest time for a start or a stop.
+    pub(crate) patience: Duration,
+    pub(crate) seed: u64,
+}
+
+/// Whom clients may ask: the nodes by index. Shared with the workload; nodes are added and taken away.
+#[derive(Debug, Default)]
+pub(crate) struct Roster(RwLock<Vec<Option<Client>>>);
+
+impl Roster {
+    /// Nodes that are listed now.
+    pub(crate) fn listed(&self) -> Vec<usize> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().enumerate().filter(|(_, client)| client.is_some()).map(|(node, _)| node).collect()
+    }
+
+    /// The way to a node, `None` for one that is not listed.
+    pub(crate) fn client(&self, node: usize) -> Option<Client> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned().flatten()
+    }
+
+    fn set(&self, node: usize, client: Option<Client>) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if all.len() <= node {
+            all.resize(node + 1, None);
+        }
+        all[node] = client;
+    }
+}
+
+/// One node, running or not.
+#[derive(Debug)]
+struct Node {
+    zone: usize,
+    http: SocketAddr,
+    grpc: SocketAddr,
+    proxy: Proxy,
+    folder: PathBuf,
+    disk: Disk,
+    process: Option<Process>,
+}
+
+/// The cluster. Dropping it ends every node and takes its disks down.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    spec: Spec,
+    nodes: Vec<Node>,
+    seeds: Vec<String>,
+    pub(crate) links: Links,
+    pids: Pids,
+    pub(crate) roster: Arc<Roster>,
+    chance: StdRng,
+    taken: BTreeSet<u16>,
+}
+
+impl Cluster {
+    /// Chooses ports, makes disks, starts proxies; no node runs yet.
+    ///
+    /// # Errors
+    /// The disk, or no free ports.
+    pub(crate) async fn new(spec: Spec, client_timeout: Duration) -> Result<Self, Error> {
+        // Ports are no part of what a seed replays: two runs side by side must not want the same.
+        let chance = StdRng::seed_from_u64(spec.seed ^ u64::from(std::process::id()));
+        let (links, roster, pids) = (Links::new(), Arc::new(Roster::default()), Pids::default());
+        let (count, seeds, taken) = (spec.nodes, Vec::new(), BTreeSet::new());
+        let mut cluster = Self { spec, nodes: Vec::new(), seeds, links, pids, roster, chance, taken };
+        for _ in 0..count {
+            cluster.add(client_timeout).await?;
+        }
+        cluster.seeds = cluster.nodes.iter().map(|node| node.proxy.address.to_string()).collect();
+        Ok(cluster)
+    }
+
+    /// Makes room for one more node; it is not started.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) async fn add(&mut self, client_timeout: Duration) -> Result<usize, Error> {
+        let index = self.nodes.len();
+        let folder = self.spec.folder.join(format!("node-{index}"));
+        std::fs::create_dir_all(&folder)?;
+        let disk = Disk::make(self.spec.disk, &folder)?;
+        let (http, grpc, front) = (self.free()?, self.free()?, self.free()?);
+        let (pids, rules, seed) = (self.pids.clone(), self.links.watch(), self.spec.seed ^ index as u64);
+        let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
+        let root = format!("http://{http}");
+        self.roster.set(index, Some(Client::new(&format!("{root}/api/v1/push"), &root, client_timeout)?));
+        let zone = index % self.spec.zones;
+        self.nodes.push(Node { zone, http, grpc, proxy, folder, disk, process: None });
+        Ok(index)
+    }
+
+    fn free(&mut self) -> Result<SocketAddr, Error> {
+        for _ in 0..1000 {
+            let port = self.chance.random_range(PORTS);
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            if TcpListener::bind(address).is_ok() && self.taken.insert(port) {
+                return Ok(address);
+            }
+        }
+        Err(Error::Usage(format!("no free port in {PORTS:?}")))
+    }
+
+    /// How many nodes there are, running or not.
+    pub(crate) fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The nodes of a zone.
+    pub(crate) fn zone(&self, zone: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].zone == zone).collect()
+    }
+
+    /// How many zones there are.
+    pub(crate) fn zones(&self) -> usize {
+        self.spec.zones
+    }
+
+    /// Nodes whose process runs.
+    pub(crate) fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()).collect()
+    }
+
+    /// Where a node's data lie.
+    pub(crate) fn data(&self, node: usize) -> PathBuf {
+        self.nodes[node].disk.root().join("data")
+    }
+
+    /// The disk of a node.
+    pub(crate) fn disk(&mut self, node: usize) -> &mut Disk {
+        &mut self.nodes[node].disk
+    }
+
+    /// What the nodes have printed: one file each.
+    pub(crate) fn logs(&self) -> Vec<PathBuf> {
+        self.nodes.iter().map(|node| node.folder.join("log")).collect()
+    }
+
+    /// Starts a node's process; does not wait until it is ready.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub(crate) fn launch(&mut self, index: usize) -> Result<(), Error> {
+        let node = &self.nodes[index];
+        let founder = index < self.spec.nodes;
+        let mut args: Vec<String> = Vec::new();
+        let mut put = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+        put("data-dir", node.disk.root().join("data").display().to_string());
+        put("http-listen", node.http.to_string());
+        put("grpc-listen", node.grpc.to_string());
+        put("grpc-advertise", node.proxy.address.to_string());
+        put("zone", format!("zone-{}", node.zone));
+        put("node-name", format!("node-{index}"));
+        put("join", self.seeds.join(","));
+        put("bootstrap-expect", if founder { self.spec.nodes } else { 0 }.to_string());
+        args.extend(self.spec.options.iter().cloned());
+        let process = Process::start(&self.spec.engram, &args, &node.folder.join("log"))?;
+        let pid = Some(process.pid());
+        self.nodes[index].process = Some(process);
+        self.know(index, pid);
+        Ok(())
+    }
+
+    fn know(&self, index: usize, pid: Option<u32>) {
+        let mut pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
+        if pids.len() <= index {
+            pids.resize(index + 1, None);
+        }
+        pids[index] = pid;
+    }
+
+    /// Starts nodes and waits until each is ready; returns how long that took.
+    ///
+    /// # Errors
+    /// One ended by itself or was not ready in time; the end of its log is told.
+    pub(crate) async fn start(&mut self, nodes: &[usize]) -> Result<Duration, Error> {
+        let watch = Stopwatch::start();
+        for node in nodes {
+            self.launch(*node)?;
+        }
+        for node in nodes {
+            self.ready(*node).await?;
+        }
+        Ok(watch.elapsed())
+    }
+
+    /// Waits until a running node says it is ready.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) async fn ready(&mut self, index: usize) -> Result<(), Error> {
+        let watch = Stopwatch::start();
+        let root = format!("http://{}", self.nodes[index].http);
+        let client = Client::new(&root, &root, ASK_WITHIN)?;
+        while !client.is_ready().await {
+            self.alive(index)?;
+            if watch.elapsed() > self.spec.patience {
+                return Err(self.failed(index, &format!("not ready after {} s", self.spec.patience.as_secs())));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Says when a node that should run has ended by itself.
+    ///
+    /// # Errors
+    /// It has; that is a finding of its own.
+    pub(crate) fn alive(&mut self, index: usize) -> Result<(), Error> {
+        let ended = self.nodes[index].process.as_mut().and_then(Process::ended);
+        ended.map_or(Ok(()), |status| Err(self.failed(index, &format!("ended by itself: {status}"))))
+    }
+
+    /// SIGKILL to all of them at one moment; waits until they are gone.
+    ///
+    /// # Errors
+    /// One had ended by itself before.
+    pub(crate) async fn kill(&mut self, nodes: &[usize]) -> Result<(), Error> {
+        for node in nodes {
+            self.alive(*node)?;
+        }
+        self.kill_any(nodes).await
+    }
+
+    /// As [`Self::kill`], also those that may have ended because of a fault of ours.
+    ///
+    /// # Errors
+    /// They could not be waited for.
+    pub(crate) async fn kill_any(&mut self, nodes: &[usize]) -> Result<(), Error> {
+        for node in nodes {
+            if let Some(process) = &mut self.nodes[*node].process {
+                process.kill();
+            }
+        }
+        for node in nodes {
+            if let Some(process) = self.nodes[*node].process.take() {
+                process.gone().await?;
+            }
+            self.know(*node, None);
+        }
+        Ok(())
+    }
+
+    /// Asks a node to end and waits until it has.
+    ///
+    /// # Errors
+    /// It ended with an error, or not in time.
+    pub(crate) async fn stop(&mut self, index: usize) -> Result<(), Error> {
+        self.alive(index)?;
+        let Some(process) = self.nodes[index].process.take() else { return Ok(()) };
+        process.signal(Signal::TERM);
+        let ended = tokio::time::timeout(self.spec.patience, process.gone()).await;
+        self.know(index, None);
+        match ended {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(self.failed(index, &format!("asked to end, it ended with {status}"))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(self.failed(index, "asked to end, it did not")),
+        }
+    }
+
+    /// Stops a node in the middle of whatever it does, or lets it go on.
+    pub(crate) fn pause(&self, index: usize, paused: bool) {
+        if let Some(process) = &self.nodes[index].process {
+            process.signal(if paused { Signal::STOP } else { Signal::CONT });
+        }
+    }
+
+    /// Takes a node off the list clients use.
+    pub(crate) fn unlist(&self, index: usize) {
+        self.roster.set(index, None);
+    }
+
+    /// What a node says of the cluster.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) async fn status(&self, index: usize) -> Result<Value, Error> {
+        Ok(self.asker(index)?.ask("cluster/status", &[], None).await?["data"].take())
+    }
+
+    fn asker(&self, index: usize) -> Result<Client, Error> {
+        let root = format!("http://{}", self.nodes[index].http);
+        Client::new(&format!("{root}/api/v1/push"), &root, ASK_WITHIN)
+    }
+
+    /// The node that leads the metadata group, as any running node knows it.
+    pub(crate) async fn leader(&self) -> Option<usize> {
+        for node in self.running() {
+            let Ok(status) = self.status(node).await else { continue };
+            if let Some(leader) = self.index_of(&status, &status["raft"]["leader"]) {
+                return Some(leader);
+            }
+        }
+        None
+    }
+
+    fn index_of(&self, status: &Value, id: &Value) -> Option<usize> {
+        let row = status["nodes"].as_array()?.iter().find(|row| row["id"] == *id)?;
+        let address = row["grpc"].as_str()?;
+        self.nodes.iter().position(|node| node.proxy.address.to_string() == address)
+    }
+
+    /// The id the cluster has given a node.
+    pub(crate) fn id_of(&self, status: &Value, index: usize) -> Option<u64> {
+        let address = self.nodes[index].proxy.address.to_string();
+        let row =
+            status["nodes"].as_array()?.iter().find(|row| row["grpc"] == address.as_str() && row["state"] != "dead");
+        row?["id"].as_u64()
+    }
+
+    /// Has the cluster do something with a node, asked at another.
+    ///
+    /// # Errors
+    /// It was refused, with why.
+    pub(crate) async fn steer(&self, at: usize, id: u64, act: &str) -> Result<(), Error> {
+        self.asker(at)?.post(&format!("cluster/nodes/{id}/{act}")).await
+    }
+
+    /// Waits until every listed node sees all of them active, all partitions whole and nothing moving.
+    ///
+    /// # Errors
+    /// It is not so in time; what is missing is told.
+    pub(crate) async fn whole(&mut self, within: Duration) -> Result<Duration, Error> {
+        let (watch, wanted) = (Stopwatch::start(), self.roster.listed());
+        let mut missing = String::new();
+        'look: while watch.elapsed() < within {
+            for node in &wanted {
+                self.alive(*node)?;
+                if let Err(why) = self.sees_all(*node, &wanted).await {
+                    missing = format!("node {node}: {why}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue 'look;
+                }
+            }
+            return Ok(watch.elapsed());
+        }
+        Err(Error::Usage(format!("the cluster is not whole after {} s: {missing}", within.as_secs())))
+    }
+
+    async fn sees_all(&self, node: usize, wanted: &[usize]) -> Result<(), String> {
+        let status = self.status(node).await.map_err(|e| e.to_string())?;
+        let number = |name: &str| status[name].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1_000_000);
+        let active: BTreeSet<usize> = status["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|row| (row["state"] == "active").then(|| self.index_of(&status, &row["id"])).flatten())
+            .collect();
+        let absent: Vec<_> = wanted.iter().filter(|node| !active.contains(node)).collect();
+        let partitions = status["partitions"].as_array().map_or(&[][..], Vec::as_slice);
+        // Counted here: `underReplicated` compares partitions with each other, and is 0 when all have one replica.
+        let few = REPLICAS.min(wanted.len());
+        let short =
+            partitions.iter().filter(|row| row["replicas"].as_array().is_none_or(|all| all.len() < few)).count();
+        let (under, moving, leader) = (number("underReplicated"), number("moving"), status["raft"]["leader"].as_u64());
+        if !absent.is_empty() || partitions.is_empty() || short + under + moving > 0 || leader.is_none() {
+            return Err(format!(
+                "not active: {absent:?}; short of replicas: {short} and {under} of {}, moving: {moving}; leader {leader:?}",
+                partitions.len()
+            ));
+        }
+        Ok(())
+    }
+
+    fn failed(&self, index: usize, reason: &str) -> Error {
+        let path = self.nodes[index].folder.join("log");
+        let tail = tail(&path);
+        Error::Process {
+            path: self.spec.engram.clone(),
+            reason: format!("node {index} {reason}; {}:\n{tail}", path.display()),
+        }
+    }
+}
+
+/// The end of a log.
+fn tail(path: &Path) -> String {
+    let log = std::fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&log[log.len().saturating_sub(2_000)..]).into_owned()
+}

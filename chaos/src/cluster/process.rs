@@ -1,0 +1,84 @@
+//! One node as a process: it starts, is killed, stopped, paused, and never outlives us.
+//!
+//! A node runs in a process group of its own, so that Ctrl-C reaches it by our hand only, and is told by the kernel to
+//! end when we end, however that comes: it is started through `engram-chaos guard`, which asks the kernel for that and
+//! then becomes the node.
+
+use crate::error::Error;
+use rustix::process::{Pid, Signal};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A running node.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+}
+
+/// What `guard` does: becomes `command`, which dies with the process that started us.
+///
+/// # Errors
+/// Only when it could not; otherwise it does not return.
+pub(crate) fn guard(command: &[std::ffi::OsString]) -> Error {
+    let Some((program, args)) = command.split_first() else { return Error::Usage("guard whom?".to_owned()) };
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
+        return Error::Io(error.into());
+    }
+    Error::Io(Command::new(program).args(args).exec())
+}
+
+impl Process {
+    /// Starts `binary`; what it prints is added to `log`.
+    ///
+    /// # Errors
+    /// It does not exist, or nothing can be started.
+    pub(super) fn start(binary: &Path, args: &[String], log: &Path) -> Result<Self, Error> {
+        let log = std::fs::File::options().create(true).append(true).open(log)?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg("guard")
+            .arg("--")
+            .arg(binary)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .map_err(|e| Error::Process { path: binary.to_owned(), reason: e.to_string() })?;
+        Ok(Self { child })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends a signal; nothing happens to one that has ended and was not waited for.
+    pub(super) fn signal(&self, signal: Signal) {
+        // The id is ours until it is waited for, so no stranger is hit; one that ended already needs no signal.
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let _gone = pid.map(|pid| rustix::process::kill_process(pid, signal));
+    }
+
+    /// SIGKILL without waiting, so that many can be hit at one moment; then [`Self::gone`].
+    pub(super) fn kill(&mut self) {
+        // Already ended is as good as killed.
+        let _gone = self.child.kill();
+    }
+
+    /// Waits until it is gone.
+    pub(super) async fn gone(mut self) -> Result<ExitStatus, Error> {
+        Ok(tokio::task::spawn_blocking(move || self.child.wait()).await??)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone = self.child.kill().and_then(|()| self.child.wait());
+    }
+}

@@ -1,0 +1,367 @@
+//! The history of a run: every operation's beginning and end, every fault, on disk as it happens.
+//!
+//! Why on disk: a verdict that cannot be looked at again convinces nobody, and a run that is killed must leave what it
+//! saw. Why bounded: a run must not fill the disk of whoever tries it; past the bound it says so and the verdict is
+//! `unknown`, never `passed`.
+//!
+//! One JSON object a line, `at` in microseconds since the run began:
+//!
+//! ```text
+//! {"at":81,"op":7,"node":2,"begins":{"f":"append","writer":3,"number":19}}
+//! {"at":4120,"op":7,"ends":"ok","answer":{"a":"done"}}
+//! {"at":5000,"fault":"kill node 1","state":"installed"}
+//! ```
+//!
+//! An operation ends in one of three ways: `ok`; `fail`, known not to have happened; `unknown`, may have happened, may
+//! happen yet. One without an end is unknown.
+
+use crate::error::Error;
+use engram_model::time::Stopwatch;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Microseconds since the run began.
+pub(crate) type Micros = u64;
+
+/// Runs of numbers, first and last of each, ascending.
+pub(crate) type Runs = Vec<(u32, u32)>;
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "f", rename_all = "kebab-case")]
+pub(crate) enum Call {
+    /// One sample, of this number, to each series of a writer.
+    Append { writer: u32, number: u32 },
+    /// The numbers `first..=last` of all series of a writer.
+    Read { writer: u32, first: u32, last: u32, stage: Stage },
+    /// Register `key` to `value` if it is at version `expected`.
+    Set { key: u32, expected: u64, value: u64 },
+    /// The version of a register, as a majority knows it.
+    Probe { key: u32 },
+    /// The register as this node knows it.
+    Get { key: u32 },
+    /// What a node knows of the cluster.
+    Status,
+}
+
+/// When a read was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Stage {
+    /// While faults came and went.
+    Load,
+    /// After everything was healed and at rest: everything, at every node.
+    Final,
+    /// After that: the same again and again.
+    Again,
+}
+
+/// What was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "a", rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    Done,
+    Samples(Found),
+    Register {
+        version: u64,
+        value: u64,
+    },
+    Version {
+        version: u64,
+    },
+    Status {
+        /// Raft's term, applied index and leader as the node knows them.
+        term: u64,
+        applied: u64,
+        leader: Option<u64>,
+        /// Epoch of each partition.
+        epochs: Vec<u64>,
+    },
+}
+
+/// The samples of one read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Found {
+    /// Series that hold the same numbers, with just the value the writer gave each.
+    pub(crate) groups: Vec<(Vec<u32>, Runs)>,
+    /// Points that no attempt of this writer explains by their time and value alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) odd: Vec<Odd>,
+}
+
+/// A point that should not be there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Odd {
+    pub(crate) series: String,
+    pub(crate) at_ms: i64,
+    pub(crate) bits: u64,
+    /// The time stands twice in the answer, or out of order.
+    pub(crate) doubled: bool,
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum End {
+    Ok,
+    Fail,
+    Unknown,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum FaultState {
+    /// It is there.
+    Installed,
+    /// It is gone again.
+    Healed,
+    /// This machine cannot do it.
+    Skipped,
+    /// It may be there or not: the run proves nothing about it.
+    Unknown,
+}
+
+/// One line.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Line {
+    at: Micros,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    op: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    begins: Option<Call>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ends: Option<End>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<Answer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fault: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<FaultState>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    why: String,
+}
+
+/// An operation, from its beginning to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Op {
+    pub(crate) node: u32,
+    pub(crate) call: Call,
+    pub(crate) began: Micros,
+    /// `None`: it never ended.
+    pub(crate) ended: Option<Micros>,
+    pub(crate) end: End,
+    pub(crate) answer: Option<Answer>,
+    pub(crate) why: String,
+}
+
+/// Something that happened to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) at: Micros,
+    pub(crate) name: String,
+    pub(crate) state: FaultState,
+    pub(crate) why: String,
+}
+
+/// A whole run, read back.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    /// By their beginning.
+    pub(crate) ops: Vec<Op>,
+    pub(crate) faults: Vec<Fault>,
+    /// Stages of the run by name.
+    pub(crate) marks: Vec<(Micros, String)>,
+}
+
+impl History {
+    /// Reads what a [`Recorder`] wrote.
+    ///
+    /// # Errors
+    /// The disk, or a line that is none.
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        let (mut history, mut open) = (Self::default(), HashMap::new());
+        for (number, line) in BufReader::new(File::open(path)?).lines().enumerate() {
+            let line: Line = serde_json::from_str(&line?)
+                .map_err(|e| Error::Usage(format!("{}, line {}: {e}", path.display(), number + 1)))?;
+            history.take(line, &mut open);
+        }
+        Ok(history)
+    }
+
+    fn take(&mut self, line: Line, open: &mut HashMap<u64, usize>) {
+        if let (Some(op), Some(call)) = (line.op, line.begins) {
+            open.insert(op, self.ops.len());
+            self.ops.push(Op {
+                node: line.node.unwrap_or(0),
+                call,
+                began: line.at,
+                ended: None,
+                end: End::Unknown,
+                answer: None,
+                why: "it never ended".to_owned(),
+            });
+        } else if let (Some(op), Some(end)) = (line.op, line.ends) {
+            if let Some(op) = open.remove(&op).and_then(|at| self.ops.get_mut(at)) {
+                (op.ended, op.end, op.answer, op.why) = (Some(line.at), end, line.answer, line.why);
+            }
+        } else if let (Some(name), Some(state)) = (line.fault, line.state) {
+            self.faults.push(Fault { at: line.at, name, state, why: line.why });
+        } else if let Some(name) = line.mark {
+            self.marks.push((line.at, name));
+        }
+    }
+
+    /// When a stage began.
+    pub(crate) fn mark(&self, name: &str) -> Option<Micros> {
+        self.marks.iter().find(|(_, n)| n == name).map(|(at, _)| *at)
+    }
+
+    /// The last moment anything happened.
+    pub(crate) fn end(&self) -> Micros {
+        let ops = self.ops.iter().map(|op| op.ended.unwrap_or(op.began));
+        ops.chain(self.marks.iter().map(|(at, _)| *at)).max().unwrap_or(0)
+    }
+}
+
+#[derive(Debug)]
+struct Sink {
+    out: BufWriter<File>,
+    bytes: u64,
+    next_op: u64,
+    /// Set once, when the bound is reached or the disk fails.
+    broken: Option<String>,
+}
+
+/// Writes a history; shared by everybody who takes part in a run.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    watch: Stopwatch,
+    path: PathBuf,
+    bytes_max: u64,
+    sink: Mutex<Sink>,
+}
+
+impl Recorder {
+    /// Begins an empty history at `path`.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(crate) fn new(path: &Path, bytes_max: u64) -> Result<Self, Error> {
+        let sink = Sink { out: BufWriter::new(File::create(path)?), bytes: 0, next_op: 0, broken: None };
+        Ok(Self { watch: Stopwatch::start(), path: path.to_owned(), bytes_max, sink: Mutex::new(sink) })
+    }
+
+    /// Microseconds since the run began.
+    pub(crate) fn now(&self) -> Micros {
+        u64::try_from(self.watch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Writes down that an operation begins; call it before the first byte is sent.
+    pub(crate) fn begin(&self, node: usize, call: Call) -> u64 {
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        sink.next_op += 1;
+        let op = sink.next_op;
+        let node = u32::try_from(node).ok();
+        self.put(&mut sink, &Line { at: self.now(), op: Some(op), node, begins: Some(call), ..Line::default() });
+        op
+    }
+
+    /// Writes down how it ended; call it after the last byte has come.
+    pub(crate) fn end(&self, op: u64, end: End, answer: Option<Answer>, why: &str) {
+        let why = why.chars().take(300).collect();
+        self.line(Line { op: Some(op), ends: Some(end), answer, why, ..Line::default() });
+    }
+
+    /// Writes down what became of a fault.
+    pub(crate) fn fault(&self, name: &str, state: FaultState, why: &str) {
+        let (fault, why) = (Some(name.to_owned()), why.to_owned());
+        self.line(Line { fault, state: Some(state), why, ..Line::default() });
+    }
+
+    /// Writes down that a stage of the run begins.
+    pub(crate) fn mark(&self, name: &str) {
+        self.line(Line { mark: Some(name.to_owned()), ..Line::default() });
+    }
+
+    fn line(&self, line: Line) {
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        self.put(&mut sink, &Line { at: self.now(), ..line });
+    }
+
+    fn put(&self, sink: &mut Sink, line: &Line) {
+        if sink.broken.is_some() {
+            return;
+        }
+        let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+        bytes.push(b'\n');
+        sink.bytes += bytes.len() as u64;
+        if sink.bytes > self.bytes_max {
+            sink.broken = Some(format!("the history reached its bound of {} bytes", self.bytes_max));
+        } else if let Err(error) = sink.out.write_all(&bytes) {
+            sink.broken = Some(format!("the history could not be written: {error}"));
+        }
+    }
+
+    /// Whether anything was lost; the workload ends then.
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner).broken.clone()
+    }
+
+    /// Brings everything to the file and reads it back.
+    ///
+    /// # Errors
+    /// As [`History::read`], and what broke while it was written.
+    pub(crate) fn finish(&self) -> Result<History, Error> {
+        if let Some(why) = self.broken() {
+            return Err(Error::Usage(why));
+        }
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner).out.flush()?;
+        History::read(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_recorded_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorder = Recorder::new(&folder.path().join("history"), 10_000).unwrap();
+        recorder.mark("load");
+        let one = recorder.begin(2, Call::Append { writer: 3, number: 19 });
+        let two = recorder.begin(0, Call::Read { writer: 3, first: 1, last: 19, stage: Stage::Load });
+        recorder.begin(1, Call::Probe { key: 4 });
+        let odd = Odd { series: "s".to_owned(), at_ms: 7, bits: 9, doubled: true };
+        let found = Found { groups: vec![(vec![0, 1], vec![(1, 4), (6, 6)])], odd: vec![odd] };
+        recorder.end(two, End::Ok, Some(Answer::Samples(found.clone())), "");
+        recorder.end(one, End::Fail, None, "refused");
+        recorder.fault("kill node 1", FaultState::Installed, "");
+        let history = recorder.finish().unwrap();
+        assert_eq!(history.ops.len(), 3);
+        assert_eq!((history.ops[0].end, history.ops[0].why.as_str(), history.ops[0].node), (End::Fail, "refused", 2));
+        assert_eq!(history.ops[1].answer, Some(Answer::Samples(found)));
+        assert_eq!((history.ops[2].end, history.ops[2].ended), (End::Unknown, None));
+        assert_eq!(history.faults[0].state, FaultState::Installed);
+        assert!(history.mark("load").is_some() && history.mark("heal").is_none());
+    }
+
+    #[test]
+    fn a_history_past_its_bound_proves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorder = Recorder::new(&folder.path().join("history"), 200).unwrap();
+        for _ in 0..5 {
+            recorder.begin(0, Call::Status);
+        }
+        assert!(recorder.broken().is_some() && recorder.finish().is_err());
+    }
+}

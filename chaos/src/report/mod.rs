@@ -1,0 +1,202 @@
+//! What a run leaves behind: a text to read, JSON to compute with, and one page that shows when what happened.
+//!
+//! - [`mod@self`]: the figures of a run, its text and JSON
+//! - `timeline`: acknowledgements, failures and times in buckets of a quarter of a second
+//! - `html`: the page; it loads nothing from anywhere
+
+mod html;
+mod timeline;
+
+use crate::check::{Outcome, Verdict, seconds};
+use crate::error::Error;
+use crate::history::{FaultState, History};
+use crate::scenario::Scenario;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use timeline::Timeline;
+
+/// A fault, for readers.
+#[derive(Clone, Debug, Serialize)]
+struct FaultLine {
+    at_seconds: f64,
+    name: String,
+    state: FaultState,
+    why: String,
+}
+
+/// One run of one scenario.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    scenario: &'static str,
+    number: &'static str,
+    fault: &'static str,
+    says: &'static str,
+    seed: u64,
+    pub(crate) outcome: Outcome,
+    took_seconds: f64,
+    /// Why the run did not come to its end.
+    broken: Option<String>,
+    verdicts: Vec<Verdict>,
+    faults: Vec<FaultLine>,
+    timeline: Timeline,
+    replay: String,
+    /// Where the nodes' data, logs and the history are, when they were kept.
+    pub(crate) kept: Option<PathBuf>,
+}
+
+impl Report {
+    pub(crate) fn new(
+        scenario: &Scenario,
+        seed: u64,
+        history: &History,
+        verdicts: Vec<Verdict>,
+        broken: Option<String>,
+        took: Duration,
+    ) -> Self {
+        let worst = verdicts.iter().map(|verdict| verdict.outcome).max().unwrap_or(Outcome::Unknown);
+        let outcome = if broken.is_some() { Outcome::Failed } else { worst };
+        let line = |fault: &crate::history::Fault| FaultLine {
+            at_seconds: seconds(fault.at),
+            name: fault.name.clone(),
+            state: fault.state,
+            why: fault.why.clone(),
+        };
+        Self {
+            scenario: scenario.name,
+            number: scenario.number,
+            fault: scenario.fault,
+            says: scenario.says,
+            seed,
+            outcome,
+            took_seconds: took.as_secs_f64(),
+            broken,
+            verdicts,
+            faults: history.faults.iter().map(line).collect(),
+            timeline: Timeline::of(history),
+            replay: format!("engram-chaos run {} --seed {seed}", scenario.name),
+            kept: None,
+        }
+    }
+
+    /// Whether nothing was done because this machine cannot.
+    pub(crate) fn skipped(&self) -> bool {
+        self.faults.iter().any(|fault| fault.state == FaultState::Skipped)
+    }
+
+    fn word(&self) -> &'static str {
+        match self.outcome {
+            Outcome::Passed => "passed",
+            Outcome::Failed => "FAILED",
+            Outcome::Unknown if self.skipped() => "skipped",
+            Outcome::Unknown => "UNKNOWN",
+        }
+    }
+
+    fn figure(&self, checker: &str, name: &str) -> f64 {
+        let verdict = self.verdicts.iter().find(|verdict| verdict.checker == checker);
+        verdict.and_then(|verdict| verdict.figures.get(name)).copied().unwrap_or(0.0)
+    }
+
+    /// For a terminal.
+    pub(crate) fn text(&self) -> String {
+        let of = |checker, name| self.figure(checker, name);
+        let mut text = format!("{} (seed {}): {} in {:.0} s", self.scenario, self.seed, self.word(), self.took_seconds);
+        if self.skipped() {
+            return self.faults.iter().fold(text, |text, fault| format!("{text}\n  {}", fault.why));
+        }
+        text += &format!(
+            "\n  {} faults, {} operations; samples: {} acknowledged, {} lost, {} stale, {} doubled, {} phantom",
+            of("covered", "faults"),
+            of("covered", "operations"),
+            of("samples", "acknowledged"),
+            of("samples", "lost"),
+            of("samples", "stale"),
+            of("samples", "doubled"),
+            of("samples", "phantom") + of("samples", "wrong tenant") + of("samples", "wrong series"),
+        );
+        text += &format!(
+            "\n  writes failed {} (+{} in flight at a hit), reads {} (+{}); longest gap {:.2} s, unavailable {:.1} s; p99 {:.0} ms; healed in {:.1} s, agreed in {:.1} s",
+            of("available", "failed writes"),
+            of("available", "failed writes in flight at a hit"),
+            of("available", "failed reads"),
+            of("available", "failed reads in flight at a hit"),
+            of("available", "longest gap s"),
+            of("available", "unavailable s"),
+            of("available", "write p99 s") * 1000.0,
+            of("healed", "heal s"),
+            of("healed", "agree s"),
+        );
+        if let Some(why) = &self.broken {
+            text += &format!("\n  BROKEN {why}");
+        }
+        for verdict in self.verdicts.iter().filter(|verdict| verdict.outcome != Outcome::Passed) {
+            text += &format!("\n  {} {:?}: {} found", verdict.checker, verdict.outcome, verdict.found);
+            for told in verdict.told.iter().take(5) {
+                text += &format!("\n    {told}");
+            }
+        }
+        if self.outcome != Outcome::Passed {
+            text += &format!("\n  replay: {}", self.replay);
+        }
+        if let Some(kept) = &self.kept {
+            text += &format!("\n  data, logs, history: {}", kept.display());
+        }
+        text
+    }
+}
+
+/// All runs of one call.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Reports {
+    what: String,
+    seed: u64,
+    engram: PathBuf,
+    version: &'static str,
+    pub(crate) interrupted: bool,
+    runs: Vec<Report>,
+}
+
+impl Reports {
+    pub(crate) fn new(what: &str, seed: u64, engram: &Path) -> Self {
+        let (what, engram) = (what.to_owned(), engram.to_owned());
+        Self { what, seed, engram, version: env!("CARGO_PKG_VERSION"), interrupted: false, runs: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, report: Report) {
+        self.runs.push(report);
+    }
+
+    fn is_good(report: &Report, allow_skipped: bool) -> bool {
+        report.outcome == Outcome::Passed || allow_skipped && report.skipped()
+    }
+
+    /// Whether everything passed; what was skipped only counts as passed when that is allowed.
+    pub(crate) fn passed(&self, allow_skipped: bool) -> bool {
+        !self.interrupted && self.runs.iter().all(|report| Self::is_good(report, allow_skipped))
+    }
+
+    /// The last line.
+    pub(crate) fn summary(&self, allow_skipped: bool) -> String {
+        let passed = self.runs.iter().filter(|report| report.outcome == Outcome::Passed).count();
+        let failed = self.runs.iter().filter(|report| !Self::is_good(report, allow_skipped)).count();
+        let skipped = self.runs.iter().filter(|report| report.skipped()).count();
+        let skipped = if skipped > 0 { format!(" ({skipped} skipped)") } else { String::new() };
+        format!(
+            "chaos: seed {}{skipped}\nchaos: {passed} passed, {} failed",
+            self.seed,
+            failed + usize::from(self.interrupted)
+        )
+    }
+
+    /// Writes `report.json` and `report.html` into a directory.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
+        std::fs::create_dir_all(folder)?;
+        let json = serde_json::to_vec_pretty(self).map_err(|e| Error::Usage(e.to_string()))?;
+        std::fs::write(folder.join("report.json"), json)?;
+        Ok(std::fs::write(folder.join("report.html"), html::page(self))?)
+    }
+}

@@ -1,0 +1,133 @@
+//! A run in buckets of a quarter of a second: enough to see what a fault did, few enough to draw.
+
+use crate::check::seconds;
+use crate::history::{Answer, Call, End, FaultState, History, Micros};
+use crate::workload::NOT_REACHED;
+use serde::Serialize;
+
+/// Length of a bucket.
+const BUCKET: Micros = 250_000;
+/// Buckets at most: two hours; what is longer is cut off.
+const BUCKETS_MAX: usize = 28_800;
+
+/// One bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Bucket {
+    pub(super) acknowledged: u32,
+    pub(super) failed: u32,
+    pub(super) read: u32,
+    pub(super) reads_failed: u32,
+    /// The slowest acknowledged write that ended here.
+    pub(super) slowest_ms: f64,
+}
+
+/// A stretch of time with a name.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Band {
+    pub(super) from: f64,
+    pub(super) to: f64,
+    pub(super) name: String,
+}
+
+/// The whole run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Timeline {
+    pub(super) bucket_seconds: f64,
+    pub(super) buckets: Vec<Bucket>,
+    pub(super) faults: Vec<Band>,
+    /// When another leader was first seen, and which.
+    pub(super) leaders: Vec<(f64, u64)>,
+    /// When the sum of all epochs was first seen to have grown.
+    pub(super) epochs: Vec<(f64, u64)>,
+    pub(super) marks: Vec<(f64, String)>,
+}
+
+impl Timeline {
+    pub(super) fn of(history: &History) -> Self {
+        let count = usize::try_from(history.end() / BUCKET).unwrap_or(usize::MAX).saturating_add(1).min(BUCKETS_MAX);
+        let mut line =
+            Self { bucket_seconds: seconds(BUCKET), buckets: vec![Bucket::default(); count], ..Self::default() };
+        let mut ops: Vec<_> = history.ops.iter().collect();
+        ops.sort_by_key(|op| op.ended);
+        for op in ops {
+            let ended = op.ended.unwrap_or(history.end());
+            if let Some(Answer::Status { leader, epochs, .. }) = &op.answer {
+                line.look(seconds(ended), *leader, epochs.iter().sum());
+            }
+            let Some(bucket) = usize::try_from(ended / BUCKET).ok().and_then(|at| line.buckets.get_mut(at)) else {
+                continue;
+            };
+            let well = op.end == End::Ok;
+            match op.call {
+                _ if op.why.starts_with(NOT_REACHED) => {}
+                Call::Append { .. } if well => {
+                    bucket.acknowledged += 1;
+                    bucket.slowest_ms = bucket.slowest_ms.max(seconds(ended - op.began) * 1000.0);
+                }
+                Call::Append { .. } => bucket.failed += 1,
+                Call::Read { .. } if well => bucket.read += 1,
+                Call::Read { .. } => bucket.reads_failed += 1,
+                _ => {}
+            }
+        }
+        line.faults = bands(history);
+        line.marks = history.marks.iter().map(|(at, name)| (seconds(*at), name.clone())).collect();
+        line
+    }
+
+    fn look(&mut self, at: f64, leader: Option<u64>, epochs: u64) {
+        if let Some(leader) = leader.filter(|leader| self.leaders.last().is_none_or(|(_, last)| last != leader)) {
+            self.leaders.push((at, leader));
+        }
+        if self.epochs.last().is_none_or(|(_, last)| *last < epochs) {
+            self.epochs.push((at, epochs));
+        }
+    }
+}
+
+fn bands(history: &History) -> Vec<Band> {
+    let mut bands: Vec<Band> = Vec::new();
+    let end = seconds(history.end());
+    for fault in &history.faults {
+        let at = seconds(fault.at);
+        match fault.state {
+            FaultState::Installed | FaultState::Unknown => {
+                bands.push(Band { from: at, to: end, name: fault.name.clone() })
+            }
+            FaultState::Healed => {
+                if let Some(band) = bands.iter_mut().rev().find(|band| band.name == fault.name) {
+                    band.to = at;
+                }
+            }
+            FaultState::Skipped => {}
+        }
+    }
+    bands
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Fault, Op};
+
+    #[test]
+    fn operations_fall_into_the_bucket_they_ended_in() {
+        let append = |began, ended, end| Op {
+            node: 0,
+            call: Call::Append { writer: 0, number: 1 },
+            began,
+            ended: Some(ended),
+            end,
+            answer: None,
+            why: String::new(),
+        };
+        let ops = vec![append(0, 1000, End::Ok), append(200_000, 300_000, End::Ok), append(1, 300_001, End::Unknown)];
+        let fault = |at, state| Fault { at, name: "f".into(), state, why: String::new() };
+        let faults = vec![fault(100_000, FaultState::Installed), fault(200_000, FaultState::Healed)];
+        let line = Timeline::of(&History { ops, faults, marks: Vec::new() });
+        assert_eq!(line.buckets.len(), 2);
+        assert_eq!((line.buckets[0].acknowledged, line.buckets[1].acknowledged, line.buckets[1].failed), (1, 1, 1));
+        assert!((line.buckets[1].slowest_ms - 100.0).abs() < 1e-6);
+        assert_eq!(line.faults, [Band { from: 0.1, to: 0.2, name: "f".into() }]);
+    }
+}

@@ -1,0 +1,147 @@
+//! The load a cluster is under while it is broken: clients that write, read and configure, and write down what they saw.
+//!
+//! - `numbered`: samples whose time and value prove who wrote them, and how answers are taken apart
+//! - `append`: writers, in order and late, resending what has no known end
+//! - `reader`: raw reads, at any node, at any time
+//! - `register`: a tenant's configuration as a compare-and-set register
+//!
+//! Each client asks a node at random, and another one at once when nobody listens there, as a load balancer would. All
+//! chance comes from the run's seed.
+
+mod append;
+mod numbered;
+mod reader;
+mod register;
+
+pub(crate) use numbered::Numbers;
+pub(crate) use reader::read;
+
+use crate::client::Client;
+use crate::cluster::Roster;
+use crate::error::Error;
+use crate::history::{Answer, Call, End, Recorder};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// How an operation begins to say that nobody took it: it has no effect, and another node was asked instead.
+pub(crate) const NOT_REACHED: &str = "not reached";
+
+/// How much of everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Size {
+    pub(crate) readers: usize,
+    pub(crate) registers: u32,
+    pub(crate) configurers: usize,
+    /// Mean pause of a client between two operations.
+    pub(crate) pause: Duration,
+}
+
+/// What all clients of a run share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) numbers: Numbers,
+    /// The highest number each writer has begun.
+    pub(crate) reached: Arc<Vec<AtomicU32>>,
+    over: Arc<AtomicBool>,
+    pause: Duration,
+}
+
+impl Shared {
+    pub(crate) fn new(recorder: Arc<Recorder>, roster: Arc<Roster>, numbers: Numbers, size: &Size) -> Self {
+        let reached = Arc::new((0..numbers.writers).map(|_| AtomicU32::new(0)).collect());
+        Self { recorder, roster, numbers, reached, over: Arc::default(), pause: size.pause }
+    }
+
+    /// Whether the clients are to end.
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed) || self.recorder.broken().is_some()
+    }
+
+    /// Waits as a client does between two operations.
+    async fn rest(&self, chance: &mut StdRng) {
+        let most = u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX).saturating_mul(2);
+        tokio::time::sleep(Duration::from_micros(chance.random_range(0..=most))).await;
+    }
+
+    /// Does one thing at a node at random, at the next one if nobody is there. Each try is an operation of its own.
+    async fn somewhere<F: Future<Output = (End, Option<Answer>, String)> + Send>(
+        &self,
+        chance: &mut StdRng,
+        call: &Call,
+        act: impl Fn(Client) -> F + Send,
+    ) -> (End, Option<Answer>) {
+        let mut nodes = self.roster.listed();
+        nodes.shuffle(chance);
+        let mut last = (End::Fail, None);
+        for node in nodes {
+            let Some(client) = self.roster.client(node) else { continue };
+            let op = self.recorder.begin(node, call.clone());
+            let (end, answer, why) = act(client).await;
+            self.recorder.end(op, end, answer.clone(), &why);
+            last = (end, answer);
+            if !why.starts_with(NOT_REACHED) {
+                break;
+            }
+        }
+        last
+    }
+}
+
+/// Sorts a failure: nobody took it, or nobody knows. A node that says it is starting has taken nothing: whoever spreads
+/// requests over nodes looks at `/-/ready`, which says so too.
+fn failure(why: &str) -> (End, String) {
+    let nobody = ["Connection refused", "tcp connect error", "the node is starting"];
+    if nobody.iter().any(|text| why.contains(text)) {
+        (End::Fail, format!("{NOT_REACHED}: {why}"))
+    } else {
+        (End::Unknown, why.to_owned())
+    }
+}
+
+/// All clients of a run.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) shared: Shared,
+    clients: JoinSet<()>,
+}
+
+impl Load {
+    /// Makes the tenants and the registers, then lets all clients begin.
+    ///
+    /// # Errors
+    /// The cluster does not take the configuration.
+    pub(crate) async fn start(shared: Shared, size: &Size, seed: u64) -> Result<Self, Error> {
+        let (mut chance, mut clients) = (StdRng::seed_from_u64(seed), JoinSet::new());
+        append::prepare(&shared).await?;
+        for writer in 0..shared.numbers.writers {
+            clients.spawn(append::write(shared.clone(), writer, StdRng::seed_from_u64(chance.random())));
+        }
+        for _ in 0..size.readers {
+            clients.spawn(reader::run(shared.clone(), StdRng::seed_from_u64(chance.random())));
+        }
+        for client in 0..size.configurers {
+            let mine = register::Mine { client, clients: size.configurers, registers: size.registers };
+            clients.spawn(register::run(shared.clone(), mine, StdRng::seed_from_u64(chance.random())));
+        }
+        Ok(Self { shared, clients })
+    }
+
+    /// Lets the clients finish what they are at, and waits for them.
+    ///
+    /// # Errors
+    /// One of them panicked.
+    pub(crate) async fn finish(mut self) -> Result<Shared, Error> {
+        self.shared.over.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.clients.join_next().await {
+            ended?;
+        }
+        Ok(self.shared)
+    }
+}
