@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
-use engram_model::place::{NodeId, PartitionId};
+use engram_model::place::PartitionId;
 use engram_model::time::{Clock, Stopwatch};
 use engram_raft::Group;
 use engram_storage::chunk::ChunkFiles;
@@ -22,8 +22,6 @@ use engram_storage::log::metrics::SYNC_BOUNDS_US;
 use engram_storage::log::{self, LogMetrics, NodeLog};
 use engram_storage::object::Store;
 use engram_storage::object::metrics::{Op, OpMetrics, StoreMetrics};
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -44,12 +42,12 @@ use crate::ingest::partition::{self, LogBudget};
 use crate::ingest::reached::Reached;
 use crate::ingest::recover::{Recovered, Recovery};
 use crate::ingest::{LocalReplica, follower, keeper};
-use crate::meta::nodes::Steer;
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::peer::Peers;
 use crate::read::store::Blocks;
 use crate::read::{ReadOptions, Reader};
+use crate::status::Status;
 use crate::write::{WriteOptions, Writer};
 
 /// Why a node did not start, or had to end.
@@ -85,8 +83,6 @@ const META_STOP_WITHIN: Duration = Duration::from_secs(20);
 const FOLLOWER_EVERY: Duration = Duration::from_secs(5);
 /// Full chunks that lie on the heap, in all partitions, before they are put into files; each partition has its share.
 const FULL_CHUNK_BYTES: usize = 64 << 20;
-/// How long a change of a node's state may take.
-const STEER_WITHIN: Duration = Duration::from_secs(10);
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 /// How often the cutter looks when nothing changes: what failed is tried again.
@@ -189,8 +185,8 @@ impl Node {
             reader: Reader::new(read_options(&config), meta.clone(), peers, readable, read),
         };
         collect_queries(&metrics, &paths.reader);
-        let app = app(&config, paths, Status { meta, metrics, health: health.clone() }, http_metrics, &clock);
-        front.open(http::router(Arc::new(app)));
+        let status = Status::new(&config, (meta, &door), metrics, &health);
+        front.open(http::router(Arc::new(app(&config, paths, status, http_metrics, &clock))));
         health.set("node/log", Condition::Running);
         Ok(Self {
             http_address,
@@ -217,6 +213,12 @@ impl Node {
     /// The log failed; what was there before stays.
     pub async fn checkpoint(&self) -> Result<(), StartError> {
         keeper::round(&self.keeper).await.map_err(|e| StartError::Failed(format!("checkpoint: {e}")))
+    }
+
+    /// What hands the lead of the metadata over before the node is stopped.
+    pub(crate) fn heir(&self) -> impl Future<Output = ()> + Send + use<> {
+        let group = self.group.clone();
+        async move { cluster::hand_over(&group).await }
     }
 
     /// Checks every block once and quarantines what is damaged, as the scrubber does in its own time.
@@ -686,31 +688,6 @@ fn read_options(config: &Config) -> ReadOptions {
         bytes_max: config.query.bytes_max,
         node_samples_max: config.query.node_samples_max,
         experimental: config.promql_experimental,
-    }
-}
-
-/// What the API may tell about the node.
-struct Status {
-    meta: Meta,
-    metrics: Metrics,
-    health: Health,
-}
-
-impl http::port::Node for Status {
-    fn parts(&self) -> Vec<http::port::Part> {
-        http::parts(&self.health)
-    }
-
-    fn cluster_json(&self) -> String {
-        self.meta.status_json().to_string()
-    }
-
-    fn metrics_text(&self) -> String {
-        self.metrics.encode()
-    }
-
-    fn steer(&self, node: NodeId, act: Steer) -> BoxFuture<'_, Result<(), crate::error::Error>> {
-        self.meta.steer(node, act, STEER_WITHIN).boxed()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use engram_model::place::NodeId;
 use engram_model::time::Clock;
@@ -26,11 +27,17 @@ use crate::members::call::Calls;
 use crate::members::identity::IdentityFile;
 use crate::members::join::{self, Seeds, Start};
 use crate::members::service::Door;
+use crate::members::sizes::Sizes;
 use crate::meta::Meta;
+use crate::meta::nodes::NodeState;
 use crate::metrics::{Metrics, Reading};
 use crate::peer::{self, Peers, Replica};
-use crate::reconciler;
+use crate::reconciler::{self, Operator};
 use crate::tls::Tls;
+
+/// How long another voter may take to lead, and how often that is looked at.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(20);
 
 /// The services of the gRPC port that come later than the port.
 #[derive(Default)]
@@ -123,6 +130,9 @@ pub(crate) fn door(
         health: health.clone(),
         complete: Arc::default(),
         meta: OnceLock::new(),
+        sizes: OnceLock::new(),
+        backfill: parking_lot::Mutex::default(),
+        life: uuid::Uuid::new_v4().as_u64_pair().0,
     })
 }
 
@@ -195,6 +205,72 @@ pub(crate) async fn or_close<T>(group: &Group, done: Result<T, StartError>) -> R
     done
 }
 
+/// What answers operators.
+pub(crate) fn operator(config: &Config, meta: &Meta, door: &Arc<Door>, metrics: &Metrics) -> Operator {
+    let (told, of) = (meta.clone(), door.clone());
+    metrics.collect(move || readings(&told, &of));
+    Operator {
+        meta: meta.clone(),
+        door: door.clone(),
+        calls: Arc::new(Calls::new(&door.tls)),
+        replication_factor: config.replication_factor as usize,
+    }
+}
+
+/// What a cluster is watched by. What is left to copy only the leader knows: take the greatest of all nodes.
+#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
+fn readings(meta: &Meta, door: &Door) -> Vec<Reading> {
+    let (members, states) = (meta.members(), [NodeState::Joining, NodeState::Active, NodeState::Suspect]);
+    let states = states.into_iter().chain([NodeState::Draining, NodeState::Dead]);
+    let nodes = states.map(|state| {
+        let count = members.iter().filter(|member| member.state == state).count() as f64;
+        Reading::gauge("cluster_nodes", "Nodes of the cluster by state", count).of(state.word())
+    });
+    let left = (*door.backfill.lock()).unwrap_or_default();
+    let gauge = Reading::gauge;
+    let mut all: Vec<Reading> = nodes.collect();
+    all.extend([
+        gauge(
+            "cluster_under_replicated_partitions",
+            "Partitions with too few replicas on active nodes",
+            meta.under_replicated() as f64,
+        ),
+        gauge("cluster_moving_partitions", "Partitions whose replica set is being replaced", meta.moving() as f64),
+        gauge("cluster_backfill_copies", "Copies of partitions still to be made, on the leader", left.copies as f64),
+        gauge("cluster_backfill_left_bytes", "Bytes still to be copied, on the leader", left.bytes_left as f64),
+        gauge(
+            "cluster_backfill_left_seconds",
+            "Time copying will still take, on the leader; -1 while that is not known",
+            left.seconds_left,
+        ),
+        gauge("cluster_leader", "Whether this node leads the metadata group", f64::from(u8::from(meta.leads()))),
+    ]);
+    all
+}
+
+/// Gives the lead of the metadata group to another voter before this node goes, so that nobody has to notice its
+/// silence first.
+pub(crate) async fn hand_over(group: &Group) {
+    let (status, progress) = (group.status(), group.progress());
+    if status.role != "leader" {
+        return;
+    }
+    let others = status.voters.iter().filter(|id| **id != group.id());
+    let Some(heir) = others.max_by_key(|id| progress.get(id).copied().unwrap_or(0)) else { return };
+    if let Err(error) = group.transfer_leader(*heir).await {
+        return tracing::info!(%error, "the lead is not handed over");
+    }
+    let gone = async {
+        while group.status().role == "leader" {
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
+    };
+    match tokio::time::timeout(HAND_OVER_WITHIN, gone).await {
+        Ok(()) => tracing::info!(heir = heir.0, "the lead of the metadata group is handed over"),
+        Err(_) => tracing::info!(heir = heir.0, "the lead of the metadata group is not taken over"),
+    }
+}
+
 /// The actors that only a cluster of several nodes needs: repair, and on the leader the reconciler.
 pub(crate) fn start(
     config: &Config,
@@ -203,6 +279,8 @@ pub(crate) fn start(
     stop: &CancellationToken,
     supervisor: &mut Supervisor,
 ) {
+    // Only the first counts, and a node has one.
+    let _first = door.sizes.set(Sizes::new(heads.clone()));
     supervisor.spawn(repair::child(repair::Config {
         meta: meta.clone(),
         peers: peers.clone(),

@@ -32,6 +32,7 @@ pub mod write;
 
 mod assembly;
 mod cluster;
+mod status;
 
 pub use assembly::{Node, StartError};
 pub use error::Error;

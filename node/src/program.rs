@@ -9,6 +9,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Loaded};
 use crate::{Node, StartError, telemetry};
 
+/// When this variable is there, the node stops when its standard input ends: so it never outlives who has started it.
+pub(crate) const STDIN_KEEPS: &str = "DEV_CLUSTER_STDIN";
+
 /// Runs a node until it is told to stop or has to. 0: told to; 1: had to.
 #[must_use]
 pub fn run(loaded: Loaded) -> ExitCode {
@@ -38,16 +41,26 @@ pub fn run(loaded: Loaded) -> ExitCode {
 }
 
 async fn until_stopped(config: Config) -> Result<(), StartError> {
-    let stop = CancellationToken::new();
+    let (asked, stop) = (CancellationToken::new(), CancellationToken::new());
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(stop_on_signal(stop.clone()));
+    tasks.spawn(stop_on_signal(asked.clone()));
+    if std::env::var_os(STDIN_KEEPS).is_some() {
+        stop_with_stdin(asked.clone());
+    }
     let told = config.clone();
     // A signal while the log is replayed ends the start: nothing has been promised yet.
     let node = tokio::select! {
         node = Node::start(config, Clock::real(), stop.clone()) => node?,
-        () = stop.cancelled() => return Ok(()),
+        () = asked.cancelled() => return Ok(()),
     };
     eprint!("{}", banner(&told, &node));
+    let heir = node.heir();
+    tasks.spawn(async move {
+        asked.cancelled().await;
+        // While this node still answers the others.
+        heir.await;
+        stop.cancel();
+    });
     node.run().await
 }
 
@@ -67,6 +80,15 @@ async fn stop_on_signal(stop: CancellationToken) {
     }
     // The second signal: at once. What was acknowledged is on disk.
     std::process::exit(130);
+}
+
+/// A thread of its own, that nobody waits for: reading standard input cannot be broken off.
+fn stop_with_stdin(stop: CancellationToken) {
+    std::thread::spawn(move || {
+        // The end and a failure mean the same: who has started this node is gone.
+        let _ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        stop.cancel();
+    });
 }
 
 fn banner(config: &Config, node: &Node) -> String {

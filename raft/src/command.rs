@@ -62,6 +62,22 @@ pub enum Command {
         #[serde(default)]
         expected: Option<NodeState>,
     },
+    /// As `SetNodeState`, if no node and no replica set has changed since the ring of index `ring`.
+    SteerNode {
+        /// Which.
+        id: NodeId,
+        /// Into which state.
+        to: NodeState,
+        /// The ring the caller has read.
+        ring: u64,
+    },
+    /// Says for the whole cluster how many replicas each partition should have, if the ring is still that of `ring`.
+    SetReplicationFactor {
+        /// How many.
+        factor: u32,
+        /// The ring the caller has read.
+        ring: u64,
+    },
     /// Gives a partition another replica set; its epoch grows by one.
     SetReplicas {
         /// Which.
@@ -276,6 +292,8 @@ impl Command {
             Self::RegisterNode { .. } => "register_node",
             Self::UpdateNode { .. } => "update_node",
             Self::SetNodeState { .. } => "set_node_state",
+            Self::SteerNode { .. } => "steer_node",
+            Self::SetReplicationFactor { .. } => "set_replication_factor",
             Self::SetReplicas { .. } => "set_replicas",
             Self::CreateTenant { .. } => "create_tenant",
             Self::UpdateTenant { .. } => "update_tenant",

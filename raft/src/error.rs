@@ -72,6 +72,14 @@ pub enum Refusal {
         /// The epoch it has.
         found: Epoch,
     },
+    /// Nodes or replica sets have changed since the caller looked.
+    #[error("nodes or replica sets have changed since: the ring is of index {found}, not {expected}")]
+    Ring {
+        /// The ring the caller had read.
+        expected: u64,
+        /// The ring it is.
+        found: u64,
+    },
     /// A replica set must name at least one node, each once, none dead.
     #[error("replica set of partition {}: {why}", .partition.0)]
     Replicas {
@@ -262,6 +270,7 @@ impl Classed for Refusal {
             | Self::UnknownDeletion { .. } => Class::NotFound,
             Self::TooMany { .. } => Class::Limited,
             Self::Version { .. }
+            | Self::Ring { .. }
             | Self::TenantInUse { .. }
             | Self::SealNumber { .. }
             | Self::CutAlready { .. }

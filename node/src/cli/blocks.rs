@@ -84,7 +84,7 @@ fn size(value: &Value) -> String {
 
 /// To three digits: sizes of blocks are seldom whole.
 #[allow(clippy::cast_precision_loss, reason = "a size to show")]
-fn short_size(bytes: u64) -> String {
+pub(crate) fn short_size(bytes: u64) -> String {
     let mut unit = 0;
     let mut value = bytes as f64;
     while value >= 1024.0 && unit < 4 {

@@ -46,6 +46,12 @@ pub enum Shape {
     Nodes,
     /// The partitions of the cluster's status.
     Ring,
+    /// What would happen to replicas.
+    Preview,
+    /// A plan that happens.
+    Applied,
+    /// How the cluster is now.
+    Overview,
     /// All tenants.
     Tenants,
     /// One tenant.

@@ -5,6 +5,8 @@
 //! do, a script can.
 
 pub mod client;
+pub mod cluster;
+pub mod dev;
 pub mod export;
 pub mod import;
 pub mod tenants;
@@ -65,6 +67,12 @@ pub enum Action {
     Verify(verify::Verify),
     /// Make certificates.
     Make(tls::Make),
+    /// Show how the cluster is, again and again.
+    Watch(cluster::watch::Watch),
+    /// Restart the nodes one by one.
+    Roll(cluster::roll::Roll),
+    /// A cluster on this machine.
+    Dev(dev::Dev),
 }
 
 /// Why nothing is done.
@@ -97,6 +105,9 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Ok(Action::Import(import)) => told(import::run(&import)),
         Ok(Action::Verify(verify)) => told(verify::run(&verify)),
         Ok(Action::Make(make)) => told(tls::run(&make)),
+        Ok(Action::Watch(watch)) => cluster::watch::run(&watch),
+        Ok(Action::Roll(roll)) => cluster::roll::run(&roll),
+        Ok(Action::Dev(dev)) => dev::run(&dev),
         Err(Stop::Usage(error)) => {
             let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
             // With nobody to print to there is nobody to tell.
@@ -151,17 +162,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             Some(("check", check)) => load(check).map(|loaded| Action::Print(checked(&loaded))),
             _ => Ok(Action::Print(defaults())),
         },
-        Some(("cluster", cluster)) => {
-            let (word, inner) = cluster.subcommand().unwrap_or(("status", cluster));
-            let target = asked(inner, env);
-            let node = || inner.get_one::<u64>("NODE").copied().unwrap_or_default();
-            Ok(Action::Ask(match word {
-                "nodes" => client::Ask::part_of_cluster(&target, client::Shape::Nodes),
-                "ring" => client::Ask::part_of_cluster(&target, client::Shape::Ring),
-                "drain" | "undrain" | "remove" => client::Ask::steer(&target, node(), word),
-                _ => client::Ask::cluster(&target),
-            }))
-        }
+        Some(("dev", words)) => Ok(Action::Dev(dev::wanted(words))),
+        Some(("cluster", words)) => Ok(cluster::wanted(words, env)),
         Some(("tenant", tenant)) => Ok(match tenants::wanted(tenant, |inner| asked(inner, env)) {
             tenants::Wanted::Ask(ask) => Action::Ask(ask),
             tenants::Wanted::Change(change) => Action::Change(change),
@@ -257,7 +259,8 @@ pub fn command() -> Command {
                     Command::new("defaults").about("Print a file with every option, its default and its meaning"),
                 ),
         )
-        .subcommand(cluster_command())
+        .subcommand(cluster::command())
+        .subcommand(dev::command())
         .subcommand(tenants::command())
         .subcommand(with_target(
             Command::new("snapshot")
@@ -279,24 +282,6 @@ pub fn command() -> Command {
         .subcommand(tls::command())
         .subcommand(query_command());
     with_options(top)
-}
-
-fn cluster_command() -> Command {
-    let look = |name: &'static str, about: &'static str| with_node(Command::new(name).about(about));
-    let steer = |name, about| {
-        let node = Arg::new("NODE").required(true).value_parser(clap::value_parser!(u64)).help("The node's id");
-        look(name, about).arg(node)
-    };
-    Command::new("cluster")
-        .about("Look at the cluster, and take nodes out of it")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(look("status", "Nodes, partitions and leader as one node sees them"))
-        .subcommand(look("nodes", "The nodes: where, in which state, how many replicas each holds"))
-        .subcommand(look("ring", "The partitions: which nodes hold them, and which will"))
-        .subcommand(steer("drain", "Have a node give its replicas and its vote to others"))
-        .subcommand(steer("undrain", "Let a node that was drained take replicas again"))
-        .subcommand(steer("remove", "Take a node that holds nothing, or does not answer, out for good"))
 }
 
 fn query_command() -> Command {

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::client::Shape;
-use super::{blocks, explain, tables};
+use super::{blocks, cluster, explain, tables};
 
 /// Longest piece of a foreign answer that is shown.
 const SHOWN_CHARS_MAX: usize = 300;
@@ -39,6 +39,9 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
         Shape::Cluster => tables::cluster(data),
         Shape::Nodes => tables::nodes(data),
         Shape::Ring => tables::ring(data),
+        Shape::Preview => cluster::plan(data),
+        Shape::Applied => cluster::applied(data),
+        Shape::Overview => None,
         Shape::Tenants => tables::tenants(data),
         Shape::Tenant => tables::tenant(data),
         Shape::Snapshot => tables::snapshot(data),

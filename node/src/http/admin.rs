@@ -14,10 +14,12 @@ use http::header::CONTENT_TYPE;
 use serde_json::json;
 
 use super::answer::{Failure, Remarks, not_ready, success, text};
+use super::params::Params;
 use super::port::Part;
 use super::{App, time};
 use crate::error::Error;
 use crate::meta::nodes::Steer;
+use crate::meta::plans::What;
 
 /// The version of Prometheus' API and PromQL that is spoken. Grafana decides by it what it may ask.
 const API_VERSION: &str = "3.14.0";
@@ -123,6 +125,26 @@ pub(crate) async fn steer(
     let act = Steer::of(&act).ok_or_else(|| Failure::no_such_path(&format!("cluster/nodes/{id}/{act}")))?;
     app.node.steer(NodeId(id), act).await.map_err(|error| Failure::query(&error))?;
     Ok(cluster(State(app)).await)
+}
+
+/// `cluster/plan?what=…`: what would happen.
+pub(crate) async fn plan(State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
+    let what = match params.get("what") {
+        "" => What::Rebalance,
+        text => text.parse().map_err(|why: String| Failure::parameter("what", why))?,
+    };
+    app.node.plan(what).await.map(|plan| data(&plan)).map_err(|error| Failure::query(&error))
+}
+
+/// `cluster/apply`: has a plan happen.
+pub(crate) async fn apply(State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
+    let plan = params.get("plan").to_owned();
+    app.node.apply(plan).await.map(|done| data(&done)).map_err(|error| Failure::query(&error))
+}
+
+/// `cluster/overview`: how it is now.
+pub(crate) async fn overview(State(app): State<Arc<App>>) -> Response {
+    data(&app.node.overview().await)
 }
 
 fn data(value: &serde_json::Value) -> Response {

@@ -26,6 +26,7 @@ use crate::blocks::import::{Imported, Known};
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::meta::nodes::Steer;
+use crate::meta::plans::What;
 use crate::meta::tenants::TenantChange;
 use crate::read::cardinality::{Cardinality, Usage};
 use crate::read::remote::Answer as RemoteAnswer;
@@ -373,4 +374,10 @@ pub trait Node: Send + Sync {
     fn metrics_text(&self) -> String;
     /// Changes what a node of the cluster is to do.
     fn steer(&self, node: NodeId, act: Steer) -> BoxFuture<'_, Result<(), Error>>;
+    /// What would happen to replicas, see [`What`]. The answer is JSON.
+    fn plan(&self, what: What) -> BoxFuture<'_, Result<Value, Error>>;
+    /// Has a plan happen, by its name, if nothing has changed since.
+    fn apply(&self, plan: String) -> BoxFuture<'_, Result<Value, Error>>;
+    /// How the cluster is now: every node is asked. JSON.
+    fn overview(&self) -> BoxFuture<'_, Value>;
 }

@@ -11,12 +11,13 @@
 //! data ─→ opens its metadata; tells the others its address until they know it
 //! ```
 //! Map: [`identity`] what a node remembers of itself · [`join`] finding and founding · [`service`] the answering side ·
-//! [`call`] the asking side. Why two clusters cannot be made: `docs/decisions` on founding.
+//! [`call`] the asking side · [`sizes`] what is held. Why two clusters cannot be made: `docs/decisions` on founding.
 
 pub mod call;
 pub mod identity;
 pub mod join;
 pub mod service;
+pub mod sizes;
 
 /// The stubs of `proto/cluster.proto`.
 #[allow(

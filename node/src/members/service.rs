@@ -11,7 +11,8 @@ use tonic::{Request, Response, Status};
 
 use super::identity::IdentityFile;
 use super::proto::cluster_server::{Cluster, ClusterServer};
-use super::proto::{Admission, Beat, Beating, Complete, Hello, Promised, Welcome};
+use super::proto::{Admission, Backfill, Beat, Beating, Complete, Hello, Promised, Welcome};
+use super::sizes::Sizes;
 use super::{About, PROTOCOL};
 use crate::actor::Health;
 use crate::meta::Meta;
@@ -41,6 +42,12 @@ pub struct Door {
     pub complete: Completed,
     /// The metadata, once there.
     pub meta: OnceLock<Meta>,
+    /// What its replicas hold, once there are any.
+    pub sizes: OnceLock<Sizes>,
+    /// While this node leads: what is left to copy.
+    pub backfill: Mutex<Option<Backfill>>,
+    /// Random number of this life of the process.
+    pub life: u64,
 }
 
 /// The service to mount on the gRPC port.
@@ -173,7 +180,22 @@ impl Door {
             ready: self.health.is_ready(),
             clock_ms: self.clock.now(),
             complete: complete.collect(),
+            sizes: Vec::new(),
+            backfill: *self.backfill.lock(),
+            life: self.life,
         }
+    }
+
+    /// As [`Self::beat`], with the sizes when they are asked for.
+    pub(crate) async fn answer(self: &Arc<Self>, beat: &Beat) -> Beating {
+        let mut answer = self.beat(beat);
+        if beat.with_sizes && answer.refusal.is_empty() {
+            let door = self.clone();
+            let sizes = move || door.sizes.get().map(Sizes::now).unwrap_or_default();
+            // A look that fails leaves the sizes unknown, which is what no answer means.
+            answer.sizes = tokio::task::spawn_blocking(sizes).await.unwrap_or_default();
+        }
+        answer
     }
 }
 
@@ -195,6 +217,6 @@ impl Cluster for Api {
     }
 
     async fn beat(&self, request: Request<Beat>) -> Result<Response<Beating>, Status> {
-        Ok(Response::new(self.0.beat(request.get_ref())))
+        Ok(Response::new(self.0.answer(request.get_ref()).await))
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Reads are local: the last applied view, an `Arc` behind a watch. Changes are proposed to the group. One request
 //! takes one [`RingView`] and one [`TenantView`] and uses them to its end. What operators do with tenants: [`tenants`].
-//! Blocks, seals, deletions and leases: [`blocks`]. What nodes ask about each other: [`nodes`].
+//! Blocks, seals, deletions and leases: [`blocks`]. What nodes ask about each other: [`nodes`]. What would happen to
+//! replicas: [`plans`].
 
 pub mod blocks;
 pub mod nodes;
+pub mod plans;
 pub mod tenants;
 
 use std::sync::Arc;
@@ -196,6 +198,8 @@ impl Meta {
             },
             "nodes": nodes,
             "partitions": partitions,
+            "ring": view.ring(),
+            "replicationFactor": view.cluster.as_ref().and_then(|cluster| cluster.replication_factor),
             "underReplicated": under_replicated(&view),
             "moving": view.partitions.iter().filter(|(_, row)| row.next.is_some()).count(),
             "tenants": view.tenants.len(),

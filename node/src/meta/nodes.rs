@@ -173,7 +173,9 @@ impl Meta {
     /// What should move, the most urgent first; a change under way counts as done.
     #[must_use]
     pub fn placement(&self, replication_factor: usize) -> Vec<Change> {
-        engram_raft::placement::plan(&engram_raft::placement::Ring::of(&self.view(), replication_factor))
+        let view = self.view();
+        let factor = view.replication_factor(replication_factor);
+        engram_raft::placement::plan(&engram_raft::placement::Ring::of(&view, factor))
     }
 
     /// Waits until this node's metadata shows a partition's epoch as `epoch` or later, and says which it is.

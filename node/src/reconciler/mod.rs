@@ -17,6 +17,12 @@
 //! Nor is anybody when more than half of all nodes are silent: that is a fault of the network or a disaster, and a
 //! person's. A leader that stood still itself begins to listen anew.
 
+mod operator;
+mod pace;
+mod round;
+
+pub use operator::Operator;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,15 +35,15 @@ use tokio_util::sync::CancellationToken;
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
 use crate::members::call::Calls;
-use crate::members::proto::{Beat, Beating};
+use crate::members::proto::Beating;
 use crate::members::service::Door;
 use crate::meta::Meta;
 use crate::meta::nodes::{Change, ClusterView, Member, NodeState};
+use pace::Pace;
+use round::{Held, ask_all, left};
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long a node may take to answer.
-const BEAT_WITHIN: Duration = Duration::from_secs(1);
 /// How long a step may take.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
 /// Partitions that change at once.
@@ -98,6 +104,8 @@ struct Observed {
     moving: BTreeMap<PartitionId, (Epoch, Instant)>,
     /// Since when a node was admitted and is not active.
     joining: BTreeMap<NodeId, Instant>,
+    /// Whether nodes are asked how much they hold.
+    wants_sizes: bool,
 }
 
 /// Bounds of silence.
@@ -128,6 +136,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
     let calls = Calls::new(&config.door.tls);
     let mut observed = Observed::default();
     let (mut looked, mut busy) = (Instant::now(), Duration::ZERO);
+    let mut pace = Pace::default();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -135,12 +144,13 @@ async fn run(config: Config) -> Result<(), ChildError> {
         }
         if !config.meta.leads() {
             // What was seen under an earlier lead says nothing any more.
-            observed = Observed::default();
+            (observed, pace) = (Observed::default(), Pace::default());
             (looked, busy) = (Instant::now(), Duration::ZERO);
+            *config.door.backfill.lock() = None;
             continue;
         }
         let now = Instant::now();
-        observed.look(&config, &calls, now).await;
+        let held = observed.look(&config, &calls, now).await;
         let patience = Patience { suspect_after: config.suspect_after, dead_after: config.dead_after };
         let apart = looked.elapsed().saturating_sub(std::mem::take(&mut busy));
         looked = Instant::now();
@@ -156,6 +166,8 @@ async fn run(config: Config) -> Result<(), ChildError> {
         observed.note(&view, now);
         let here = config.meta.node_id();
         let plan = config.meta.placement(config.replication_factor);
+        let left = left(&view, &plan, &held, |node, partition| observed.is_complete(&view, node, partition));
+        *config.door.backfill.lock() = Some(pace.look(now, left));
         for step in decide(&view, &plan, &observed, (here, Instant::now()), patience) {
             tracing::info!(?step, "reconciling");
             let begun = Instant::now();
@@ -183,35 +195,26 @@ async fn take(meta: &Meta, step: &Step) -> Result<(), Error> {
 }
 
 impl Observed {
-    /// Looks at every node that is not dead, all at once.
-    async fn look(&mut self, config: &Config, calls: &Calls, now: Instant) {
-        let (here, cluster) = (config.meta.node_id(), config.meta.cluster_id());
-        let members: Vec<Member> =
-            config.meta.members().into_iter().filter(|member| member.state != NodeState::Dead).collect();
-        self.nodes.retain(|id, _| members.iter().any(|member| member.id == *id));
-        let beats = members.iter().map(|member| {
-            let clock_ms = config.door.clock.now();
-            let beat = Beat { cluster: cluster.clone(), from: here.0, to: member.id.0, clock_ms };
-            async move {
-                let answer = if member.id == here {
-                    Ok(config.door.beat(&beat))
-                } else {
-                    calls.beat(&member.spec.grpc, beat, BEAT_WITHIN).await
-                };
-                (member.id, answer)
-            }
-        });
-        for (id, answer) in futures::future::join_all(beats).await {
+    /// Looks at every node that is not dead, all at once. While replicas move, also at what they hold.
+    async fn look(&mut self, config: &Config, calls: &Calls, now: Instant) -> Held {
+        let answers = ask_all(&config.meta, &config.door, calls, self.wants_sizes).await;
+        self.nodes.retain(|id, _| answers.contains_key(id));
+        let held = Held::of(answers.iter().filter_map(|(id, answer)| Some((*id, answer.as_ref().ok()?))));
+        for (id, answer) in answers {
             let new = Seen { heard: now, answered: false, ready: false, complete: BTreeMap::new() };
             let seen = self.nodes.entry(id).or_insert(new);
             match answer {
-                Ok(beating) if beating.refusal.is_empty() => seen.heard(&beating, config, id),
-                Ok(beating) => {
-                    tracing::debug!(node = id.0, why = beating.refusal, "a node does not answer as a member")
-                }
+                Ok(beating) => seen.heard(&beating, config, id),
                 Err(why) => tracing::debug!(node = id.0, why, "a node is silent"),
             }
         }
+        held
+    }
+
+    /// Whether a node has said that it holds all of a partition that changes.
+    fn is_complete(&self, view: &ClusterView, node: NodeId, partition: PartitionId) -> bool {
+        let epoch = view.partitions.iter().find(|placed| placed.id == partition).map(|placed| placed.current.epoch);
+        epoch.is_some() && self.nodes.get(&node).and_then(|seen| seen.complete.get(&partition).copied()) == epoch
     }
 
     /// Notes since when something is under way.
@@ -224,6 +227,7 @@ impl Observed {
             let since = self.moving.get(&placed.id).filter(|(at, _)| *at == epoch).map_or(now, |(_, since)| *since);
             moving.insert(placed.id, (epoch, since));
         }
+        self.wants_sizes = !moving.is_empty();
         self.moving = moving;
     }
 

@@ -20,6 +20,7 @@
 //! A node that is only suspected keeps what it has and gets nothing: it may be back before a copy is made.
 
 mod draft;
+pub mod preview;
 #[cfg(test)]
 mod tests;
 

@@ -212,3 +212,106 @@ fn a_large_cluster_is_planned() {
     let loads = loads(&after);
     assert!(loads.values().max().unwrap() - loads.values().min().unwrap() <= 1);
 }
+
+/// Nodes 1.. in zones, all active; each partition has a set.
+fn view(zones: &[&str], sets: &[&[u64]]) -> crate::View {
+    use crate::state::{NodeRow, NodeSpec, NodeState, PartitionRow, Stamp};
+    let stamp = || Stamp { index: 1, at: 0, by: String::new() };
+    let mut view = crate::View::default();
+    for (id, zone) in (1..).map(NodeId).zip(zones) {
+        let spec = NodeSpec { zone: (*zone).to_owned(), ..NodeSpec::default() };
+        let row = NodeRow { spec, state: NodeState::Active, admitted: stamp(), changed: stamp() };
+        view.nodes.insert(id, std::sync::Arc::new(row));
+    }
+    for (id, set) in (0..).map(PartitionId).zip(sets) {
+        let replicas = set.iter().copied().map(NodeId).collect();
+        let current = engram_model::place::ReplicaSet { epoch: engram_model::place::Epoch(1), replicas };
+        let row = PartitionRow { current, next: None, changed: stamp() };
+        view.partitions.insert(id, std::sync::Arc::new(row));
+    }
+    view
+}
+
+#[test]
+fn a_preview_is_the_plan_of_the_ring_it_thinks_of() {
+    use super::preview::{Margin, What, preview};
+    let view = view(&["a", "b", "c", "a", "b", "c"], &[&[1, 2, 3], &[4, 5, 6], &[1, 2, 3], &[4, 5, 6]]);
+    let good = Margin { without_quorum: 0, nodes: 1, zones: 1, short: 0 };
+    let seen = preview(&view, &What::Rebalance, 3).unwrap();
+    assert_eq!((seen.changes.len(), seen.now, seen.during, seen.after), (0, good, good, good));
+
+    let seen = preview(&view, &What::Drain(NodeId(1)), 3).unwrap();
+    let mut drained = Ring::of(&view, 3);
+    drained.members.get_mut(&NodeId(1)).unwrap().standing = Standing::Leaves;
+    assert_eq!(seen.changes, plan(&drained));
+    assert_eq!((seen.now, seen.during, seen.after), (good, good, good));
+    let load = |id: u64| seen.nodes.iter().find(|load| load.id == NodeId(id)).unwrap();
+    assert_eq!((load(1).before, load(1).after, load(4).after, load(4).comes), (2, 0, 4, 2));
+
+    let seen = preview(&view, &What::LoseZone(Zone("a".into())), 3).unwrap();
+    assert_eq!(seen.lost, BTreeSet::from([NodeId(1), NodeId(4)]));
+    assert_eq!(seen.during, Margin { without_quorum: 0, nodes: 0, zones: 0, short: 4 });
+    assert_eq!((seen.after.without_quorum, seen.after.nodes, seen.after.zones, seen.after.short), (0, 1, 0, 0));
+
+    let seen = preview(&view, &What::AddNodes(3, Zone("a".into())), 3).unwrap();
+    assert!(seen.nodes.iter().filter(|load| load.is_new).count() == 3 && !seen.changes.is_empty());
+    let seen = preview(&view, &What::ReplicationFactor(5), 3).unwrap();
+    assert_eq!((seen.after.nodes, seen.after.short, seen.now.short, seen.during.short), (2, 0, 0, 4));
+    assert!(preview(&view, &What::Drain(NodeId(9)), 3).unwrap_err().contains("no node 9"));
+    assert!(preview(&view, &What::LoseZone(Zone("x".into())), 3).is_err());
+}
+
+#[test]
+fn names_of_plans_read_back() {
+    use super::preview::PlanName;
+    let names = [
+        "rebalance@0",
+        "drain:3@17",
+        "undrain:3@17",
+        "lose-node:1@2",
+        "lose-zone:eu@x@9",
+        "add-nodes:3:a:b@4",
+        "replication-factor:5@1",
+    ];
+    for name in names {
+        assert_eq!(name.parse::<PlanName>().unwrap().to_string(), name);
+    }
+    for none in
+        ["drain:3", "drain:x@1", "add-nodes:0:a@1", "replication-factor:99@1", "rebalance:1@1", "@", "lose-zone:@3"]
+    {
+        assert!(none.parse::<PlanName>().is_err(), "{none}");
+    }
+}
+
+proptest! {
+    /// The margin against trying every choice of nodes and zones.
+    #[test]
+    fn the_margin_is_what_trying_all_losses_says(
+        zones in proptest::collection::vec(0_usize..3, 2..7),
+        sets in proptest::collection::vec(proptest::collection::btree_set(1_u64..7, 1..5), 1..5),
+    ) {
+        use engram_model::place::Sets;
+        use super::preview::{What, preview};
+        let names: Vec<&str> = zones.iter().map(|zone| ["a", "b", "c"][*zone]).collect();
+        let count = names.len() as u64;
+        let sets: Vec<Vec<u64>> = sets.into_iter().map(|set| set.into_iter().filter(|id| *id <= count).collect()).collect();
+        let sets: Vec<&[u64]> = sets.iter().map(Vec::as_slice).filter(|set| !set.is_empty()).collect();
+        let now = preview(&view(&names, &sets), &What::Rebalance, 3).unwrap().now;
+        let survives = |gone: &[NodeId]| {
+            let ids = |set: &[u64]| set.iter().copied().map(NodeId).collect::<Vec<_>>();
+            sets.iter().all(|set| !Sets::new(&ids(set), None).cannot_have_majority(gone))
+        };
+        let worst = |units: &[Vec<NodeId>]| {
+            let choices = 0_u32..1 << units.len();
+            let gone = |choice: u32| units.iter().enumerate().filter(|(i, _)| choice >> i & 1 == 1).flat_map(|(_, u)| u.clone()).collect::<Vec<_>>();
+            choices.filter(|choice| !survives(&gone(*choice))).map(|choice| choice.count_ones() as usize).min().map_or(usize::MAX, |fewest| fewest - 1)
+        };
+        let nodes: Vec<Vec<NodeId>> = (1..=count).map(|id| vec![NodeId(id)]).collect();
+        let in_zone = |zone: usize| (1..).zip(&zones).filter(|(_, at)| **at == zone).map(|(id, _)| NodeId(id)).collect::<Vec<_>>();
+        let of_zones: Vec<Vec<NodeId>> = (0..3).map(in_zone).filter(|zone| !zone.is_empty()).collect();
+        if !sets.is_empty() {
+            prop_assert_eq!(now.nodes, worst(&nodes));
+            prop_assert_eq!(now.zones, worst(&of_zones));
+        }
+    }
+}

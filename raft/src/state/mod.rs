@@ -99,6 +99,8 @@ fn step(draft: &mut Draft<'_>, command: &Command, stamp: Stamp) -> Result<Outcom
         Command::RegisterNode { token, node } => ring::register(draft, token, node, stamp),
         Command::UpdateNode { id, node } => ring::update(draft, *id, node, stamp),
         Command::SetNodeState { id, to, expected } => ring::set_state(draft, *id, (*expected, *to), stamp),
+        Command::SteerNode { id, to, ring } => ring::steer(draft, (*id, *to), *ring, stamp),
+        Command::SetReplicationFactor { factor, ring } => ring::set_factor(draft, *factor, *ring, stamp),
         Command::SetReplicas { partition, expected, replicas, next } => {
             ring::set_replicas(draft, (*partition, *expected), replicas, next.as_deref(), stamp)
         }

@@ -34,6 +34,12 @@ pub struct Cluster {
     pub node_count: u32,
     /// Tenants, those marked for deletion included.
     pub tenant_count: u32,
+    /// Index of the last change of a node or a replica set: what a plan is made of. 0: none since there is such a mark.
+    #[serde(default)]
+    pub ring: u64,
+    /// Replicas of each partition, once somebody has said so for the whole cluster; else each leader's option counts.
+    #[serde(default)]
+    pub replication_factor: Option<u32>,
 }
 
 impl Row for Cluster {
@@ -77,15 +83,23 @@ pub enum NodeState {
     Dead,
 }
 
-impl fmt::Display for NodeState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl NodeState {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
             Self::Joining => "joining",
             Self::Active => "active",
             Self::Suspect => "suspect",
             Self::Draining => "draining",
             Self::Dead => "dead",
-        })
+        }
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }
 
@@ -191,7 +205,9 @@ pub(super) fn bootstrap(
         return Err(Refusal::AlreadyBootstrapped { cluster: there.id }.into());
     }
     let (id, made) = (cluster_id.to_owned(), stamp.clone());
-    draft.put(&(), Cluster { id, partition_count, made, node_count: 1, tenant_count: 0 })?;
+    let ring = stamp.index;
+    let (node_count, tenant_count, replication_factor) = (1, 0, None);
+    draft.put(&(), Cluster { id, partition_count, made, node_count, tenant_count, ring, replication_factor })?;
     let (admitted, changed) = (stamp.clone(), stamp.clone());
     draft.put(&founder, NodeRow { spec: spec.clone(), state: NodeState::Active, admitted, changed })?;
     for partition in 0..partition_count {
@@ -213,6 +229,7 @@ pub(super) fn register(draft: &mut Draft<'_>, token: &str, spec: &NodeSpec, stam
     }
     let id = NodeId(stamp.index);
     cluster.node_count += 1;
+    cluster.ring = stamp.index;
     draft.put(&(), cluster)?;
     draft.put(token, Token { id })?;
     let (admitted, changed) = (stamp.clone(), stamp);
@@ -232,8 +249,46 @@ pub(super) fn update(draft: &mut Draft<'_>, id: NodeId, spec: &NodeSpec, stamp: 
     }
     if row.spec != *spec {
         row.spec = spec.clone();
+        touch(draft, &stamp)?;
         row.changed = stamp;
         draft.put(&id, row)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Notes that the ring is another one.
+fn touch(draft: &mut Draft<'_>, stamp: &Stamp) -> Result<(), Stop> {
+    let cluster = cluster(draft)?;
+    Ok(draft.put(&(), Cluster { ring: stamp.index, ..cluster })?)
+}
+
+/// Refuses what was thought of another ring.
+fn at_ring(draft: &Draft<'_>, expected: u64) -> Result<(), Stop> {
+    let found = cluster(draft)?.ring;
+    if found == expected { Ok(()) } else { Err(Refusal::Ring { expected, found }.into()) }
+}
+
+/// As [`set_state`], of the ring that was read.
+pub(super) fn steer(
+    draft: &mut Draft<'_>,
+    (id, to): (NodeId, NodeState),
+    ring: u64,
+    stamp: Stamp,
+) -> Result<Outcome, Stop> {
+    at_ring(draft, ring)?;
+    set_state(draft, id, (None, to), stamp)
+}
+
+/// How many replicas each partition should have, for the whole cluster.
+pub(super) fn set_factor(draft: &mut Draft<'_>, factor: u32, ring: u64, stamp: Stamp) -> Result<Outcome, Stop> {
+    at_ring(draft, ring)?;
+    if factor == 0 || factor as usize > REPLICAS_MAX {
+        let want = format!("1 to {REPLICAS_MAX}");
+        return Err(Refusal::Bounds { what: "replication factor".to_owned(), want, got: u64::from(factor) }.into());
+    }
+    let cluster = cluster(draft)?;
+    if cluster.replication_factor != Some(factor) {
+        draft.put(&(), Cluster { replication_factor: Some(factor), ring: stamp.index, ..cluster })?;
     }
     Ok(Outcome::Done)
 }
@@ -255,6 +310,7 @@ pub(super) fn set_state(
         return Err(Refusal::NodeState { id, from, to }.into());
     }
     row.state = to;
+    touch(draft, &stamp)?;
     row.changed = stamp;
     draft.put(&id, row)?;
     Ok(Outcome::Done)
@@ -279,6 +335,7 @@ pub(super) fn set_replicas(
     let epoch = Epoch(expected.0.saturating_add(1));
     row.current = ReplicaSet { epoch, replicas: replicas.to_vec() };
     row.next = next.map(<[NodeId]>::to_vec);
+    touch(draft, &stamp)?;
     row.changed = stamp;
     draft.put(&partition, row)?;
     Ok(Outcome::Partition { epoch })

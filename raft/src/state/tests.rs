@@ -185,6 +185,29 @@ fn a_tenant_is_made_once_and_changed_only_at_the_version_read() {
 }
 
 #[test]
+fn what_was_thought_of_another_ring_is_refused() {
+    let mut fed = Fed::bootstrapped();
+    fed.one(Command::RegisterNode { token: "a".to_owned(), node: spec() });
+    let ring = fed.view.ring();
+    let drain = |ring| Command::SteerNode { id: NodeId(1), to: NodeState::Draining, ring };
+    assert!(matches!(fed.one(drain(ring - 1)), Outcome::Refused(Refusal::Ring { found, .. }) if found == ring));
+    // What is no affair of the ring does not move it, a change of a replica set does.
+    fed.one(create());
+    assert_eq!(fed.view.ring(), ring);
+    let partition = PartitionId(0);
+    let replicas = vec![NodeId(1), NodeId(3)];
+    fed.one(Command::SetReplicas { partition, expected: Epoch(1), replicas, next: None });
+    assert!(matches!(fed.one(drain(ring)), Outcome::Refused(Refusal::Ring { .. })));
+    assert_eq!(fed.one(drain(fed.view.ring())), Outcome::Done);
+    let factor = |factor, ring| Command::SetReplicationFactor { factor, ring };
+    assert!(matches!(fed.one(factor(99, fed.view.ring())), Outcome::Refused(Refusal::Bounds { .. })));
+    assert!(matches!(fed.one(factor(5, ring)), Outcome::Refused(Refusal::Ring { .. })));
+    assert_eq!(fed.view.replication_factor(3), 3);
+    assert_eq!(fed.one(factor(5, fed.view.ring())), Outcome::Done);
+    assert_eq!(fed.view.replication_factor(3), 5);
+}
+
+#[test]
 fn log_time_never_runs_back() {
     let mut fed = Fed::bootstrapped();
     let tenant = |name: &str| Command::CreateTenant {
@@ -212,6 +235,8 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(i64, Command)>> {
                 .prop_map(|(id, zone)| Command::UpdateNode { id, node: NodeSpec { zone, ..spec() } }),
             (node.clone(), state.clone(), prop::option::of(state))
                 .prop_map(|(id, to, expected)| Command::SetNodeState { id, to, expected }),
+            (node.clone(), 1_u64..30).prop_map(|(id, ring)| Command::SteerNode { id, to: NodeState::Draining, ring }),
+            (0_u32..20, 1_u64..30).prop_map(|(factor, ring)| Command::SetReplicationFactor { factor, ring }),
             (0_u32..5, 1_u64..4, prop::collection::vec(node, 0..4)).prop_map(|(p, e, replicas)| Command::SetReplicas {
                 partition: PartitionId(p),
                 expected: Epoch(e),

@@ -78,6 +78,19 @@ fn split<const N: usize>(what: &'static str, key: &[u8]) -> Result<(TenantId, [u
 }
 
 impl View {
+    /// Index of the last change of a node or a replica set.
+    #[must_use]
+    pub fn ring(&self) -> u64 {
+        self.cluster.as_ref().map_or(0, |cluster| cluster.ring)
+    }
+
+    /// Replicas each partition should have: what was agreed for the cluster, else `option`.
+    #[must_use]
+    pub fn replication_factor(&self, option: usize) -> usize {
+        let agreed = self.cluster.as_ref().and_then(|cluster| cluster.replication_factor);
+        agreed.map_or(option, |factor| factor as usize)
+    }
+
     /// Reads everything from a store.
     pub(crate) fn load(base: &dyn Base, applied: Option<u64>) -> Result<Self, Error> {
         let mut view = Self { applied, ..Self::default() };

@@ -46,6 +46,7 @@ use crate::blocks::import::{Imported, Known};
 use crate::blocks::{SealedWindow, Taken};
 use crate::error::{Error, Stage};
 use crate::meta::nodes::Steer;
+use crate::meta::plans::What;
 use crate::meta::tenants::TenantChange;
 use crate::metrics::Metrics;
 use crate::read::QueryRequest;
@@ -327,6 +328,22 @@ impl Node for Fake {
             _ => Err(Error::new(Class::NotFound, "there is no such node")),
         };
         async move { done }.boxed()
+    }
+
+    fn plan(&self, what: What) -> BoxFuture<'_, Result<serde_json::Value, Error>> {
+        async move { Ok(serde_json::json!({ "what": what.to_string() })) }.boxed()
+    }
+
+    fn apply(&self, plan: String) -> BoxFuture<'_, Result<serde_json::Value, Error>> {
+        let done = match plan.as_str() {
+            "drain:1@7" => Ok(serde_json::json!({ "plan": plan })),
+            _ => Err(Error::new(Class::Conflict, "the ring has changed")),
+        };
+        async move { done }.boxed()
+    }
+
+    fn overview(&self) -> BoxFuture<'_, serde_json::Value> {
+        async { serde_json::json!({ "healthy": true }) }.boxed()
     }
 }
 

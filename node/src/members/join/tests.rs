@@ -29,6 +29,9 @@ fn one(servers: &mut JoinSet<()>, clock: Clock) -> One {
         health: crate::actor::Health::default(),
         complete: Arc::default(),
         meta: OnceLock::new(),
+        sizes: OnceLock::new(),
+        backfill: parking_lot::Mutex::default(),
+        life: 0,
     });
     let service = door.clone().into_grpc();
     servers.spawn(async move {

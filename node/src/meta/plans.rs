@@ -1,0 +1,65 @@
+//! Plans: what would happen to replicas, and having it happen if nothing has changed since.
+
+use std::time::Duration;
+
+use engram_model::error::Class;
+use engram_raft::placement::preview::preview;
+use engram_raft::{Command, Proposal};
+
+pub use engram_raft::placement::preview::{Load, Margin, PlanName, Preview, What};
+
+use super::Meta;
+use super::nodes::NodeState;
+use crate::error::Error;
+
+impl Meta {
+    /// What would happen, as the reconciler would do it. `option` is this node's replication factor, for clusters that
+    /// have agreed on none.
+    ///
+    /// # Errors
+    /// Conflict with the reason when it cannot be asked of the cluster as it is.
+    pub fn preview(&self, what: &What, option: usize) -> Result<Preview, Error> {
+        let view = self.view();
+        preview(&view, what, view.replication_factor(option)).map_err(|why| Error::new(Class::Conflict, why))
+    }
+
+    /// Replicas each partition should have.
+    #[must_use]
+    pub fn replication_factor(&self, option: usize) -> usize {
+        self.view().replication_factor(option)
+    }
+
+    /// Has a plan happen if the ring is still the one it was made of.
+    ///
+    /// # Errors
+    /// Conflict when the ring has changed since; Invalid for a plan that only asks; what the group answers.
+    pub async fn apply_plan(&self, plan: &PlanName, within: Duration) -> Result<(), Error> {
+        let ring = plan.ring;
+        let only = |why: &str| Err(Error::invalid(format!("{} cannot be applied: {why}", plan.what)));
+        let command = match plan.what {
+            What::Drain(id) => Command::SteerNode { id, to: NodeState::Draining, ring },
+            What::Undrain(id) => Command::SteerNode { id, to: NodeState::Active, ring },
+            What::ReplicationFactor(factor) => {
+                Command::SetReplicationFactor { factor: u32::try_from(factor).unwrap_or(u32::MAX), ring }
+            }
+            What::Rebalance => return only("the cluster does that by itself"),
+            What::AddNodes(..) => return only("start the nodes, with --join and the zone, and it happens"),
+            What::LoseNode(_) => return only("it is a question; `engram cluster remove` takes a silent node out"),
+            What::LoseZone(_) => return only("it is a question"),
+        };
+        self.group.propose(Proposal { by: "operator".to_owned(), command }, within).await?;
+        Ok(())
+    }
+
+    /// Partitions with fewer replicas on active nodes than the best one has replicas.
+    #[must_use]
+    pub fn under_replicated(&self) -> usize {
+        super::under_replicated(&self.view())
+    }
+
+    /// Partitions whose replica set is being replaced.
+    #[must_use]
+    pub fn moving(&self) -> usize {
+        self.view().partitions.iter().filter(|(_, row)| row.next.is_some()).count()
+    }
+}

@@ -1,0 +1,200 @@
+//! Goal: what an operator types does what it says: a local cluster starts, is previewed, changed only by a plan that is
+//! of now, restarted node by node, and leaves nobody behind. Method: the program itself, as processes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "test")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const ENGRAM: &str = env!("CARGO_BIN_EXE_engram");
+
+/// The process that keeps a local cluster.
+struct Dev {
+    dir: tempfile::TempDir,
+    keeper: Child,
+    urls: Vec<String>,
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _gone = self.keeper.kill();
+        let _gone = self.keeper.wait();
+    }
+}
+
+fn engram(words: &[&str]) -> Output {
+    Command::new(ENGRAM).args(words).output().unwrap()
+}
+
+fn said(words: &[&str]) -> String {
+    let output = engram(words);
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(words: &[&str]) -> String {
+    let output = engram(words);
+    assert!(!output.status.success(), "{words:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn json(words: &[&str]) -> Value {
+    serde_json::from_str::<Value>(&said(words)).unwrap()["data"].take()
+}
+
+impl Dev {
+    fn start(nodes: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Command::new(ENGRAM)
+            .args([
+                "dev",
+                "cluster",
+                "--nodes",
+                nodes,
+                "--zones",
+                "3",
+                "--any-ports",
+                "--dir",
+                dir.path().to_str().unwrap(),
+            ])
+            .args(["--", "--partitions", "4", "--cluster-repair-every", "1s", "--cluster-suspect-after", "2s"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(keeper.stdout.take().unwrap()).lines();
+        let ready = lines.map(Result::unwrap).find(|line| line.starts_with("ready"));
+        let places: Vec<Value> =
+            serde_json::from_slice(&std::fs::read(dir.path().join("cluster.json")).unwrap()).unwrap();
+        let urls = places.iter().map(|place| place["http"].as_str().unwrap().to_owned()).collect();
+        let dev = Self { dir, keeper, urls };
+        assert!(ready.is_some(), "{}", dev.logs());
+        dev
+    }
+
+    fn dir(&self) -> &str {
+        self.dir.path().to_str().unwrap()
+    }
+
+    fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .filter_map(|path| (path.extension()? == "log").then(|| std::fs::read_to_string(path).unwrap()))
+            .collect()
+    }
+
+    fn healthy(&self, url: &str) {
+        let watched =
+            engram(&["cluster", "watch", "--url", url, "--until-healthy", "--every", "200ms", "--timeout", "90s"]);
+        assert!(watched.status.success(), "{watched:?}\n{}", self.logs());
+    }
+
+    /// The processes of the nodes, as the keeper tells.
+    fn processes(&self) -> Vec<u32> {
+        let text = said(&["dev", "status", "--dir", self.dir()]);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        words.windows(2).filter(|pair| pair[0] == "process").map(|pair| pair[1].parse().unwrap()).collect()
+    }
+}
+
+fn lives(process: u32) -> bool {
+    // A child whose keeper is gone is nobody's zombie for long.
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !done() {
+        assert!(began.elapsed().as_secs() < 60, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
+    let dev = Dev::start("4");
+    let url = dev.urls[0].as_str();
+    let watch = said(&["cluster", "watch", "--json", "--url", url, "--until-healthy"]);
+    let overview: Value = serde_json::from_str(watch.lines().last().unwrap()).unwrap();
+    let nodes = overview["nodes"].as_array().unwrap().clone();
+    let id = |url: &str| nodes.iter().find(|node| node["http"] == url).and_then(|node| node["id"].as_u64()).unwrap();
+    assert!(nodes.len() == 4 && nodes.iter().all(|node| node["answers"] == true && node["ready"] == true));
+
+    // A preview names what would move, and changes nothing.
+    let first = id(url).to_string();
+    let before = json(&["cluster", "status", "--json", "--url", url])["partitions"].clone();
+    let plan = json(&["cluster", "plan", "drain", &first, "--json", "--url", url]);
+    let name = plan["plan"].as_str().unwrap();
+    let held = |partitions: &Value| {
+        let holds = |one: &&Value| one["replicas"].as_array().unwrap().contains(&id(url).into());
+        partitions.as_array().unwrap().iter().filter(holds).count()
+    };
+    assert_eq!(plan["moves"].as_array().unwrap().len(), held(&before), "{plan}");
+    assert!(plan["quorum"]["during"]["nodes"] == 1 && plan["quorum"]["after"]["zones"] == 1, "{plan}");
+    let zone = said(&["cluster", "plan", "lose-zone", "zone-1", "--url", url]);
+    assert!(zone.contains("NO NODE may fail") && zone.contains("Nothing has been changed."), "{zone}");
+    assert_eq!(json(&["cluster", "status", "--json", "--url", url])["partitions"], before);
+
+    // Of yesterday: refused. Of now: done, by any node, and what was planned is what came.
+    assert!(refused(&["cluster", "apply", &format!("drain:{first}@1"), "--url", url]).contains("have changed since"));
+    assert!(refused(&["cluster", "apply", "lose-zone:zone-1@1", "--url", url]).contains("is a question"));
+    said(&["cluster", "apply", name, "--url", &dev.urls[1]]);
+    dev.healthy(&dev.urls[1]);
+    let after = json(&["cluster", "status", "--json", "--url", &dev.urls[1]])["partitions"].clone();
+    assert_eq!(held(&after), 0, "{after}");
+    let set = |partitions: &Value, id: &Value| {
+        let find = |one: &&Value| one["id"] == *id;
+        let one = partitions.as_array().unwrap().iter().find(find).unwrap();
+        let mut nodes: Vec<u64> = one["replicas"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
+        nodes.sort_unstable();
+        nodes
+    };
+    for one in plan["moves"].as_array().unwrap() {
+        let mut to: Vec<u64> = one["to"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
+        to.sort_unstable();
+        assert_eq!(set(&after, &one["partition"]), to);
+    }
+    assert!(refused(&["cluster", "apply", name, "--url", url]).contains("have changed since"));
+    let back = json(&["cluster", "plan", "undrain", &first, "--json", "--url", url]);
+    said(&["cluster", "apply", back["plan"].as_str().unwrap(), "--url", url]);
+    dev.healthy(url);
+
+    // One node after the other; not when one is missing.
+    let exec = format!("{ENGRAM} dev restart {{http}} --dir {}", dev.dir());
+    said(&["dev", "kill", "4", "--dir", dev.dir()]);
+    wait_until("the kill is seen", || {
+        !engram(&["cluster", "rolling-restart", "--exec", &exec, "--dry-run", "--url", url]).status.success()
+    });
+    assert!(refused(&["cluster", "rolling-restart", "--exec", &exec, "--url", url]).contains("not healthy"));
+    said(&["dev", "start", "4", "--dir", dev.dir()]);
+    dev.healthy(url);
+    let lives = dev.processes();
+    let told = said(&["cluster", "rolling-restart", "--exec", &exec, "--timeout", "90s", "--url", url]);
+    assert!(told.ends_with("4 nodes restarted, the cluster is healthy\n"), "{told}");
+    assert!(dev.processes().iter().all(|process| !lives.contains(process)));
+    let handed = dev.logs();
+    assert!(handed.contains("the lead of the metadata group is handed over"), "{handed}");
+    let failing = refused(&["cluster", "rolling-restart", "--exec", "false", "--only", &first, "--url", url]);
+    assert!(failing.contains("nothing else is restarted"), "{failing}");
+}
+
+#[test]
+fn nodes_do_not_outlive_who_keeps_them() {
+    let mut dev = Dev::start("1");
+    let processes = dev.processes();
+    assert_eq!(processes.len(), 1);
+    assert!(refused(&["dev", "cluster", "--dir", dev.dir()]).contains("runs in"));
+    assert!(refused(&["dev", "start", "1", "--dir", dev.dir()]).contains("node 1 runs"));
+    said(&["dev", "kill", "1", "--dir", dev.dir()]);
+    assert!(refused(&["dev", "stop", "1", "--dir", dev.dir()]).contains("does not run"));
+    said(&["dev", "start", "1", "--dir", dev.dir()]);
+    dev.healthy(&dev.urls[0]);
+    let processes = dev.processes();
+    dev.keeper.kill().unwrap();
+    dev.keeper.wait().unwrap();
+    wait_until("a node outlived its keeper", || processes.iter().all(|process| !lives(*process)));
+    // What is left of it is no obstacle.
+    assert!(Path::new(dev.dir()).join("cluster.json").exists());
+}
