@@ -72,7 +72,8 @@ fn json_of(switches: &Switches) -> Value {
         "api": {
             "admin": true, "label_values_match": true, "lifecycle": false, "query_stats": true,
             "query_warnings": true, "remote_write_receiver": true, "otlp_write_receiver": false, "search": false,
-            "time_range_labels": true, "time_range_series": true,
+            "time_range_labels": true, "time_range_series": true, "exclude_alerts": false, "openapi_3.1": false,
+            "openapi_3.2": false,
         },
         "promql": {
             "anchored": switches.extended_range_selectors, "smoothed": switches.extended_range_selectors,
@@ -80,11 +81,12 @@ fn json_of(switches: &Switches) -> Value {
             "duration_expr": switches.duration_expressions, "fill": switches.binop_fill,
             "fill_left": switches.binop_fill, "fill_right": switches.binop_fill, "group_left": true,
             "group_right": true, "ignoring": true, "negative_offset": true, "offset": true, "on": true,
-            "per_query_lookback_delta": true, "per_step_stats": true, "subqueries": true, "without": true,
+            "per_query_lookback_delta": true, "per_step_stats": true, "subqueries": true, "type_and_unit_labels": false,
+            "without": true,
         },
         "promql_functions": functions,
         "promql_operators": operators,
-        "tsdb": { "exemplar_storage": true, "native_histograms": true },
+        "tsdb": { "exemplar_storage": true, "native_histograms": true, "st_storage": true },
     })
 }
 

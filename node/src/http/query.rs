@@ -16,9 +16,10 @@ use engram_query::engine::Outcome;
 use engram_query::parse;
 use engram_query::parse::ast::Expr;
 use engram_query::value::{SamplesByStep, Stats, Value};
+use http::HeaderMap;
 
 use super::App;
-use super::answer::{Failure, Remarks, stream_success, success};
+use super::answer::{Failure, Remarks, no_content, stream_success, success};
 use super::json::{self, List, Matrix};
 use super::params::{Params, Tenant};
 use crate::read::QueryRequest;
@@ -198,7 +199,8 @@ fn step_points(name: &str, steps: &SamplesByStep, counts: &[u64]) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// `query_exemplars`: exemplars of the series a query selects.
+/// `query_exemplars`: exemplars of the series a query selects. A query that selects none has no data at all, and a text
+/// that is none is told without the parameter's name, as in Prometheus.
 pub(crate) async fn exemplars(
     tenant: Tenant,
     State(app): State<Arc<App>>,
@@ -209,6 +211,11 @@ pub(crate) async fn exemplars(
         return Err(Failure::bad_data("end timestamp must not be before start timestamp"));
     }
     let range: TimeRange = range;
+    let expr = parse::parse(params.get("query"), &app.read.switches(&tenant.0))
+        .map_err(|why| Failure::bad_data(why.to_string()))?;
+    if parse::selectors(&expr).is_empty() {
+        return Ok(no_content(HeaderMap::new()));
+    }
     let found = app.read.exemplars(&tenant.0, params.get("query"), range).await.map_err(|e| Failure::query(&e))?;
     let items = List::new(found, |out, (labels, exemplars)| {
         out.extend_from_slice(b"{\"seriesLabels\":");

@@ -180,6 +180,11 @@ async fn lists_are_answered_and_cut() {
     same(&body, r#"{"status":"success","data":{"m":[{"type":"counter","help":"h","unit":""}]}}"#);
     let (_, body) = get(&fake, "/api/v1/metadata?limit=0").await;
     same(&body, r#"{"status":"success","data":{}}"#);
+    // Nothing is selected: there is nothing to say.
+    assert_eq!(get(&fake, "/api/v1/query_exemplars?query=1").await.0, 204);
+    let (status, body) = get(&fake, "/api/v1/query_exemplars?query=(").await;
+    assert_eq!(status, 400);
+    same(&body, &error("bad_data", "1:2: parse error: unclosed left parenthesis"));
     let (_, body) = get(&fake, "/api/v1/query_exemplars?query=up").await;
     same(
         &body,
