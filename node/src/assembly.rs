@@ -164,7 +164,7 @@ impl Node {
         collect_metrics(&metrics, &local, &log, &group);
         supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
 
-        let peers = services.peers(&config, (&meta, &tls), Arc::new(local));
+        let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop));
         let parts = (heads.clone(), keeper.partitions.clone());
         cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());

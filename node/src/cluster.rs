@@ -65,8 +65,13 @@ impl Services {
     }
 
     /// Lets other nodes reach this node's replicas, and this node theirs.
-    pub(crate) fn peers(&self, config: &Config, (meta, tls): (&Meta, &Tls), local: Arc<dyn Replica>) -> Peers {
-        self.ingest.open(grpc::ingest::Api::new(local.clone(), meta.clone()).into_grpc());
+    pub(crate) fn peers(
+        &self,
+        config: &Config,
+        (meta, tls): (&Meta, &Tls),
+        (local, stop): (Arc<dyn Replica>, &CancellationToken),
+    ) -> Peers {
+        self.ingest.open(grpc::ingest::Api::new(local.clone(), meta.clone(), stop.clone()).into_grpc());
         let names = (meta.cluster_id(), config.zone.clone());
         Peers::new((meta.node_id(), local), names, (Box::new(Directory(meta.clone())), tls.clone()))
     }

@@ -18,6 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Guard;
@@ -54,6 +55,7 @@ struct Inner {
     local: Arc<dyn Replica>,
     meta: Meta,
     guard: Guard,
+    stop: CancellationToken,
     room: Arc<Semaphore>,
 }
 
@@ -61,12 +63,12 @@ struct Inner {
 pub type GrpcServer = IngestServer<Api>;
 
 impl Api {
-    /// Answers for `local`.
+    /// Answers for `local`. With `stop`, streams of slices end with what has come: their senders go elsewhere at once.
     #[must_use]
-    pub fn new(local: Arc<dyn Replica>, meta: Meta) -> Self {
+    pub fn new(local: Arc<dyn Replica>, meta: Meta, stop: CancellationToken) -> Self {
         let guard = Guard::new(&meta.cluster_id(), meta.node_id().0);
         let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
-        Self(Arc::new(Inner { local, meta, guard, room }))
+        Self(Arc::new(Inner { local, meta, guard, stop, room }))
     }
 
     /// As a tonic service.
@@ -206,6 +208,7 @@ impl Appending {
                     }
                     return Some((Ok(Answers { answers }), self));
                 }
+                () = self.inner.stop.cancelled(), if !self.ended => self.ended = true,
                 frame = self.frames.message(), if !self.ended && self.running.len() < RUNNING_MAX => match frame {
                     Ok(Some(frame)) => self.arrived.extend(frame.slices),
                     // The sender is gone: what it sent is stored all the same, nobody is told.

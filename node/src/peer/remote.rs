@@ -54,9 +54,10 @@ const PING_WITHIN: Duration = Duration::from_secs(3);
 /// Bytes on their way in one stream, and in one connection, before the receiver must have read some.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// How long a node that failed is not called again; doubles up to the second.
-const REST_MIN: Duration = Duration::from_millis(200);
-const REST_MAX: Duration = Duration::from_secs(2);
+/// How long a node that failed is not called again; doubles up to the second. Who needs it all the same waits so long,
+/// so it is short: a node that is back must not be missed for a majority.
+const REST_MIN: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_millis(500);
 
 /// What is asked whatever the replica set is: an epoch no partition has.
 const ANY_EPOCH: Epoch = Epoch(0);
@@ -100,12 +101,22 @@ impl Mark {
         *self.0.lock() = None;
     }
 
+    /// Until when no call is worth trying.
+    fn rests_until(&self) -> Option<Instant> {
+        let (at, times) = (*self.0.lock())?;
+        Some(at + REST_MIN.saturating_mul(1 << times.saturating_sub(1).min(8)).min(REST_MAX))
+    }
+
     /// Whether a call is worth trying.
     pub(super) fn is_well(&self) -> bool {
-        self.0.lock().is_none_or(|(at, times)| {
-            let rest = REST_MIN.saturating_mul(1 << times.saturating_sub(1).min(8)).min(REST_MAX);
-            at.elapsed() >= rest
-        })
+        self.rests_until().is_none_or(|until| until <= Instant::now())
+    }
+
+    /// Waits until a call is worth trying again. Who has a majority without it does not wait for this.
+    async fn rested(&self) {
+        if let Some(until) = self.rests_until() {
+            tokio::time::sleep_until(until).await;
+        }
     }
 }
 
@@ -173,13 +184,6 @@ impl Remote {
         Error::new(Class::Internal, format!("node {} at {}: {what}", self.node.0, self.address))
     }
 
-    fn check(&self) -> Result<(), Error> {
-        if self.is_well() {
-            return Ok(());
-        }
-        Err(Error::unavailable(format!("node {} at {} failed a moment ago", self.node.0, self.address)))
-    }
-
     /// Hands each frame to `each`, until the end.
     async fn frames(
         &self,
@@ -207,7 +211,7 @@ impl Remote {
     }
 
     async fn selected(&self, requests: Vec<Select>, digests: u32) -> Result<Vec<Found>, Error> {
-        self.check()?;
+        self.mark.rested().await;
         let mut found: Vec<Found> = vec![Found::default(); requests.len()];
         let request = wire::proto::SelectRequest { digests, ..wire::selects(&requests) };
         let mut client = self.client.clone();
@@ -244,7 +248,7 @@ impl Remote {
     }
 
     async fn asked(&self, request: AskRequest) -> Result<Bytes, Error> {
-        self.check()?;
+        self.mark.rested().await;
         let mut client = self.client.clone();
         let mut pieces: Vec<Bytes> = Vec::new();
         let call = client.ask(Request::new(request));
@@ -277,8 +281,9 @@ fn all_of(partition: PartitionId, epoch: Epoch) -> Select {
 impl Replica for Remote {
     fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
         async move {
-            self.check()?;
-            self.appends.append(request, within).await
+            let began = Instant::now();
+            self.mark.rested().await;
+            self.appends.append(request, within.saturating_sub(began.elapsed())).await
         }
         .boxed()
     }

@@ -145,6 +145,22 @@ impl Cluster {
         self.nodes[i] = None;
     }
 
+    /// Sends a signal to a node, by its name.
+    pub fn signal(&self, i: usize, signal: &str) {
+        let process = self.nodes[i].as_ref().unwrap().child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &process]).status().unwrap().success());
+    }
+
+    /// Waits until a node that was told to stop has.
+    pub async fn ended(&mut self, i: usize) {
+        let deadline = Instant::now() + LONG;
+        while self.nodes[i].as_mut().unwrap().child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "node {i} does not stop\n{}", self.output(i));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.nodes[i] = None;
+    }
+
     pub fn url(&self, i: usize) -> String {
         self.nodes[i].as_ref().unwrap().url.clone()
     }

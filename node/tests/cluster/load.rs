@@ -16,7 +16,7 @@ use crate::support::{self, client, request, snappy};
 
 pub const BASE: i64 = 1_700_000_000_000;
 pub const SERIES: usize = 50;
-pub const WRITERS_MAX: usize = 8;
+pub const WRITERS_MAX: usize = 9;
 
 /// What writers and readers have seen.
 #[derive(Default)]
@@ -63,26 +63,32 @@ pub struct Load {
 impl Load {
     /// A writer and a reader at each of the nodes; the writer's number is the node's.
     pub fn at(cluster: &Cluster, nodes: &[usize]) -> Self {
+        Self::by(cluster, &nodes.iter().map(|i| (*i, *i)).collect::<Vec<_>>())
+    }
+
+    /// A writer and a reader at each of the nodes, with the writers' numbers: each begins its own series.
+    pub fn by(cluster: &Cluster, nodes: &[(usize, usize)]) -> Self {
         let (seen, stop) = (Arc::new(Seen::default()), CancellationToken::new());
-        let mut load = Self { seen, stop, tasks: JoinSet::new(), writers: Vec::new(), urls: HashMap::new() };
-        for i in nodes {
-            load.write_at(cluster, *i, false);
+        let (tasks, writers, urls) = (JoinSet::new(), Vec::new(), HashMap::new());
+        let mut load = Self { seen, stop, tasks, writers, urls };
+        for (i, writer) in nodes {
+            load.write_at(cluster, (*i, *writer), false);
             load.tasks.spawn(read(cluster.url(*i), load.seen.clone(), load.stop.clone()));
         }
         load
     }
 
     /// Another writer. A patient one sends again what was refused.
-    pub fn write_at(&mut self, cluster: &Cluster, i: usize, patient: bool) {
-        self.writers.push(i);
+    pub fn write_at(&mut self, cluster: &Cluster, (i, writer): (usize, usize), patient: bool) {
+        self.writers.push(writer);
         let url = watch::channel(cluster.url(i));
-        self.tasks.spawn(write((url.1, i, patient), self.seen.clone(), self.stop.clone()));
+        self.tasks.spawn(write((url.1, writer, patient), self.seen.clone(), self.stop.clone()));
         self.urls.insert(i, url.0);
     }
 
     /// A patient writer to a node that dies and comes back.
     pub fn write_to(&mut self, cluster: &Cluster, i: usize) {
-        self.write_at(cluster, i, true);
+        self.write_at(cluster, (i, i), true);
     }
 
     /// The node is at another address now.
@@ -198,7 +204,8 @@ async fn read(url: String, seen: Arc<Seen>, stop: CancellationToken) {
                 let after = seen.begun.iter().map(|n| n.load(Ordering::SeqCst));
                 let all = |rounds: u64| rounds * SERIES as u64;
                 let lost = counts.iter().zip(&before).any(|(have, rounds)| *have < all(*rounds));
-                let invented = counts.iter().zip(after).any(|(have, rounds)| *have > all(rounds));
+                // Writers of another load are not known here.
+                let invented = counts.iter().zip(after).any(|(have, rounds)| rounds > 0 && *have > all(rounds));
                 if lost || invented {
                     let why = format!("query at {url}: {counts:?} samples of {before:?} acknowledged rounds");
                     seen.failures.lock().push(why);

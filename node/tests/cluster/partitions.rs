@@ -33,7 +33,7 @@ impl Apart {
     /// Writers and readers at those who hear each other, and a patient writer at the leader.
     fn load(&self) -> Load {
         let mut load = Load::at(&self.cluster, &self.others);
-        load.write_at(&self.cluster, self.leader, true);
+        load.write_to(&self.cluster, self.leader);
         load
     }
 

@@ -1,4 +1,7 @@
-//! All nodes killed at once, one after the other, and in the middle of a move.
+//! All nodes killed at once, and in the middle of moves; a node without its disk; a leader that stands still; nodes
+//! stopped in order, one after the other.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -17,7 +20,7 @@ async fn settle(cluster: &Cluster, load: Load, writers: &[usize]) {
         let last = seen.written[*i].load(std::sync::atomic::Ordering::SeqCst);
         while let Err(why) = push(&client(), &cluster.url(*i), "acme", body(*i, last)).await {
             assert!(began.elapsed() < LONG, "node {i} does not write again: {why}");
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
     let all = seen.acknowledged() + (writers.len() * SERIES) as u64;
@@ -88,4 +91,75 @@ async fn nodes_are_killed_in_the_middle_of_moves_and_nothing_is_lost() {
     cluster.settled(2, "six share", |view| ids(view).iter().all(|id| view.held(*id) >= 3)).await;
     load.rounds(10).await;
     settle(&cluster, load, &[0, 1, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_disk_joins_anew() {
+    let mut cluster = Cluster::start(&ZONES, &["--cluster-dead-after", "4s"]);
+    cluster.whole(1, 3).await;
+    let load = Load::at(&cluster, &[1, 2]);
+    load.rounds(20).await;
+    let (address, old) = (cluster.seeds[0].clone(), cluster.view(1).await.id_at(&cluster.seeds[0]).unwrap());
+    cluster.kill(0);
+    std::fs::remove_dir_all(cluster.dirs[0].path().join("data")).unwrap();
+    let lost = Instant::now();
+    cluster.run(0, &address);
+    // The same address, another node: who means the old one is refused until that one is dead.
+    cluster
+        .settled(1, "the new node holds what the old one held", |view| {
+            view.active() == 3 && view.held(old) == 0 && view.id_at(&address).is_some_and(|id| id != old)
+        })
+        .await;
+    println!("with a new disk the node held its share again after {:?} (dead after 4 s)", lost.elapsed());
+    load.rounds(20).await;
+    let seen = load.stop().await;
+    seen.assert_no_failures();
+    cluster.alike(0, seen.acknowledged()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stands_still_holds_up_nobody_and_promises_nothing_after() {
+    let cluster = Cluster::start(&ZONES, &[]);
+    for i in 0..3 {
+        cluster.whole(i, 3).await;
+    }
+    let leader = cluster.leader(0).await.unwrap();
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    let mut load = Load::at(&cluster, &others);
+    load.write_to(&cluster, leader);
+    load.rounds(20).await;
+    let still = Instant::now();
+    cluster.signal(leader, "STOP");
+    load.rounds_of(&others, 100).await;
+    println!("with the leader standing still: {}", load.seen.latency(still, Instant::now()));
+    cluster.signal(leader, "CONT");
+    cluster.whole(leader, 3).await;
+    load.rounds(20).await;
+    load.seen.assert_no_failures();
+    settle(&cluster, load, &[0, 1, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_restarted_in_order_one_after_the_other() {
+    let mut cluster = Cluster::start(&ZONES, &[]);
+    cluster.whole(1, 3).await;
+    for i in 0..3 {
+        // Those that stay must not notice, whoever leads.
+        let writers = [1, 2].map(|next| ((i + next) % 3, 2 * i + next));
+        let load = Load::by(&cluster, &writers);
+        load.rounds(5).await;
+        let began = Instant::now();
+        cluster.signal(i, "TERM");
+        cluster.ended(i).await;
+        // Streams of others do not hold it: it would end at --shutdown-timeout (30 s).
+        println!("node {i} stopped after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        load.rounds(5).await;
+        let address = cluster.seeds[i].clone();
+        cluster.run(i, &address);
+        cluster.whole(i, 3).await;
+        load.rounds(5).await;
+        let seen = load.stop().await;
+        seen.assert_no_failures();
+    }
 }
