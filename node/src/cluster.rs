@@ -26,7 +26,7 @@ use crate::members::About;
 use crate::members::call::Calls;
 use crate::members::identity::IdentityFile;
 use crate::members::join::{self, Seeds, Start};
-use crate::members::service::Door;
+use crate::members::service::{Door, Heard};
 use crate::members::sizes::Sizes;
 use crate::meta::Meta;
 use crate::meta::nodes::NodeState;
@@ -134,6 +134,7 @@ pub(crate) fn door(
         tls: tls.clone(),
         health: health.clone(),
         complete: Arc::default(),
+        heard: Heard::default(),
         meta: OnceLock::new(),
         sizes: OnceLock::new(),
         backfill: parking_lot::Mutex::default(),
@@ -184,20 +185,40 @@ pub(crate) async fn open_group(
         ..GroupOptions::new(dir.meta(), door.about.spec(), first_start, door.clock.clone())
     };
     let group = Group::open(options).await?;
-    services.raft.open(group.service().into_grpc());
+    let done = follow(door, services, health, (&group, &seeds)).await;
+    or_close(&group, done).await?;
+    Ok(group)
+}
+
+/// Lets others reach this node's part of the metadata, and waits until it shows the node.
+async fn follow(
+    door: &Door,
+    services: &Services,
+    health: &Health,
+    (group, seeds): (&Group, &Seeds),
+) -> Result<(), StartError> {
     let (status, id) = (group.status(), group.id());
     let remembered = door.identity.change(|identity| {
         identity.cluster = Some(status.cluster_id);
         identity.node = Some(id.0);
+        identity.opened = true;
     });
     remembered.map_err(StartError::Failed)?;
+    // Only now: who has voted must remember that it had something to vote with.
+    services.raft.open(group.service().into_grpc());
     let mut views = group.watch();
     let is_there = |view: &Arc<engram_raft::View>| view.cluster.is_some() && view.nodes.get(&id).is_some();
     if !is_there(&views.borrow()) {
         health.set("node/metadata", Condition::Starting("waiting for the leader to bring the metadata".into()));
     }
-    views.wait_for(is_there).await.map_err(|e| StartError::Failed(format!("the metadata group: {e}")))?;
-    Ok(group)
+    let calls = Calls::new(&door.tls);
+    tokio::select! {
+        there = views.wait_for(is_there) => {
+            there.map(drop).map_err(|e| StartError::Failed(format!("the metadata group: {e}")))
+        }
+        // A leader that knows an old address only cannot bring it.
+        dead = join::tell_seeds(door, &calls, seeds) => Err(StartError::Failed(dead)),
+    }
 }
 
 /// What came of a step; when it failed, the metadata is closed first, so that a next attempt finds it free.

@@ -25,6 +25,9 @@ pub struct Identity {
     /// Whom this node has promised not to make a cluster beside.
     #[serde(default)]
     pub promised: Option<String>,
+    /// Whether it has ever had metadata: it may have voted, and what it has agreed to must not be forgotten.
+    #[serde(default)]
+    pub opened: bool,
 }
 
 /// The file, and what it says.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::time::Clock;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::identity::IdentityFile;
@@ -24,6 +25,29 @@ const ADMIT_WITHIN: Duration = Duration::from_secs(10);
 /// Partitions whose replica on this node holds all that was acknowledged before an epoch began.
 pub type Completed = Arc<Mutex<BTreeMap<PartitionId, Epoch>>>;
 
+/// When a leader looked at this node last.
+#[derive(Debug)]
+pub struct Heard(Mutex<Instant>);
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+}
+
+impl Heard {
+    /// Just now.
+    pub fn now(&self) {
+        *self.0.lock() = Instant::now();
+    }
+
+    /// How long ago.
+    #[must_use]
+    pub fn since(&self) -> Duration {
+        self.0.lock().elapsed()
+    }
+}
+
 /// What the service knows; the metadata comes once the node has opened it.
 pub struct Door {
     /// What this node tells of itself.
@@ -40,6 +64,8 @@ pub struct Door {
     pub health: Health,
     /// What the leader wants to know of its replicas.
     pub complete: Completed,
+    /// Whether a leader still looks at it.
+    pub heard: Heard,
     /// The metadata, once there.
     pub meta: OnceLock<Meta>,
     /// What its replicas hold, once there are any.
@@ -172,6 +198,7 @@ impl Door {
         if beat.cluster != meta.cluster_id() || beat.to != meta.node_id().0 {
             return refuse(format!("it is node {} of cluster {}", meta.node_id().0, meta.cluster_id()));
         }
+        self.heard.now();
         let complete = self.complete.lock();
         let complete = complete.iter().map(|(id, epoch)| Complete { partition: id.0, epoch: epoch.0 });
         Beating {

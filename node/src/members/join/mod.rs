@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::call::Calls;
 use super::proto::Hello;
 use super::service::Door;
-use crate::actor::{ChildError, ChildSpec, RestartLimit};
+use crate::actor::{ChildError, ChildSpec, Condition, RestartLimit};
 use crate::meta::Meta;
 use crate::meta::nodes::NodeState;
 
@@ -34,6 +34,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TELL_EVERY: u32 = 20;
 /// Between two looks whether the others know where this node is.
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// No leader heard for this long: the others are asked whether this node still belongs to them.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+/// No leader heard for this long: this node is not ready, what it knows of the cluster may be old.
+const NOT_READY_AFTER: Duration = Duration::from_secs(15);
+/// The part of the node's health that says whether there is a leader.
+const LEADER_PART: &str = "node/leader";
 
 /// How a node comes to be in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +73,12 @@ pub struct Seeds {
 /// What a person must mend: a refusal, or the disk.
 pub async fn start(door: &Door, calls: &Calls, seeds: &Seeds, has_metadata: bool) -> Result<Start, String> {
     let identity = door.identity.get();
+    if identity.opened && !has_metadata {
+        let (node, cluster) = (identity.node.unwrap_or(0), identity.cluster.unwrap_or_default());
+        return Err(format!(
+            "the metadata of this node (node {node} of cluster {cluster}) is gone from its data directory: blank it must not vote again under its old id, the cluster could lose what it has agreed; put the directory meta back, or remove the node (engram cluster remove {node}) and its whole data directory, then it joins as a new node"
+        ));
+    }
     if has_metadata || identity.cluster.is_some() {
         let cluster = identity.cluster.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         return Ok(match identity.node {
@@ -190,7 +202,8 @@ pub struct Telling {
 }
 
 /// The child that tells others where this node is now until its own metadata shows it: a leader that has only the old
-/// address cannot bring it anything. Also the one that ends a node that was declared dead.
+/// address cannot bring it anything. Also the one that ends a node that was declared dead: nobody brings that news to
+/// it, its own metadata stays as it was, so it asks when it starts and whenever no leader is heard.
 #[must_use]
 pub fn child(config: Telling) -> ChildSpec {
     ChildSpec {
@@ -203,6 +216,8 @@ pub fn child(config: Telling) -> ChildSpec {
 
 async fn tell(config: Telling) -> Result<(), ChildError> {
     let (me, spec, calls) = (config.meta.node_id(), config.door.about.spec(), Calls::new(&config.door.tls));
+    config.door.heard.now();
+    let mut turn = 0;
     loop {
         let row = config.meta.member(me);
         if row.as_ref().is_some_and(|row| row.state == NodeState::Dead) {
@@ -212,11 +227,14 @@ async fn tell(config: Telling) -> Result<(), ChildError> {
             )
             .into());
         }
-        if row.is_none_or(|row| row.spec != spec) {
+        let silent = config.door.heard.since();
+        config.door.health.set(LEADER_PART, leader(silent));
+        if turn == 0 || silent >= ASK_AFTER || row.is_none_or(|row| row.spec != spec) {
             tokio::select! {
-                told = tell_once(&config, &calls) => told?,
+                told = tell_once(&config, &calls, turn) => told?,
                 () = config.stop.cancelled() => return Ok(()),
             }
+            turn += 1;
         }
         tokio::select! {
             () = config.meta.next_change(TELL_AGAIN_AFTER) => {}
@@ -225,18 +243,52 @@ async fn tell(config: Telling) -> Result<(), ChildError> {
     }
 }
 
-async fn tell_once(config: &Telling, calls: &Calls) -> Result<(), ChildError> {
+/// What a silence of the leader means for this node.
+fn leader(silent: Duration) -> Condition {
+    if silent < NOT_READY_AFTER {
+        return Condition::Running;
+    }
+    Condition::Starting("no leader of the cluster is heard: it has none, or this node is cut off".to_owned())
+}
+
+/// Tells one of the others, beginning with another one each turn: who answers may be cut off as well.
+async fn tell_once(config: &Telling, calls: &Calls, turn: usize) -> Result<(), ChildError> {
     let me = config.meta.node_id();
     let known = config.meta.members().into_iter().filter(|row| row.id != me && row.state != NodeState::Dead);
     let mut others: Vec<String> =
         known.map(|row| row.spec.grpc).chain(config.seeds.addresses.iter().cloned()).collect();
     others.retain(|address| *address != config.door.about.grpc);
     others.dedup();
+    let first = turn % others.len().max(1);
+    others.rotate_left(first);
+    Ok(tell_first(&config.door, calls, &others).await?)
+}
+
+/// Tells the seeds again and again where this node is, until it is told that it was declared dead, which is answered.
+/// For a node whose metadata is not there yet: the leader may know an old address only.
+pub async fn tell_seeds(door: &Door, calls: &Calls, seeds: &Seeds) -> String {
+    let mut others = seeds.addresses.clone();
+    others.retain(|address| *address != door.about.grpc);
+    loop {
+        tokio::time::sleep(TELL_AGAIN_AFTER).await;
+        if let Err(dead) = tell_first(door, calls, &others).await {
+            return dead;
+        }
+        let first = 1 % others.len().max(1);
+        others.rotate_left(first);
+    }
+}
+
+/// Tells the first of the others that takes it where this node is.
+///
+/// # Errors
+/// This node was declared dead.
+async fn tell_first(door: &Door, calls: &Calls, others: &[String]) -> Result<(), String> {
     for address in others {
-        let hello = config.door.about.hello(&config.door.identity.get(), config.door.clock.now());
-        match calls.join(&address, hello, JOIN_WITHIN).await {
+        let hello = door.about.hello(&door.identity.get(), door.clock.now());
+        match calls.join(address, hello, JOIN_WITHIN).await {
             Ok(admission) if admission.refusal.is_empty() => return Ok(()),
-            Ok(admission) if admission.refusal.contains("was declared dead") => return Err(admission.refusal.into()),
+            Ok(admission) if admission.refusal.contains("was declared dead") => return Err(admission.refusal),
             Ok(admission) => tracing::warn!(address, why = admission.refusal, "this node's address is not taken"),
             Err(why) => tracing::debug!(why, "this node's address is not told"),
         }

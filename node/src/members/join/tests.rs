@@ -2,13 +2,18 @@
 
 use std::sync::{Arc, OnceLock};
 
+use engram_model::tenant::TenantLimits;
 use engram_model::time::Clock;
+use engram_raft::group::FirstStart;
+use engram_raft::{Group, GroupOptions};
 use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 
 use super::*;
 use crate::members::About;
 use crate::members::identity::IdentityFile;
+use crate::members::service::Heard;
+use crate::meta::TenantDefaults;
 
 struct One {
     door: Arc<Door>,
@@ -28,6 +33,7 @@ fn one(servers: &mut JoinSet<()>, clock: Clock) -> One {
         tls: crate::tls::Tls::plain(),
         health: crate::actor::Health::default(),
         complete: Arc::default(),
+        heard: Heard::default(),
         meta: OnceLock::new(),
         sizes: OnceLock::new(),
         backfill: parking_lot::Mutex::default(),
@@ -95,4 +101,62 @@ async fn strangers_are_refused_with_words_for_both() {
     hello.protocol -= 1;
     hello.cluster = "two".into();
     assert!(a.door.refusal(&hello).contains("belongs to cluster two"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_metadata_is_gone_does_not_start_blank_under_its_old_id() {
+    let mut servers = JoinSet::new();
+    let node = one(&mut servers, Clock::test(0));
+    let seeds = Seeds { addresses: Vec::new(), expect: 0 };
+    let was = |i: &mut crate::members::identity::Identity| {
+        (i.cluster, i.node) = (Some("c".into()), Some(7));
+    };
+    node.door.identity.change(was).unwrap();
+    // Let in, and stopped before it had any: it goes on.
+    let begun = start(&node.door, &Calls::default(), &seeds, false).await;
+    assert_eq!(begun, Ok(Start::Member { cluster: "c".into(), id: NodeId(7) }));
+    node.door.identity.change(|i| i.opened = true).unwrap();
+    assert!(start(&node.door, &Calls::default(), &seeds, true).await.is_ok());
+    let why = start(&node.door, &Calls::default(), &seeds, false).await.unwrap_err();
+    assert!(why.contains("engram cluster remove 7") && why.contains("cluster c"), "{why}");
+}
+
+/// Metadata of cluster "c" whose founder, node 1, is this one.
+async fn founded(node: &One) -> (Meta, Arc<Group>) {
+    let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
+    let dir = node._dir.path().join("meta");
+    let group = Group::open(GroupOptions::new(dir, node.door.about.spec(), first, Clock::test(0))).await.unwrap();
+    let group = Arc::new(group);
+    let defaults = TenantDefaults { limits: TenantLimits::default(), shard_size: 0, tenants_max: 10 };
+    (Meta::new(group.clone(), defaults), group)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_declared_dead_while_it_was_away_learns_it_and_ends() {
+    let mut servers = JoinSet::new();
+    let (away, other) = (one(&mut servers, Clock::test(0)), one(&mut servers, Clock::test(0)));
+    let ((own, own_group), (theirs, their_group)) = (founded(&away).await, founded(&other).await);
+    away.door.identity.change(|i| (i.cluster, i.node) = (Some("c".into()), Some(1))).unwrap();
+    let theirs = other.door.open(theirs);
+    let states = (NodeState::Active, NodeState::Dead);
+    theirs.set_node_state("test", NodeId(1), states, JOIN_WITHIN).await.unwrap();
+    // Its own metadata shows it active, at its right address, and will for ever.
+    let seeds = Seeds { addresses: vec![other.address.clone()], expect: 0 };
+    let telling = Telling { door: away.door.clone(), seeds: seeds.clone(), meta: own, stop: CancellationToken::new() };
+    let told = tokio::time::timeout(Duration::from_secs(20), tell(telling)).await.unwrap();
+    let why = told.unwrap_err().to_string();
+    assert!(why.contains("was declared dead") && why.contains("remove its data directory"), "{why}");
+    // The same while it waits for metadata that nobody will bring.
+    let calls = Calls::default();
+    let seeds = tell_seeds(&away.door, &calls, &seeds);
+    let why = tokio::time::timeout(Duration::from_secs(20), seeds).await.unwrap();
+    assert!(why.contains("was declared dead"), "{why}");
+    own_group.shutdown().await.unwrap();
+    their_group.shutdown().await.unwrap();
+}
+
+#[test]
+fn who_hears_no_leader_is_not_ready() {
+    assert_eq!(leader(NOT_READY_AFTER - Duration::from_millis(1)), Condition::Running);
+    assert!(matches!(leader(NOT_READY_AFTER), Condition::Starting(_)));
 }
