@@ -89,12 +89,12 @@ impl Planner {
     /// has no jobs.
     #[must_use]
     pub fn plan(&self, tenant: &TenantId, clean: bool) -> Planned {
-        let view = self.meta.blocks(tenant);
+        // Of one index: between two looks a seal may end, and its samples would be in neither.
+        let (view, seals) = self.meta.blocks_and_seals(tenant);
         if self.meta.tenant_deleted(tenant) {
             return Planned { view, jobs: Vec::new(), unwritten: 0, finished: Vec::new() };
         }
         let uncut = |seal: &&Seal| seal.cut.is_none();
-        let seals = self.meta.open_seals_of(tenant);
         let open: Vec<_> = seals.iter().flat_map(|row| &row.open).filter(uncut).map(|seal| seal.window).collect();
         let rows = || view.blocks.iter().filter(|row| row.marked.is_none());
         let blocks: Vec<&BlockMeta> = rows().filter(|row| row.quarantined.is_none()).map(|row| &row.meta).collect();

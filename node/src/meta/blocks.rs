@@ -17,9 +17,9 @@ use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
-use engram_raft::{Command, Error as GroupError, Fence, Holder, Outcome, Proposal, Refusal};
+use engram_raft::{Command, Error as GroupError, Fence, Holder, Outcome, Proposal, Refusal, View};
 
-use super::Meta;
+use super::{Meta, RingView};
 use crate::error::Error;
 
 /// Attempts to seal while others seal the same tenant's windows.
@@ -66,6 +66,20 @@ pub struct Replacement {
     pub deleted: Digest,
 }
 
+fn blocks_where(view: &View, tenant: &TenantId, wanted: impl Fn(&BlockRow) -> bool) -> BlocksView {
+    let blocks = view.blocks.get(tenant).into_iter().flat_map(|rows| rows.iter());
+    let deletions = view.deletions.get(tenant).into_iter().flat_map(|rows| rows.iter());
+    BlocksView {
+        index: view.applied.unwrap_or(0),
+        blocks: blocks.map(|(_, row)| row).filter(|row| wanted(row)).cloned().collect(),
+        deletions: deletions.map(|(_, row)| row.clone()).collect(),
+    }
+}
+
+fn open_seals_of(view: &View, tenant: &TenantId) -> Vec<Arc<Seals>> {
+    view.seals.get(tenant).map_or_else(Vec::new, |seals| seals.open.iter().map(|(_, row)| row.clone()).collect())
+}
+
 impl Meta {
     /// The applied index.
     #[must_use]
@@ -96,27 +110,32 @@ impl Meta {
     /// All blocks of a tenant, marked and quarantined ones too, and its deletions.
     #[must_use]
     pub fn blocks(&self, tenant: &TenantId) -> BlocksView {
-        self.blocks_where(tenant, |_| true)
+        blocks_where(&self.view(), tenant, |_| true)
+    }
+
+    /// All blocks of a tenant and the ring, of one applied index: a replica that came later has no part in what blocks
+    /// of that index lack.
+    #[must_use]
+    pub fn blocks_and_ring(&self, tenant: &TenantId) -> (BlocksView, Arc<RingView>) {
+        let view = self.view();
+        (blocks_where(&view, tenant, |_| true), Arc::new(RingView(view)))
+    }
+
+    /// All blocks of a tenant and its open seals by partition, of one applied index: what was set aside is in one of
+    /// them, never in neither.
+    #[must_use]
+    pub fn blocks_and_seals(&self, tenant: &TenantId) -> (BlocksView, Vec<Arc<Seals>>) {
+        let view = self.view();
+        (blocks_where(&view, tenant, |_| true), open_seals_of(&view, tenant))
     }
 
     /// What a reader of a time range needs: the blocks that overlap it and are not marked. A quarantined one is among
     /// them: the reader says that it could not be read.
     #[must_use]
     pub fn visible_blocks(&self, tenant: &TenantId, range: TimeRange) -> BlocksView {
-        let mut view = self.blocks_where(tenant, |row| row.marked.is_none() && row.meta.range.overlaps(range));
+        let mut view = blocks_where(&self.view(), tenant, |row| row.marked.is_none() && row.meta.range.overlaps(range));
         view.deletions.retain(|deletion| deletion.range.overlaps(range));
         view
-    }
-
-    fn blocks_where(&self, tenant: &TenantId, wanted: impl Fn(&BlockRow) -> bool) -> BlocksView {
-        let view = self.view();
-        let blocks = view.blocks.get(tenant).into_iter().flat_map(|rows| rows.iter());
-        let deletions = view.deletions.get(tenant).into_iter().flat_map(|rows| rows.iter());
-        BlocksView {
-            index: view.applied.unwrap_or(0),
-            blocks: blocks.map(|(_, row)| row).filter(|row| wanted(row)).cloned().collect(),
-            deletions: deletions.map(|(_, row)| row.clone()).collect(),
-        }
     }
 
     /// One block's row.
@@ -152,8 +171,7 @@ impl Meta {
     /// The open seals of a tenant, by partition.
     #[must_use]
     pub fn open_seals_of(&self, tenant: &TenantId) -> Vec<Arc<Seals>> {
-        let view = self.view();
-        view.seals.get(tenant).map_or_else(Vec::new, |seals| seals.open.iter().map(|(_, row)| row.clone()).collect())
+        open_seals_of(&self.view(), tenant)
     }
 
     /// Tenants that have blocks or deletions, sorted.

@@ -64,15 +64,15 @@ impl View {
     /// Looks at the metadata once.
     #[must_use]
     pub fn new(meta: &Meta, peers: &Peers, blocks: &Blocks, tenant: &TenantId) -> Self {
-        // Blocks first: a ring that is newer than they are misses nobody.
-        let mut look = meta.blocks(tenant);
+        // Of one index: who came to a ring that is newer than the blocks does not know what heads forgot before.
+        let (mut look, ring) = meta.blocks_and_ring(tenant);
         look.blocks.retain(|row| row.marked.is_none());
         look.blocks.sort_by_key(|row| (row.meta.range.start, row.meta.id));
         blocks.keep_only(tenant, &look.blocks);
         Self {
             tenant: tenant.clone(),
             config: meta.tenant(tenant),
-            ring: meta.ring(),
+            ring,
             fanout: Fanout::new(meta, peers),
             blocks: blocks.clone(),
             look: Arc::new(look),

@@ -9,7 +9,8 @@
 //! which was taken before its series were read, the nearest one had the sample too. If not, its slot is fetched.
 //!
 //! A replica that fails is passed over as long as a majority answers; one that takes long gets a rival. A replica set
-//! that has changed meanwhile is looked up again. Nothing is ever left out silently.
+//! that has changed meanwhile is looked up again, together with the blocks of a reader that has any: a new replica does
+//! not know what the old ones forgot. Nothing is ever left out silently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -96,7 +97,7 @@ impl Fanout {
         .await
     }
 
-    /// Repeats a read as long as replica sets change under it.
+    /// Repeats a read as long as replica sets change under it; one that has a view of blocks as well needs a new one.
     async fn looking_again<T, F: Future<Output = Result<T, Error>>>(
         &self,
         ring: &Arc<RingView>,
@@ -121,22 +122,41 @@ impl Fanout {
                 self.meta.epoch_reached(*partition, Epoch(epoch.0.saturating_add(1)), CATCH_UP_WITHIN).boxed()
             });
             let _late = futures::future::select_all(newer).await;
+            if let Some(one) = requests.iter().find(|one| one.as_of != u64::MAX) {
+                // New replicas have no marks of what was forgotten before they came: with the old blocks it would be
+                // in neither.
+                return Err(Error::stale_view(one.as_of, self.meta.applied()));
+            }
             ring = self.meta.ring();
         }
     }
 
-    /// The replica on a node, after this node's own has been held against the epochs.
-    fn replica(&self, node: NodeId, selects: &[Select]) -> Result<Arc<dyn Replica>, Error> {
-        if node == self.peers.here() {
-            selects.iter().try_for_each(|one| self.meta.is_at(one.partition, one.epoch))?;
+    /// Holds this node's own replica against the epochs. Before a read, and after it: what is read while the node leaves
+    /// a partition is half of it.
+    fn fence(&self, node: NodeId, selects: &[Select]) -> Result<(), Error> {
+        if node != self.peers.here() {
+            return Ok(());
         }
+        selects.iter().try_for_each(|one| self.meta.is_at(one.partition, one.epoch))
+    }
+
+    /// The replica on a node. Its answer counts when it passes [`Self::still`].
+    fn replica(&self, node: NodeId, selects: &[Select]) -> Result<Arc<dyn Replica>, Error> {
+        self.fence(node, selects)?;
         self.peers.replica(node)
+    }
+
+    /// An answer of the replica on a node, if its epochs are still the present ones.
+    fn still<T>(&self, node: NodeId, selects: &[Select], answer: Result<T, Error>) -> Result<T, Error> {
+        let answer = answer?;
+        self.fence(node, selects).map(|()| answer)
     }
 
     async fn select_once(&self, parts: &[Part]) -> Result<Vec<Vec<Series>>, Error> {
         if let Some(only) = the_only_node(parts) {
             let selects: Vec<Select> = parts.iter().map(|part| part.select.clone()).collect();
-            return self.replica(only, &selects)?.select_all(selects).await;
+            let answer = self.replica(only, &selects)?.select_all(selects.clone()).await;
+            return self.still(only, &selects, answer);
         }
         let all: Vec<(usize, Part)> = parts.iter().cloned().enumerate().collect();
         let series = self.fetch(all).map(|done| done.map(|all| all.into_iter().map(|(i, n, f)| (i, (n, f))).collect()));
@@ -151,7 +171,8 @@ impl Fanout {
         }
         let fetched = more.into_iter().map(|(node, wanted)| async move {
             let selects: Vec<Select> = wanted.iter().map(|(_, select)| select.clone()).collect();
-            let answers = self.replica(node, &selects)?.select_all(selects).await?;
+            let answers = self.replica(node, &selects)?.select_all(selects.clone()).await;
+            let answers = self.still(node, &selects, answers)?;
             Ok::<_, Error>(wanted.into_iter().map(|(i, _)| i).zip(answers).collect::<Vec<_>>())
         });
         let mut extra: BTreeMap<usize, Vec<Vec<Series>>> = BTreeMap::new();
@@ -188,7 +209,8 @@ impl Fanout {
     async fn fetch_from(&self, node: NodeId, parts: Vec<(usize, Part)>) -> Result<Fetched, Error> {
         let asked = async {
             let selects: Vec<Select> = parts.iter().map(|(_, part)| part.select.clone()).collect();
-            let found = self.replica(node, &selects)?.found_all(selects).await?;
+            let found = self.replica(node, &selects)?.found_all(selects.clone()).await;
+            let found = self.still(node, &selects, found)?;
             Ok::<_, Error>(parts.iter().map(|(i, _)| *i).zip(found).map(|(i, f)| (i, node, f)).collect::<Vec<_>>())
         };
         let rest: Vec<(usize, Part)> = parts
@@ -227,7 +249,7 @@ impl Fanout {
             .map(|(node, which)| async move {
                 let selects: Vec<Select> = which.iter().map(|i| parts[*i].select.clone()).collect();
                 let answer = match self.replica(node, &selects) {
-                    Ok(replica) => replica.digests_all(selects).await,
+                    Ok(replica) => self.still(node, &selects, replica.digests_all(selects.clone()).await),
                     Err(error) => Err(error),
                 };
                 (node, which, answer)
@@ -288,8 +310,9 @@ impl Fanout {
             .order
             .iter()
             .map(|node| async move {
-                let answer = match self.replica(*node, std::slice::from_ref(&part.select)) {
-                    Ok(replica) => ask(replica.as_ref(), part.select.clone()).await,
+                let select = std::slice::from_ref(&part.select);
+                let answer = match self.replica(*node, select) {
+                    Ok(replica) => self.still(*node, select, ask(replica.as_ref(), part.select.clone()).await),
                     Err(error) => Err(error),
                 };
                 (*node, answer)

@@ -2,9 +2,17 @@
 
 use std::sync::Arc;
 
-use engram_model::tenant::TenantId;
+use engram_model::tenant::{TenantId, TenantLimits};
+use engram_model::time::Clock;
+use engram_raft::group::FirstStart;
+use engram_raft::{Group, GroupOptions};
 
 use super::*;
+use crate::ingest::LocalReplica;
+use crate::meta::TenantDefaults;
+use crate::meta::nodes::NodeSpec;
+use crate::peer::Directory;
+use crate::tls::Tls;
 
 fn digest(n: u64) -> Digest {
     Digest { count: n, low: n * 7, high: n * 11 }
@@ -53,4 +61,50 @@ fn what_only_another_ring_can_mend_is_not_passed_over() {
     assert!(may_pass_over(&Error::unavailable("x")));
     assert!(!may_pass_over(&Error { stage: Stage::Stale, ..Error::unavailable("x") }));
     assert!(!may_pass_over(&Error::new(Class::Limited, "x")));
+}
+
+struct Nobody;
+
+impl Directory for Nobody {
+    fn find(&self, _: NodeId) -> Option<(String, String)> {
+        None
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_blocks_looks_at_them_anew_when_replicas_have_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
+    let options = GroupOptions::new(dir.path().join("meta"), NodeSpec::default(), first, Clock::test(0));
+    let group = Arc::new(Group::open(options).await.unwrap());
+    let defaults = TenantDefaults { limits: TenantLimits::default(), shard_size: 0, tenants_max: 10 };
+    let meta = Meta::new(group.clone(), defaults);
+    let local = Arc::new(LocalReplica::new(Arc::default(), Vec::new(), 0));
+    let names = ("c".to_owned(), "z".to_owned());
+    let peers = Peers::new((meta.node_id(), local), names, (Box::new(Nobody), Tls::plain()));
+    let fanout = Fanout::new(&meta, &peers);
+    // The first replicas say that the set has changed; those of the new one have never forgotten anything, and so they
+    // answer, whatever the reader's blocks are.
+    let read = async |ring: &Arc<RingView>, as_of: u64| {
+        let (before, request) = (ring.replicas(PartitionId(0)).unwrap().epoch, Select { as_of, ..select(0, 10) });
+        let looked = fanout.looking_again(ring, std::slice::from_ref(&request), |parts| {
+            let meta = meta.clone();
+            async move {
+                let epoch = parts[0].select.epoch;
+                if epoch != before {
+                    return Ok(epoch);
+                }
+                let replicas = vec![meta.node_id()];
+                meta.set_replicas(PartitionId(0), epoch, (replicas, None), CATCH_UP_WITHIN).await?;
+                Err(Error { stage: Stage::Stale, ..Error::unavailable("changed") })
+            }
+        });
+        looked.await
+    };
+    // Who asks for heads alone has nothing else to look at.
+    assert_eq!(read(&meta.ring(), u64::MAX).await.unwrap(), Epoch(2));
+    let index = meta.index();
+    let stale = read(&meta.ring(), index).await.unwrap_err();
+    assert!(stale.is_stale_view() && meta.index() > index, "{stale}");
+    group.shutdown().await.unwrap();
 }
