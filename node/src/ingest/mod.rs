@@ -129,10 +129,10 @@ impl LocalReplica {
     fn read_now<T: Default>(&self, request: &Select, work: impl FnOnce(&Head, &Select) -> T) -> Result<T, Error> {
         let heads = self.heads_of(request.partition)?;
         let stale = |index| if request.as_of < index { Err(Error::stale_view(request.as_of, index)) } else { Ok(()) };
-        let Some(head) = heads.get(&request.tenant) else {
-            stale(heads.dropped_at())?;
-            return Ok(T::default());
-        };
+        let head = heads.get(&request.tenant);
+        // A head that was dropped and made again does not know what the one before it forgot.
+        stale(heads.dropped_at())?;
+        let Some(head) = head else { return Ok(T::default()) };
         let head = head.read();
         stale(head.forgotten_after(request.range))?;
         Ok(work(&head, request))

@@ -88,6 +88,31 @@ async fn a_window_is_sealed_cut_and_forgotten_and_a_restart_agrees() {
     group.shutdown().await.unwrap();
 }
 
+/// Goal: an old view finds out about a head that was dropped, also when another one is in its place. Method: a window
+/// is sealed, cut at 9 and forgotten, the empty head dropped; then the tenant writes again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_was_dropped_and_made_again_still_tells_old_views() {
+    let dir = tempfile::tempdir().unwrap();
+    let (meta, group) = meta(dir.path()).await;
+    let (clock, told) = (Clock::test(1000), Arc::new(Told::default()));
+    let ingest = Ingest::open(dir.path(), &meta, &clock);
+    ingest.write(10).await;
+    told.seal(1, WINDOW);
+    ingest.follow(&told, Digest::EMPTY).await;
+    told.cut(1, ingest.frozen(1).await.unwrap().unwrap().digest(), 9);
+    ingest.follow(&told, Digest::EMPTY).await;
+    assert!(ingest.handle.drop_head(&TenantId::anonymous(), 1001, LONG).await.unwrap());
+    ingest.write(20).await;
+    let stale = ingest.times(8).await.unwrap_err();
+    assert!(stale.is_stale_view(), "{stale}");
+    assert_eq!(ingest.times(9).await.unwrap(), [20]);
+    // Nor does it leave a partition it is a replica of, whoever asks for that.
+    ingest.handle.leave(LONG).await.unwrap();
+    assert_eq!(ingest.times(9).await.unwrap(), [20]);
+    ingest.close().await;
+    group.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_room_at_the_log_gives_back_what_it_holds() {
     let dir = tempfile::tempdir().unwrap();

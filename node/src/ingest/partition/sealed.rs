@@ -156,8 +156,14 @@ impl State {
         Ok(true)
     }
 
-    /// Drops every head, whatever it holds: this node holds the partition no more.
+    /// Drops every head, whatever it holds, if this node holds the partition no more. Looked at here: who asked may have
+    /// waited, and the node may be a replica again, with appends before this in the line.
     pub(super) async fn leave(&mut self) -> Result<(), Error> {
+        let (ring, me, partition) = (self.config.meta.ring(), self.config.meta.node_id(), self.config.partition);
+        let Some(set) = ring.replicas(partition) else { return Ok(()) };
+        if set.replicas.contains(&me) || ring.next(partition).is_some_and(|next| next.contains(&me)) {
+            return Ok(());
+        }
         for (tenant, head) in self.config.heads.all() {
             let index = head.read().forgotten_after(TimeRange::ALL);
             let mut payload = Vec::new();
