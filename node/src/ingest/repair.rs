@@ -11,7 +11,8 @@
 //! acknowledged before the change, and says so to the leader. It asks a majority of the old set; each answers only when
 //! it refuses writes of older epochs and has made visible what it accepted before ([`crate::peer::Replica::inventory`]), so nothing
 //! can be acknowledged behind its back. Then every slot that differs is pulled at once. What is written meanwhile goes
-//! to the new set by itself.
+//! to the new set by itself. What was taken is proven afterwards: a refused sample, or one that the other has and this
+//! replica still lacks, and it is not complete. Completing does not wait for comparing: a slow peer delays the one only.
 //!
 //! Who no longer belongs to a partition forgets it. Exemplars and metadata of metrics are not repaired: reads join
 //! those of a majority.
@@ -23,22 +24,22 @@ use std::time::Duration;
 use engram_model::batch::{BatchSeries, HistogramSample, Pair, Run, Text, WriteBatch};
 use engram_model::digest::{Digest, SLOT_MS};
 use engram_model::error::Class;
+use engram_model::merge::Rank;
 use engram_model::place::{Epoch, NodeId, PartitionId, Sets};
 use engram_model::sample::Sample;
-use engram_model::series::{Columns, Series};
+use engram_model::series::{Columns, ReadError, Series};
 use engram_model::tenant::TenantId;
 use engram_model::{Millis, TimeRange};
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::heads::Heads;
-use super::partition::Handle;
+use super::partition::{Handle, TOO_OLD};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
 use crate::meta::Meta;
-use crate::peer::{Append, Peers, Select};
+use crate::peer::{Append, Peers, Refused, Select};
 
 /// Samples pulled at once, as far as slots allow.
 const PULL_SAMPLES: u64 = 200_000;
@@ -46,6 +47,10 @@ const PULL_SAMPLES: u64 = 200_000;
 const APPEND_SERIES_MAX: usize = 2000;
 /// How long one append may take.
 const APPEND_WITHIN: Duration = Duration::from_secs(30);
+/// How long comparing with one replica may take; what is left is for the next look.
+const COMPARE_WITHIN: Duration = Duration::from_secs(60);
+/// Partitions completed at once.
+const COMPLETE_AT_ONCE: usize = 4;
 /// How long one question to another node may take.
 const ASK_WITHIN: Duration = Duration::from_secs(60);
 /// Slots of one partition whose difference is remembered from one look to the next.
@@ -89,26 +94,26 @@ pub fn child(config: Config) -> ChildSpec {
 }
 
 async fn run(config: Config) -> Result<(), ChildError> {
-    let mut state = State { noted: HashMap::new(), tried: HashMap::new() };
-    let mut compared = Instant::now();
+    tokio::select! {
+        ended = completing(&config) => ended,
+        ended = comparing(&config) => ended,
+        () = config.stop.cancelled() => Ok(()),
+    }
+}
+
+async fn completing(config: &Config) -> Result<(), ChildError> {
     let mut again = true;
     loop {
-        let wait = if again { RETRY_AFTER } else { config.every };
-        tokio::select! {
-            () = config.meta.next_change(wait) => {}
-            () = config.stop.cancelled() => return Ok(()),
-        }
-        tokio::select! {
-            left = config.change() => again = left,
-            () = config.stop.cancelled() => return Ok(()),
-        }
-        if compared.elapsed() >= config.every {
-            tokio::select! {
-                () = state.compare_all(&config) => {}
-                () = config.stop.cancelled() => return Ok(()),
-            }
-            compared = Instant::now();
-        }
+        config.meta.next_change(if again { RETRY_AFTER } else { config.every }).await;
+        again = config.change().await;
+    }
+}
+
+async fn comparing(config: &Config) -> Result<(), ChildError> {
+    let mut state = State { noted: HashMap::new(), tried: HashMap::new() };
+    loop {
+        tokio::time::sleep(config.every).await;
+        state.compare_all(config).await;
     }
 }
 
@@ -144,40 +149,41 @@ impl Config {
 
     /// Completes replicas whose set changes and forgets those that are no longer here. Whether something is left to do.
     async fn change(&self) -> bool {
-        let mut left = false;
-        for partition in self.all() {
-            match self.sets(partition) {
-                Some((sets, epoch, true)) => {
-                    if self.complete.lock().get(&partition) == Some(&epoch) {
-                        continue;
-                    }
-                    match self.complete(partition, &sets, epoch).await {
-                        Ok(()) => {
-                            self.complete.lock().insert(partition, epoch);
-                        }
-                        Err(error) => {
-                            left = true;
-                            tracing::info!(partition = partition.0, %error, "a new replica is completed later");
-                        }
-                    }
-                }
-                Some(_) => {
-                    self.complete.lock().remove(&partition);
-                }
-                None => {
-                    self.complete.lock().remove(&partition);
-                    let (at, known) = (partition.0 as usize, self.meta.epoch(partition).is_some());
-                    if known && self.heads.get(at).is_some_and(|heads| !heads.all().is_empty()) {
-                        let Some(actor) = self.partitions.get(at) else { continue };
-                        match actor.leave(LEAVE_WITHIN).await {
-                            Ok(()) => tracing::info!(partition = partition.0, "this node holds the partition no more"),
-                            Err(error) => tracing::warn!(partition = partition.0, %error, "forgotten later"),
-                        }
-                    }
+        let changes = stream::iter(self.all()).map(|partition| self.change_of(partition));
+        changes.buffer_unordered(COMPLETE_AT_ONCE).fold(false, async |any, left| any || left).await
+    }
+
+    /// The same of one partition.
+    async fn change_of(&self, partition: PartitionId) -> bool {
+        let Some((sets, epoch, comes)) = self.sets(partition) else {
+            self.complete.lock().remove(&partition);
+            let (at, known) = (partition.0 as usize, self.meta.epoch(partition).is_some());
+            if known && self.heads.get(at).is_some_and(|heads| !heads.all().is_empty()) {
+                let Some(actor) = self.partitions.get(at) else { return false };
+                match actor.leave(LEAVE_WITHIN).await {
+                    Ok(()) => tracing::info!(partition = partition.0, "this node holds the partition no more"),
+                    Err(error) => tracing::warn!(partition = partition.0, %error, "forgotten later"),
                 }
             }
+            return false;
+        };
+        if !comes {
+            self.complete.lock().remove(&partition);
+            return false;
         }
-        left
+        if self.complete.lock().get(&partition) == Some(&epoch) {
+            return false;
+        }
+        match self.complete(partition, &sets, epoch).await {
+            Ok(()) => {
+                self.complete.lock().insert(partition, epoch);
+                false
+            }
+            Err(error) => {
+                tracing::info!(partition = partition.0, %error, "a new replica is completed later");
+                true
+            }
+        }
     }
 
     /// Takes everything that a majority of the present set acknowledged before `epoch`.
@@ -222,11 +228,39 @@ impl Config {
                 continue;
             }
             let spot = At { node, partition, epoch, tenant };
-            let differing = self.differing(&spot).await?;
-            let slots: Vec<(Millis, u64)> = differing.iter().map(|(slot, (_, other))| (*slot, other.count)).collect();
-            self.pull(&spot, &slots).await?;
+            let before = self.differing(&spot).await?;
+            let slots: Vec<(Millis, u64)> = before.iter().map(|(slot, (_, other))| (*slot, other.count)).collect();
+            let refused = self.pull(&spot, &slots).await?;
+            let left = self.differing(&spot).await?;
+            let lacking = self.lacking(&spot, &unchanged(&before, &left)).await?;
+            if refused + lacking > 0 {
+                let (from, tenant) = (node.0, &spot.tenant);
+                return Err(Error::new(
+                    Class::Internal,
+                    format!(
+                        "of what node {from} has of tenant {tenant}, {refused} samples were refused here and {lacking} are lacking"
+                    ),
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// Samples in slots at whose times the other replica has one and this one has none.
+    async fn lacking(&self, at: &At, slots: &[(Millis, u64)]) -> Result<u64, Error> {
+        let mut lacking = 0;
+        for range in ranges(slots) {
+            let (own, other) = self.both(at, range).await?;
+            lacking += on_thread(move || absent(&own, &other, range)).await?;
+        }
+        Ok(lacking)
+    }
+
+    /// What this replica and another have in a range.
+    async fn both(&self, at: &At, range: TimeRange) -> Result<(Vec<Series>, Vec<Series>), Error> {
+        let (own, other) = (self.peers.replica(self.here())?, self.peers.replica(at.node)?);
+        let select = at.select(range);
+        futures::future::try_join(in_time(own.select(select.clone())), in_time(other.select(select))).await
     }
 
     /// Digests, own and the other's, of the slots in which the other has something and they differ.
@@ -252,25 +286,20 @@ impl Config {
             .collect())
     }
 
-    /// Pulls slots, neighbours together as long as they are not too many samples.
-    async fn pull(&self, at: &At, slots: &[(Millis, u64)]) -> Result<(), Error> {
+    /// Pulls slots, neighbours together as long as they are not too many samples. How many samples were refused here
+    /// although they are young enough.
+    async fn pull(&self, at: &At, slots: &[(Millis, u64)]) -> Result<u64, Error> {
+        let mut refused = 0;
         for range in ranges(slots) {
-            let (own, other) = (self.peers.replica(self.here())?, self.peers.replica(at.node)?);
-            let select = at.select(range);
-            let (own, other) =
-                futures::future::try_join(in_time(own.select(select.clone())), in_time(other.select(select))).await?;
-            let missing = tokio::task::spawn_blocking(move || missing(&own, &other, range))
-                .await
-                .map_err(|e| Error::new(Class::Internal, format!("comparing replicas failed: {e}")))?
-                .map_err(|e| Error::new(Class::Internal, e.to_string()))?;
-            for batch in missing {
-                self.append(at, batch).await?;
+            let (own, other) = self.both(at, range).await?;
+            for batch in on_thread(move || missing(&own, &other, range)).await? {
+                refused += self.append(at, batch).await?;
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
-    async fn append(&self, at: &At, batch: WriteBatch) -> Result<(), Error> {
+    async fn append(&self, at: &At, batch: WriteBatch) -> Result<u64, Error> {
         let picks = (0..u32::try_from(batch.series.len()).unwrap_or(0)).collect();
         let samples = batch.sample_count();
         let request = Append {
@@ -288,8 +317,13 @@ impl Config {
         };
         let done = self.peers.replica(self.here())?.append(request, APPEND_WITHIN).await?;
         let (partition, from, tenant) = (at.partition.0, at.node.0, at.tenant.as_str());
-        tracing::debug!(partition, from, tenant, samples, refused = done.refused.count, "taken from another replica");
-        Ok(())
+        let refused = refused_young(&done.refused);
+        if refused > 0 {
+            let why = done.refused.first.unwrap_or_default();
+            tracing::warn!(partition, from, tenant, refused, why, "samples of another replica are refused here");
+        }
+        tracing::debug!(partition, from, tenant, samples, refused, "taken from another replica");
+        Ok(refused)
     }
 }
 
@@ -323,6 +357,31 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, 
     }
 }
 
+/// Runs work that may take its time on a thread for that.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(Class::Internal, format!("comparing replicas failed: {e}")))?
+        .map_err(|e| Error::new(Class::Internal, e.to_string()))
+}
+
+/// How many samples were refused for another reason than their age: what is below this head's floor it has forgotten.
+fn refused_young(refused: &Refused) -> u64 {
+    let old = refused.by_reason.iter().filter(|(word, _)| *word == TOO_OLD).map(|(_, count)| count);
+    refused.count.saturating_sub(old.sum())
+}
+
+/// Slots that differ still, although the other replica has in them what it had before.
+fn unchanged(
+    before: &BTreeMap<Millis, (Digest, Digest)>,
+    left: &BTreeMap<Millis, (Digest, Digest)>,
+) -> Vec<(Millis, u64)> {
+    let same = left.iter().filter(|(slot, (_, other))| before.get(slot).is_some_and(|(_, had)| had == other));
+    same.map(|(slot, (_, other))| (*slot, other.count)).collect()
+}
+
 impl State {
     async fn compare_all(&mut self, config: &Config) {
         let mut noted = HashMap::new();
@@ -340,8 +399,11 @@ impl State {
                 }
             };
             for node in others.into_iter().filter(|node| config.peers.is_well(*node)) {
-                if let Err(error) = self.compare(config, (partition, epoch, node), &own, &mut noted).await {
-                    tracing::debug!(partition = partition.0, node = node.0, %error, "not compared");
+                let comparing = self.compare(config, (partition, epoch, node), &own, &mut noted);
+                match tokio::time::timeout(COMPARE_WITHIN, comparing).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(partition = partition.0, node = node.0, %error, "not compared"),
+                    Err(_) => tracing::debug!(partition = partition.0, node = node.0, "not compared in time"),
                 }
             }
         }
@@ -363,12 +425,12 @@ impl State {
                 continue;
             }
             let at = At { node, partition, epoch, tenant };
-            let mut quiet = Vec::new();
+            let (mut quiet, mut pulled) = (Vec::new(), Vec::new());
             for (slot, digests) in config.differing(&at).await? {
                 let spot = (partition, node, at.tenant.clone(), slot);
                 if self.noted.get(&spot) == Some(&digests) && self.tried.get(&spot) != Some(&digests) {
                     quiet.push((slot, digests.1.count));
-                    self.tried.insert(spot.clone(), digests);
+                    pulled.push((spot.clone(), digests));
                 }
                 if noted.len() < NOTED_MAX {
                     noted.insert(spot, digests);
@@ -382,6 +444,8 @@ impl State {
                     "replicas differ, taking what is missing here"
                 );
                 config.pull(&at, &quiet).await?;
+                // Only now: what broke off is tried again.
+                self.tried.extend(pulled);
             }
         }
         Ok(())
@@ -404,13 +468,33 @@ fn ranges(slots: &[(Millis, u64)]) -> Vec<TimeRange> {
     all.into_iter().map(|(range, _)| range).collect()
 }
 
+fn hash(series: &Series) -> u128 {
+    series.source.series_hash().unwrap_or_else(|| series.labels.hash128())
+}
+
+/// How many samples `other` has in the range at times at which `own` has none of the series.
+fn absent(own: &[Series], other: &[Series], range: TimeRange) -> Result<u64, ReadError> {
+    let own: HashMap<u128, &Series> = own.iter().map(|series| (hash(series), series)).collect();
+    let (mut have, mut theirs) = (Columns::default(), Columns::default());
+    let mut absent = 0;
+    for series in other {
+        have.clear();
+        theirs.clear();
+        series.source.read(range, &mut theirs)?;
+        if let Some(mine) = own.get(&hash(series)) {
+            mine.source.read(range, &mut have)?;
+        }
+        let is_absent = |at: &&Millis| {
+            let found = have.times.binary_search(at).or_else(|_| have.histogram_times.binary_search(at));
+            range.contains(**at) && found.is_err()
+        };
+        absent += theirs.times.iter().chain(&theirs.histogram_times).filter(is_absent).count() as u64;
+    }
+    Ok(absent)
+}
+
 /// What `other` has in the range and `own` lacks, or has with smaller bits, as batches of bounded size.
-fn missing(
-    own: &[Series],
-    other: &[Series],
-    range: TimeRange,
-) -> Result<Vec<WriteBatch>, engram_model::series::ReadError> {
-    let hash = |series: &Series| series.source.series_hash().unwrap_or_else(|| series.labels.hash128());
+fn missing(own: &[Series], other: &[Series], range: TimeRange) -> Result<Vec<WriteBatch>, ReadError> {
     let own: HashMap<u128, &Series> = own.iter().map(|series| (hash(series), series)).collect();
     let (mut have, mut theirs) = (Columns::default(), Columns::default());
     let (mut batches, mut batch) = (Vec::new(), WriteBatch::default());
@@ -456,7 +540,7 @@ fn put_missing(
     }
     for (i, (at, histogram)) in theirs.histogram_times.iter().zip(&theirs.histograms).enumerate() {
         let known = have.histogram_times.binary_search(at).ok().map(|at| &have.histograms[at]);
-        if range.contains(*at) && known.is_none_or(|known| known != histogram) {
+        if range.contains(*at) && known.is_none_or(|known| Rank::of_histogram(known) < Rank::of_histogram(histogram)) {
             let start_at = theirs.histogram_starts.get(i).copied().unwrap_or(0);
             batch.histograms.push(HistogramSample { at: *at, start_at, histogram: histogram.clone() });
         }
@@ -495,6 +579,33 @@ mod tests {
             [(0, 90_000), (1, 90_000), (2, 90_000), (5, 1), (6, 900_000)].map(|(i, n)| (i * SLOT_MS, n)).into();
         let range = |from: i64, to: i64| TimeRange { start: from * SLOT_MS, end: to * SLOT_MS };
         assert_eq!(ranges(&slots), vec![range(0, 2), range(2, 3), range(5, 6), range(6, 7)]);
+    }
+
+    #[test]
+    fn what_was_not_taken_is_seen() {
+        let mut refused = Refused::default();
+        refused.add(TOO_OLD, false, 3, String::new);
+        assert_eq!(refused_young(&refused), 0);
+        refused.add("damaged", false, 2, String::new);
+        assert_eq!(refused_young(&refused), 2);
+        // A slot that is being written is another's by now; one that stays as it was is looked at.
+        let digest = |count: u64| Digest { count, low: count, high: count };
+        let before =
+            BTreeMap::from([(0, (digest(1), digest(5))), (1, (digest(1), digest(6))), (2, (digest(1), digest(7)))]);
+        let left =
+            BTreeMap::from([(0, (digest(4), digest(5))), (1, (digest(6), digest(8))), (9, (digest(0), digest(1)))]);
+        assert_eq!(unchanged(&before, &left), vec![(0, 5)]);
+        let series = |times: &[i64], name: &str| Series {
+            labels: Labels::from_pairs([("__name__", name)]),
+            source: Arc::new(Columns {
+                times: times.to_vec(),
+                values: times.iter().map(|_| 1.0).collect(),
+                ..Columns::default()
+            }),
+        };
+        let (own, other) = ([series(&[1, 2, 7], "a")], [series(&[1, 3, 4, 9], "a"), series(&[2, 3], "b")]);
+        assert_eq!(absent(&own, &other, TimeRange { start: 0, end: 9 }).unwrap(), 4);
+        assert_eq!(absent(&own, &own, TimeRange { start: 0, end: 9 }).unwrap(), 0);
     }
 
     proptest! {

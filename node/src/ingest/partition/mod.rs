@@ -661,13 +661,16 @@ fn answer(request: &Append, receipt: &Receipt) -> Appended {
     }
 }
 
+/// The word for what is beyond the out-of-order window, or below what the head has forgotten by age.
+pub const TOO_OLD: &str = "sample-too-old";
+
 /// The words of the closed list of reasons, Cortex' where it has the case.
 fn reason_word(reason: Reason) -> &'static str {
     match reason {
         Reason::SeriesLimit => "per_user_series_limit",
         Reason::DuplicateDifferentValue => "new-value-for-timestamp",
         Reason::OutOfOrder => "sample-out-of-order",
-        Reason::TooOld => "sample-too-old",
+        Reason::TooOld => TOO_OLD,
         Reason::BadHistogram => "native_histogram_invalid",
         Reason::Damaged => "damaged",
     }
