@@ -18,6 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -142,9 +143,20 @@ impl Inner {
         let select = wire::read_select(&request)?;
         let question = Question::of(request.question)
             .ok_or_else(|| Error::invalid(format!("question {} is not known", request.question)))?;
-        if !matches!(question, Question::Windows | Question::Frozen) {
-            self.meta.fence(select.partition, select.epoch, CATCH_UP_WITHIN).await?;
+        let (partition, epoch) = (select.partition, select.epoch);
+        let is_fenced = !matches!(question, Question::Windows | Question::Frozen);
+        if is_fenced {
+            self.meta.fence(partition, epoch, CATCH_UP_WITHIN).await?;
         }
+        let answer = self.answer_here(question, select, request).await?;
+        if is_fenced {
+            // What was read while this node left the partition is half of it.
+            self.meta.is_at(partition, epoch)?;
+        }
+        Ok(answer)
+    }
+
+    async fn answer_here(&self, question: Question, select: Select, request: AskRequest) -> Result<Vec<u8>, Error> {
         let local = &self.local;
         match question {
             Question::Series => write(local.series(select).await?),
@@ -281,6 +293,8 @@ impl Ingest for Api {
                     digests.into_iter().map(|digests| Found { digests, ..Found::default() }).collect()
                 }
             };
+            // What was read while this node left a partition is half of it.
+            selects.iter().try_for_each(|one| inner.meta.is_at(one.partition, one.epoch))?;
             Ok::<_, Error>((selects, found))
         };
         let (tx, rx) = mpsc::channel(FRAMES_AHEAD);
@@ -325,11 +339,16 @@ fn produced<T: Send + 'static>(
             }
             Ok(answer) => {
                 let sending = tokio::task::spawn_blocking(move || send(answer, tx));
-                // The thread ends with the stream: sending fails then.
-                let next = |(mut rx, sending): (mpsc::Receiver<Frame>, _)| async move {
-                    rx.recv().await.map(|frame| (Ok(frame), (rx, sending)))
+                // The thread ends with the stream: sending fails then. An answer is whole only when the thread says so.
+                let next = |(mut rx, sending): (mpsc::Receiver<Frame>, Option<JoinHandle<()>>)| async move {
+                    if let Some(frame) = rx.recv().await {
+                        return Some((Ok(frame), (rx, sending)));
+                    }
+                    let error = sending?.await.err()?;
+                    let error = Error::new(Class::Internal, format!("sending an answer failed: {error}"));
+                    Some((Ok(Frame { failure: Some(failure(&error)), ..Frame::default() }), (rx, None)))
                 };
-                futures::stream::unfold((rx, sending), next).boxed()
+                futures::stream::unfold((rx, Some(sending)), next).boxed()
             }
         }
     }
@@ -364,3 +383,6 @@ fn send_found(selects: &[Select], found: Vec<Found>, tx: &mpsc::Sender<Frame>) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
