@@ -27,7 +27,8 @@ pub(crate) enum Command {
 /// `engram-chaos run`
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Run {
-    /// A scenario's name, `smoke` for the short set, `all` for all.
+    /// A scenario's name, several with commas between, `smoke` for the short set, `all` for all, `planted` for those that
+    /// must not pass.
     pub(crate) what: String,
     /// Replays whom faults hit and when, and what clients do; default: new for each run, printed.
     #[arg(long)]

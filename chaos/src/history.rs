@@ -116,8 +116,10 @@ pub(crate) enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum FaultState {
-    /// It is there.
+    /// It is being done: from now on everything may be its fault.
     Installed,
+    /// It is done: what begins from now on meets the fault, and was not hit by it.
+    Struck,
     /// It is gone again.
     Healed,
     /// This machine cannot do it.

@@ -8,9 +8,9 @@
 
 use crate::args::Run;
 use crate::check::{self, Outcome};
-use crate::cluster::{Cluster, Disk, Spec};
+use crate::cluster::{Cluster, Spec};
 use crate::error::Error;
-use crate::history::{FaultState, Recorder, Stage};
+use crate::history::{Answer, FaultState, Recorder, Stage};
 use crate::nemesis::Nemesis;
 use crate::report::{Report, Reports};
 use crate::scenario::{self, MISSING, Scenario};
@@ -25,13 +25,17 @@ use std::time::Duration;
 const HISTORY_BYTES_MAX: u64 = 1 << 30;
 /// Clients give up on one request after this.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Load before the first fault, and after the healing.
+/// Load before the first fault.
 const HEALTHY: Duration = Duration::from_secs(2);
 /// Longest time until the cluster is whole and agrees; the verdict's bound is shorter.
 const HEAL_WITHIN: Duration = Duration::from_secs(90);
 /// Options of every node: small, and quick to notice.
 const OPTIONS: [&str; 8] =
     ["--partitions", "8", "--shard-size", "4", "--cluster-repair-every", "1s", "--cluster-suspect-after", "2s"];
+/// Nodes agree when so many rounds of reads in a row, over so long, were the same: longer than nodes take between two
+/// looks at each other.
+const ALIKE_ROUNDS: u32 = 4;
+const ALIKE_FOR: Duration = Duration::from_secs(3);
 /// How often everything is read again at each node at the end.
 const AGAIN: usize = 2;
 
@@ -78,9 +82,15 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
 /// Standard output is closed.
 pub(crate) fn list() -> Result<bool, Error> {
     let mut out = std::io::stdout();
-    for one in scenario::ALL {
-        let marks = if one.smoke { "smoke" } else { "" };
-        let possible = Disk::possible(one.disk).err().map_or(String::new(), |why| format!(" [skipped here: {why}]"));
+    for one in scenario::ALL.iter().chain(scenario::PLANTED) {
+        let marks = if one.smoke {
+            "smoke"
+        } else if one.planted.is_some() {
+            "plant"
+        } else {
+            ""
+        };
+        let possible = one.possible().err().map_or(String::new(), |why| format!(" [skipped here: {why}]"));
         writeln!(out, "{:<16} {:>6}  {marks:<5}  {}: {}{possible}", one.name, one.number, one.fault, one.says)?;
     }
     for (number, what, waits) in MISSING {
@@ -105,7 +115,7 @@ async fn one(scenario: &'static Scenario, engram: &Path, seed: u64, args: &Run) 
     let numbers =
         Numbers { base: Clock::real().now() - 1_800_000, tenants: 4, writers: args.writers, series: args.series };
     let mut broken = None;
-    if let Err(why) = Disk::possible(scenario.disk) {
+    if let Err(why) = scenario.possible() {
         recorder.fault(scenario.name, FaultState::Skipped, &why);
     } else {
         let spec = Spec {
@@ -160,7 +170,7 @@ async fn play(
     recorder.mark(check::FAULTS_OVER);
     cluster.whole(HEAL_WITHIN).await?;
     recorder.mark(check::WHOLE);
-    tokio::time::sleep(HEALTHY).await;
+    tokio::time::sleep(Duration::from_millis(scenario.after_ms)).await;
     let shared = load.finish().await?;
     recorder.mark(check::LOAD_OVER);
     agree(&shared).await;
@@ -179,23 +189,31 @@ async fn play(
     Ok(())
 }
 
-/// Waits until all nodes answer alike about all writers, twice in a row; the checkers say whether that was in time.
+/// Waits until all nodes answer alike about all writers, so often in a row that no luck of majorities can be the reason;
+/// the checkers say whether that was in time.
 async fn agree(shared: &Shared) {
-    let (watch, mut before) = (Stopwatch::start(), None);
+    let (watch, mut alike) = (Stopwatch::start(), None);
+    let mut before: Vec<Answer> = Vec::new();
     while watch.elapsed() < HEAL_WITHIN {
-        let (mut all, mut alike) = (Vec::new(), true);
+        let (mut now, mut one) = (Vec::new(), true);
         for writer in 0..shared.numbers.writers {
             let mut answers = Vec::new();
             for node in shared.roster.listed() {
                 answers.push(workload::read(shared, node, writer, Stage::Load).await);
             }
-            alike &= answers.iter().all(|answer| answer.is_some() && *answer == answers[0]);
-            all.extend(answers.into_iter().next().flatten());
+            one &= answers.iter().all(|answer| answer.is_some() && *answer == answers[0]);
+            now.extend(answers.into_iter().next().flatten());
         }
-        if alike && before.as_ref() == Some(&all) {
-            return;
+        if one && now == before {
+            let (since, rounds) = alike.get_or_insert_with(|| (Stopwatch::start(), 0));
+            *rounds += 1;
+            if *rounds >= ALIKE_ROUNDS && since.elapsed() >= ALIKE_FOR {
+                return;
+            }
+        } else {
+            alike = None;
         }
-        before = alike.then_some(all);
+        before = now;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -4,7 +4,7 @@
 //! in [`MISSING`], each with what it waits for, so that nobody mistakes silence for strength.
 
 use crate::check::Promise;
-use crate::cluster::DiskKind;
+use crate::cluster::{Disk, DiskKind, Injected, Syncs};
 use crate::nemesis::{Act, Pace, Shape, Whom};
 
 /// One scenario.
@@ -20,11 +20,15 @@ pub(crate) struct Scenario {
     pub(crate) disk: DiskKind,
     pub(crate) act: Act,
     pub(crate) pace: Pace,
+    /// Load after the healing, milliseconds.
+    pub(crate) after_ms: u64,
     pub(crate) promise: Promise,
     /// Options of the nodes, besides those of every run.
     pub(crate) options: &'static [&'static str],
     /// Part of the short run.
     pub(crate) smoke: bool,
+    /// The checker that must find what is planted; `None`: nothing is.
+    pub(crate) planted: Option<&'static str>,
 }
 
 /// Clients notice nothing but what was in flight at a node that is gone.
@@ -44,9 +48,11 @@ const THREE: Scenario = Scenario {
     disk: DiskKind::Plain,
     act: Act::Any,
     pace: Pace { rounds: 3, hold_ms: 4_000, rest_ms: 3_000 },
+    after_ms: 2_000,
     promise: HONEST,
     options: &[],
     smoke: false,
+    planted: None,
 };
 
 /// Small enough to fill, large enough to work for a while.
@@ -90,6 +96,15 @@ pub(crate) static ALL: &[Scenario] = &[
         act: Act::Kill(Whom::All),
         pace: Pace { rounds: 3, hold_ms: 1_000, rest_ms: 3_000 },
         smoke: true,
+        ..THREE
+    },
+    Scenario {
+        name: "leftovers",
+        number: "3b",
+        fault: "kill -9 of each node in turn, then 45 s of load without a fault",
+        says: "what refused writes left behind is on a majority or unseen 30 s after the faults, also under load",
+        act: Act::Kill(Whom::EachNode),
+        after_ms: 45_000,
         ..THREE
     },
     Scenario {
@@ -227,6 +242,23 @@ pub(crate) static ALL: &[Scenario] = &[
         ..THREE
     },
     Scenario {
+        name: "slow-disk",
+        number: "16",
+        fault: "every sync of one node takes 300 ms longer",
+        says: "a slow zone does not slow acknowledgements down",
+        act: Act::Syncs(Whom::EachNode, Syncs::Slow(300)),
+        ..THREE
+    },
+    Scenario {
+        name: "failed-sync",
+        number: "17",
+        fault: "every sync of one node fails with an error of the disk",
+        says: "no acknowledgement after a failed sync; the node ends itself and comes back whole",
+        act: Act::Syncs(Whom::EachNode, Syncs::Fail),
+        pace: Pace { rounds: 3, hold_ms: 2_000, rest_ms: 3_000 },
+        ..THREE
+    },
+    Scenario {
         name: "disk-full",
         number: "19",
         fault: "the disk of each node in turn is full, then has room again",
@@ -274,11 +306,23 @@ pub(crate) static ALL: &[Scenario] = &[
     },
 ];
 
+/// What must *not* pass: proof that the suite can see. Run by name, or all by `planted`.
+pub(crate) static PLANTED: &[Scenario] = &[Scenario {
+    name: "planted-lie",
+    number: "-",
+    fault: "all disks say that they have synced and have not; then all lose their power",
+    says: "the checkers find what is lost: acknowledging before the sync would look like this",
+    disk: DiskKind::Ext4,
+    act: Act::PlantedLie,
+    pace: Pace { rounds: 1, hold_ms: 6_000, rest_ms: 2_000 },
+    planted: Some("samples"),
+    ..THREE
+}];
+
 /// What is not here: number, what it is, what it waits for.
 pub(crate) static MISSING: &[(&str, &str, &str)] = &[
     ("9", "pause between a write and its sync", "named points to stop at inside of the node"),
-    ("16", "a disk that is slow to sync", "a seam for the disk, or strace on the nodes"),
-    ("17, 18", "syncs and writes that fail", "a seam for the disk, or strace on the nodes"),
+    ("18", "writes that are cut short or fail now and then", "choosing the files they go to"),
     ("20, 21", "torn and rotten files", "offline damage of logs and chunk files between stop and start"),
     ("23", "membership changes while the network is cut", "churn and the network's faults at the same time"),
     ("24", "snapshots of the metadata while they are sent and broken off", "a setting for how often they are made"),
@@ -294,9 +338,23 @@ pub(crate) static MISSING: &[(&str, &str, &str)] = &[
     ("36", "certificates that end or are replaced", "certificates"),
 ];
 
-/// The scenarios a name stands for: one, `smoke`, or `all`.
-pub(crate) fn named(name: &str) -> Vec<&'static Scenario> {
-    ALL.iter().filter(|one| name == "all" || name == "smoke" && one.smoke || name == one.name).collect()
+/// The scenarios a name stands for: one, several with commas between, `smoke`, `all`, or `planted`.
+pub(crate) fn named(names: &str) -> Vec<&'static Scenario> {
+    let is = |one: &Scenario, name: &str| {
+        name == one.name
+            || name == "planted" && one.planted.is_some()
+            || one.planted.is_none() && name == "all"
+            || name == "smoke" && one.smoke
+    };
+    ALL.iter().chain(PLANTED).filter(|one| names.split(',').any(|name| is(one, name))).collect()
+}
+
+impl Scenario {
+    /// Whether this machine can do what is to be done; else why not.
+    pub(crate) fn possible(&self) -> Result<(), String> {
+        Disk::possible(self.disk)?;
+        if matches!(self.act, Act::Syncs(..) | Act::PlantedLie) { Injected::possible() } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]
@@ -310,6 +368,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), ALL.len());
         assert!(!names.contains(&"all") && !names.contains(&"smoke"));
+        assert_eq!(named("kill-all,ring").len(), 2);
         assert!(named("smoke").len() > 2 && named("all").len() == ALL.len() && named("no such").is_empty());
         // The short run needs nothing a small machine does not have.
         assert!(named("smoke").iter().all(|one| one.disk == DiskKind::Plain && one.nodes == 3));

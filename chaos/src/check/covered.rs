@@ -24,6 +24,7 @@ pub(super) fn check(history: &History) -> Verdict {
                 *open.entry(&fault.name).or_insert(0) += 1;
             }
             FaultState::Healed => *open.entry(&fault.name).or_insert(0) -= 1,
+            FaultState::Struck => {}
             FaultState::Skipped => verdict.cannot_tell(format!("skipped: {}: {}", fault.name, fault.why)),
             FaultState::Unknown => verdict.cannot_tell(format!("perhaps not installed: {}: {}", fault.name, fault.why)),
         }

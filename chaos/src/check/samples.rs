@@ -8,7 +8,7 @@
 //! - **lost**: acknowledged, absent in every read of the end
 //! - **stale**: acknowledged before a read began that does not have it, and present in another
 //! - **flicker**: present in one read, absent in one that began after that ended. Of samples without a known end this is
-//!   allowed while faults last and shortly after (I2b): counted, and forbidden at the end
+//!   allowed while faults last and for 30 s after (I2b): counted, and forbidden later and at the end
 //! - **doubled**: twice in one answer · **foreign**: another tenant's or series' value · **refused**: a writer that only
 //!   sends what must be taken was told otherwise
 //!
@@ -20,6 +20,8 @@ use crate::workload::{NOT_REACHED, Numbers};
 use std::collections::BTreeMap;
 
 const NEVER: Micros = Micros::MAX;
+/// How long after the faults leftovers of refused writes may come and go (I2b).
+const SETTLED_AFTER: Micros = 30_000_000;
 
 /// What writers know of one number.
 #[derive(Clone, Copy, Debug)]
@@ -81,9 +83,10 @@ pub(super) fn check(history: &History, numbers: Numbers) -> Verdict {
         }
         odd(read.found, read.writer, numbers, &mut verdict);
     }
+    let settled = history.mark(super::FAULTS_OVER).map_or(NEVER, |over| over.saturating_add(SETTLED_AFTER));
     for read in &reads {
         if let Some(writer) = writers.get_mut(&read.writer) {
-            absent(read, writer);
+            absent(read, writer, settled);
         }
     }
     conclude(&writers, &mut verdict);
@@ -157,7 +160,7 @@ fn phantom(verdict: &mut Verdict, what: impl FnOnce() -> String) {
 }
 
 /// Second pass: what each read lacks.
-fn absent(read: &Read<'_>, of: &mut Writer) {
+fn absent(read: &Read<'_>, of: &mut Writer, settled: Micros) {
     let Read { op, found, window, stage, .. } = *read;
     let runs: BTreeMap<u32, &[(u32, u32)]> =
         found.groups.iter().flat_map(|(series, runs)| series.iter().map(|s| (*s, runs.as_slice()))).collect();
@@ -176,7 +179,7 @@ fn absent(read: &Read<'_>, of: &mut Writer) {
                 (seen.stale, seen.stale_at) = (true, seen.stale_at.max(op.began));
             } else if seen.first < op.began {
                 seen.flicker = true;
-                seen.late_flicker |= stage != Stage::Load;
+                seen.late_flicker |= stage != Stage::Load || op.began > settled;
             }
         }
     }
@@ -315,6 +318,11 @@ mod tests {
     fn leftovers_may_flicker_during_faults_and_not_at_the_end() {
         let early = verdict(|ops| ops.push(read(1, 60, 9, Stage::Load, vec![(1, 1), (3, 3)])));
         assert_eq!((early.outcome, early.figures["flickered"]), (Outcome::Passed, 1.0));
+        let mut long_after = history(clean());
+        long_after.ops.push(read(1, 40_000_000, 9, Stage::Load, vec![(1, 1), (3, 3)]));
+        assert_eq!(check(&long_after, NUMBERS).outcome, Outcome::Passed);
+        long_after.marks.push((5, super::super::FAULTS_OVER.to_owned()));
+        assert!(found(&check(&long_after, NUMBERS), "flicker at the end"));
         let late = verdict(|ops| ops[6] = read(1, 110, 9, Stage::Final, vec![(1, 1), (3, 3)]));
         assert!(found(&late, "flicker at the end"), "{late:?}");
     }

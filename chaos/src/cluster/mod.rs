@@ -4,12 +4,14 @@
 //! - `process`: one node as a process that never outlives us
 //! - `proxy`, `links`, `origin`: every byte between two nodes, and what may happen to it
 //! - `disk`, `disk_off`, `mounts`: a disk of one node's own, that can lose its power or be full
+//! - `inject`: syncs that fail, are slow or lie
 //!
 //! A node keeps its ports, its name and its directory over all restarts, so a client's address never changes and what
 //! a client sees is the node's doing.
 
 mod disk;
 mod disk_off;
+mod inject;
 mod links;
 mod mounts;
 mod origin;
@@ -17,6 +19,7 @@ mod process;
 mod proxy;
 
 pub(crate) use disk::{Disk, Kind as DiskKind};
+pub(crate) use inject::{Injected, Syncs};
 pub(crate) use links::{Links, Rule, between};
 pub(crate) use mounts::enter as enter_own_mounts;
 pub(crate) use process::guard;
@@ -323,6 +326,15 @@ impl Cluster {
         if let Some(process) = &self.nodes[index].process {
             process.signal(if paused { Signal::STOP } else { Signal::CONT });
         }
+    }
+
+    /// Has the syncs of a running node go wrong while what is returned lives.
+    ///
+    /// # Errors
+    /// This machine cannot, or the node does not run.
+    pub(crate) async fn inject(&self, index: usize, syncs: Syncs) -> Result<Injected, Error> {
+        let pid = self.nodes[index].process.as_ref().map(Process::pid);
+        Injected::attach(pid.ok_or_else(|| Error::Usage(format!("node {index} does not run")))?, syncs).await
     }
 
     /// Takes a node off the list clients use.

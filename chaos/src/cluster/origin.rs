@@ -7,12 +7,24 @@
 //! Source: Linux `Documentation/networking/proc_net_tcp.rst`, proc(5) `/proc/[pid]/fd`.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-/// The node, of those with these process ids, that holds the socket at `caller`; `None` when none does.
+/// How often the table is read before a caller counts as a stranger: it changes while it is read, and lines are missed.
+const LOOKS: u32 = 10;
+
+/// The node, of those with these process ids, that holds the socket at `caller`; `None` when none does. Blocks.
 pub(super) fn caller(caller: SocketAddr, pids: &[Option<u32>]) -> Option<usize> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let socket = format!("socket:[{}]", inode(&table, caller)?);
-    pids.iter().position(|pid| pid.is_some_and(|pid| holds(pid, &socket)))
+    for _ in 0..LOOKS {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        if let Some(inode) = inode(&table, caller) {
+            let socket = format!("socket:[{inode}]");
+            if let Some(node) = pids.iter().position(|pid| pid.is_some_and(|pid| holds(pid, &socket))) {
+                return Some(node);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
 }
 
 /// The number of the socket whose local address is `local`, an IPv4 one.

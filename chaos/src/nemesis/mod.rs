@@ -9,7 +9,7 @@
 
 mod network;
 
-use crate::cluster::{Cluster, Rule};
+use crate::cluster::{Cluster, Injected, Rule, Syncs};
 use crate::error::Error;
 use crate::history::{FaultState, Recorder};
 use engram_model::time::Stopwatch;
@@ -51,6 +51,10 @@ pub(crate) enum Act {
     PowerLoss(Whom),
     /// The disk has no room.
     DiskFull(Whom),
+    /// What a node asks its disk to keep goes wrong.
+    Syncs(Whom, Syncs),
+    /// For testing the tests: all disks lie about syncs for a while, then all lose their power.
+    PlantedLie,
     /// A node joins, another gives its replicas away and goes.
     Churn,
     /// The node's disk is replaced by an empty one; it joins as a new node.
@@ -70,6 +74,7 @@ enum Wound {
     Network { pairs: Vec<(usize, usize)>, rule: Rule },
     NoPower(Vec<usize>),
     Full(Vec<usize>),
+    Syncs { nodes: Vec<usize>, syncs: Syncs, held: Vec<Injected> },
 }
 
 /// Times of a round; each is taken half as long to one and a half times as long, by chance.
@@ -103,6 +108,7 @@ impl Nemesis {
             match act {
                 Act::Churn => self.churn(cluster).await?,
                 Act::WipeNode => self.wipe(cluster).await?,
+                Act::PlantedLie => self.lie(cluster, pace).await?,
                 _ => self.round(cluster, act, round, pace).await?,
             }
             self.wait(pace.rest_ms).await;
@@ -126,12 +132,13 @@ impl Nemesis {
     }
 
     async fn round(&mut self, cluster: &mut Cluster, act: Act, round: u32, pace: Pace) -> Result<(), Error> {
-        let (name, wound) = self.decide(cluster, act, round).await;
+        let (name, mut wound) = self.decide(cluster, act, round).await;
         // Written down before it is done: what fails by it must not look as if it had failed without a fault.
         self.recorder.fault(&name, FaultState::Installed, "");
-        strike(cluster, &wound).await?;
+        strike(cluster, &mut wound).await?;
+        self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
-        heal(cluster, &wound).await?;
+        heal(cluster, &mut wound).await?;
         self.recorder.fault(&name, FaultState::Healed, "");
         Ok(())
     }
@@ -193,7 +200,16 @@ impl Nemesis {
                 let nodes = self.targets(cluster, whom, round).await;
                 (format!("disk full at {}", names(&nodes)), Wound::Full(nodes))
             }
-            Act::Churn | Act::WipeNode | Act::Any => unreachable!("decided before"),
+            Act::Syncs(whom, syncs) => {
+                let nodes = self.targets(cluster, whom, round).await;
+                let what = match syncs {
+                    Syncs::Slow(ms) => format!("syncs {ms} ms slower"),
+                    Syncs::Fail => "syncs fail".to_owned(),
+                    Syncs::Lie => "syncs lie".to_owned(),
+                };
+                (format!("{what} at {}", names(&nodes)), Wound::Syncs { nodes, syncs, held: Vec::new() })
+            }
+            Act::Churn | Act::WipeNode | Act::PlantedLie | Act::Any => unreachable!("decided before"),
         }
     }
 
@@ -214,6 +230,21 @@ impl Nemesis {
         cluster.kill_any(&[old]).await?;
         cluster.whole(CHURN_WITHIN).await?;
         self.recorder.fault(&name, FaultState::Healed, "");
+        Ok(())
+    }
+
+    /// All disks say that they have synced and have not; then the power goes.
+    async fn lie(&mut self, cluster: &mut Cluster, pace: Pace) -> Result<(), Error> {
+        let (name, nodes) = ("planted: syncs lie, then power loss of all", cluster.running());
+        self.recorder.fault(name, FaultState::Installed, "");
+        let mut lies = Wound::Syncs { nodes: nodes.clone(), syncs: Syncs::Lie, held: Vec::new() };
+        strike(cluster, &mut lies).await?;
+        self.wait(pace.hold_ms).await;
+        let mut dark = Wound::NoPower(nodes);
+        strike(cluster, &mut dark).await?;
+        drop(lies);
+        heal(cluster, &mut dark).await?;
+        self.recorder.fault(name, FaultState::Healed, "");
         Ok(())
     }
 
@@ -247,57 +278,77 @@ async fn steer(cluster: &Cluster, at: usize, id: u64, act: &str) -> Result<(), E
     }
 }
 
-async fn strike(cluster: &mut Cluster, wound: &Wound) -> Result<(), Error> {
+async fn strike(cluster: &mut Cluster, wound: &mut Wound) -> Result<(), Error> {
     match wound {
         Wound::Killed(nodes) => cluster.kill(nodes).await?,
         Wound::Stopped(nodes) => {
-            for node in nodes {
+            for node in nodes.iter() {
                 cluster.stop(*node).await?;
             }
         }
         Wound::Paused(nodes) => nodes.iter().for_each(|node| cluster.pause(*node, true)),
         Wound::Network { pairs, rule } => cluster.links.set(pairs, *rule),
         Wound::NoPower(nodes) => {
-            for node in nodes {
+            for node in nodes.iter() {
                 cluster.disk(*node).power_off()?;
             }
             cluster.kill_any(nodes).await?;
         }
         Wound::Full(nodes) => {
-            for node in nodes {
+            for node in nodes.iter() {
                 cluster.disk(*node).fill()?;
+            }
+        }
+        Wound::Syncs { nodes, syncs, held } => {
+            for node in nodes.iter() {
+                held.push(cluster.inject(*node, *syncs).await?);
             }
         }
     }
     Ok(())
 }
 
-async fn heal(cluster: &mut Cluster, wound: &Wound) -> Result<(), Error> {
+async fn heal(cluster: &mut Cluster, wound: &mut Wound) -> Result<(), Error> {
     match wound {
         Wound::Killed(nodes) | Wound::Stopped(nodes) => {
             cluster.start(nodes).await?;
         }
         Wound::Paused(nodes) => {
             nodes.iter().for_each(|node| cluster.pause(*node, false));
-            for node in nodes {
+            for node in nodes.iter() {
                 cluster.ready(*node).await?;
             }
         }
         Wound::Network { .. } => cluster.links.heal(),
         Wound::NoPower(nodes) => {
-            for node in nodes {
+            for node in nodes.iter() {
                 cluster.disk(*node).power_on()?;
             }
             cluster.start(nodes).await?;
         }
         Wound::Full(nodes) => {
-            for node in nodes {
+            for node in nodes.iter() {
                 cluster.disk(*node).empty()?;
             }
-            // A node may end itself when its log can take nothing more: whoever runs it starts it again.
-            let ended: Vec<usize> = nodes.iter().copied().filter(|node| cluster.alive(*node).is_err()).collect();
-            cluster.kill_any(&ended).await?;
-            cluster.start(&ended).await?;
+            revive(cluster, nodes).await?;
+        }
+        Wound::Syncs { nodes, held, .. } => {
+            held.clear();
+            revive(cluster, nodes).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A node ends itself when its disk does not keep what it must: whoever runs it starts it again.
+async fn revive(cluster: &mut Cluster, nodes: &[usize]) -> Result<(), Error> {
+    // It may be just about to.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for node in nodes {
+        // One that is ending answers no more and is waited for; one that is ready has borne it.
+        if cluster.ready(*node).await.is_err() {
+            cluster.kill_any(&[*node]).await?;
+            cluster.start(&[*node]).await?;
         }
     }
     Ok(())

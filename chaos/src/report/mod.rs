@@ -35,6 +35,8 @@ pub(crate) struct Report {
     seed: u64,
     pub(crate) outcome: Outcome,
     took_seconds: f64,
+    /// Whether something was planted that had to be found.
+    planted: bool,
     /// Why the run did not come to its end.
     broken: Option<String>,
     verdicts: Vec<Verdict>,
@@ -55,7 +57,15 @@ impl Report {
         took: Duration,
     ) -> Self {
         let worst = verdicts.iter().map(|verdict| verdict.outcome).max().unwrap_or(Outcome::Unknown);
-        let outcome = if broken.is_some() { Outcome::Failed } else { worst };
+        let outcome = match scenario.planted {
+            // What was planted must be found, by the checker it was planted for.
+            Some(checker) => {
+                let found = verdicts.iter().any(|v| v.checker == checker && v.outcome == Outcome::Failed);
+                if found { Outcome::Passed } else { worst.max(Outcome::Unknown) }
+            }
+            None if broken.is_some() => Outcome::Failed,
+            None => worst,
+        };
         let line = |fault: &crate::history::Fault| FaultLine {
             at_seconds: seconds(fault.at),
             name: fault.name.clone(),
@@ -70,6 +80,7 @@ impl Report {
             seed,
             outcome,
             took_seconds: took.as_secs_f64(),
+            planted: scenario.planted.is_some(),
             broken,
             verdicts,
             faults: history.faults.iter().map(line).collect(),
@@ -86,6 +97,7 @@ impl Report {
 
     fn word(&self) -> &'static str {
         match self.outcome {
+            Outcome::Passed if self.planted => "passed (found what was planted)",
             Outcome::Passed => "passed",
             Outcome::Failed => "FAILED",
             Outcome::Unknown if self.skipped() => "skipped",

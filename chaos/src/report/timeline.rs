@@ -99,7 +99,7 @@ fn bands(history: &History) -> Vec<Band> {
                     band.to = at;
                 }
             }
-            FaultState::Skipped => {}
+            FaultState::Struck | FaultState::Skipped => {}
         }
     }
     bands

@@ -76,7 +76,9 @@ async fn number(shared: &Shared, writer: u32, number: u32, chance: &mut StdRng) 
     for again in 0..=AGAIN_MAX {
         let call = Call::Append { writer, number };
         let act = |client| push(client, &tenant, body.clone());
-        let (end, _) = shared.somewhere(chance, &call, act).await;
+        // Again means elsewhere.
+        let home = if again == 0 { shared.home(writer) } else { None };
+        let (end, _) = shared.somewhere(chance, home, &call, act).await;
         if end == End::Ok || again == AGAIN_MAX || chance.random_bool(0.5) {
             return;
         }

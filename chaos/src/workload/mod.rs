@@ -5,7 +5,7 @@
 //! - `reader`: raw reads, at any node, at any time
 //! - `register`: a tenant's configuration as a compare-and-set register
 //!
-//! Each client asks a node at random, and another one at once when nobody listens there, as a load balancer would. All
+//! Each client mostly asks a node of its own, and another one at once when nobody listens there, as a load balancer would. All
 //! chance comes from the run's seed.
 
 mod append;
@@ -64,21 +64,35 @@ impl Shared {
         self.over.load(Ordering::Relaxed) || self.recorder.broken().is_some()
     }
 
+    /// The node a client usually asks.
+    fn home(&self, client: u32) -> Option<usize> {
+        let nodes = self.roster.listed();
+        nodes.get(client as usize % nodes.len().max(1)).copied()
+    }
+
     /// Waits as a client does between two operations.
     async fn rest(&self, chance: &mut StdRng) {
         let most = u64::try_from(self.pause.as_micros()).unwrap_or(u64::MAX).saturating_mul(2);
         tokio::time::sleep(Duration::from_micros(chance.random_range(0..=most))).await;
     }
 
-    /// Does one thing at a node at random, at the next one if nobody is there. Each try is an operation of its own.
+    /// Does one thing at `home` or a node at random, at the next one if nobody is there. Each try is an operation of its own.
     async fn somewhere<F: Future<Output = (End, Option<Answer>, String)> + Send>(
         &self,
         chance: &mut StdRng,
+        home: Option<usize>,
         call: &Call,
         act: impl Fn(Client) -> F + Send,
     ) -> (End, Option<Answer>) {
         let mut nodes = self.roster.listed();
         nodes.shuffle(chance);
+        // Clients have a node of their own and now and then ask another: so a node that answers nobody stops some of
+        // them and not, one after the other, all.
+        if let Some(at) =
+            home.filter(|_| chance.random_bool(0.8)).and_then(|home| nodes.iter().position(|n| *n == home))
+        {
+            nodes.swap(0, at);
+        }
         let mut last = (End::Fail, None);
         for node in nodes {
             let Some(client) = self.roster.client(node) else { continue };

@@ -21,7 +21,7 @@ pub(super) async fn run(shared: Shared, mut chance: StdRng) {
         let (last, stage) = (reached + AHEAD, Stage::Load);
         let call = Call::Read { writer, first, last, stage };
         let act = |client| look(&shared, client, writer, (first, last));
-        shared.somewhere(&mut chance, &call, act).await;
+        shared.somewhere(&mut chance, None, &call, act).await;
         shared.rest(&mut chance).await;
     }
 }

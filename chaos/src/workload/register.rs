@@ -39,14 +39,14 @@ pub(super) async fn run(shared: Shared, mine: Mine, mut chance: StdRng) {
                 let expected = known.get(&key).copied().unwrap_or(0);
                 let body = json!({ "version": expected, "limits": { LIMIT: value } });
                 let call = Call::Set { key, expected, value };
-                shared.somewhere(&mut chance, &call, |client| put(client, &path, &body)).await
+                shared.somewhere(&mut chance, None, &call, |client| put(client, &path, &body)).await
             }
             5..=7 => {
                 let body = json!({ "version": NO_VERSION, "limits": {} });
                 let act = |client| probe(client, &path, &body);
-                shared.somewhere(&mut chance, &Call::Probe { key }, act).await
+                shared.somewhere(&mut chance, None, &Call::Probe { key }, act).await
             }
-            _ => shared.somewhere(&mut chance, &Call::Get { key }, |client| get(client, &path)).await,
+            _ => shared.somewhere(&mut chance, None, &Call::Get { key }, |client| get(client, &path)).await,
         };
         if let Some(Answer::Register { version, .. } | Answer::Version { version }) = answer.1 {
             known.insert(key, version);
@@ -120,7 +120,7 @@ async fn get(client: Client, path: &str) -> (End, Option<Answer>, String) {
 
 /// What a node at random knows of the cluster.
 async fn status(shared: &Shared, chance: &mut StdRng) {
-    shared.somewhere(chance, &Call::Status, look).await;
+    shared.somewhere(chance, None, &Call::Status, look).await;
 }
 
 async fn look(client: Client) -> (End, Option<Answer>, String) {
