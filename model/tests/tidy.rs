@@ -113,7 +113,9 @@ fn crates_depend_only_downward() {
 fn rooms_of_the_node_use_only_what_the_table_allows() {
     let mut found = Vec::new();
     for (path, text) in files("node/src") {
-        let Some(inside) = path.strip_prefix("node/src/").filter(|p| p.ends_with(".rs")) else { continue };
+        // Unit tests may name what they like, in a file of their own as well.
+        let is_code = |inside: &&str| inside.ends_with(".rs") && !is_test(&path);
+        let Some(inside) = path.strip_prefix("node/src/").filter(is_code) else { continue };
         let room = inside.split(['/', '.']).next().unwrap();
         let Some((_, rooms, crates)) = ROOMS.iter().find(|(name, ..)| *name == room) else { continue };
         for line in before_tests(&text).lines().map(code) {
