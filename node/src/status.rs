@@ -20,6 +20,8 @@ use crate::reconciler::Operator;
 
 /// How long a change of a node's state may take.
 const STEER_WITHIN: Duration = Duration::from_secs(10);
+/// How long the metadata may take to confirm that what is backed up is the newest.
+const BACKUP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the API may tell about the node.
 pub(crate) struct Status {
@@ -59,6 +61,10 @@ impl http::port::Node for Status {
 
     fn apply(&self, plan: String) -> BoxFuture<'_, Result<serde_json::Value, crate::error::Error>> {
         async move { self.operator.apply(&plan).await }.boxed()
+    }
+
+    fn backup(&self) -> BoxFuture<'_, Result<std::fs::File, crate::error::Error>> {
+        self.meta.backup(BACKUP_WITHIN).boxed()
     }
 
     fn overview(&self) -> BoxFuture<'_, serde_json::Value> {

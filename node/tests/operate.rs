@@ -46,7 +46,10 @@ fn json(words: &[&str]) -> Value {
 
 impl Dev {
     fn start(nodes: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), nodes)
+    }
+
+    fn start_in(dir: tempfile::TempDir, nodes: &str) -> Self {
         let mut keeper = Command::new(ENGRAM)
             .args([
                 "dev",
@@ -112,6 +115,28 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// The metadata, as they are now, become another cluster.
+fn becomes_another(dev: &Dev, cluster: &Value) {
+    let url = dev.urls[0].as_str();
+    said(&["tenant", "set", "acme", "--limit", "ingestion_rate=77", "--url", url]);
+    let (other, file) = (tempfile::tempdir().unwrap(), dev.dir.path().join("backup"));
+    let (file, data) = (file.to_str().unwrap(), other.path().join("node-1"));
+    let told = said(&["metadata", "backup", file, "--url", &dev.urls[2]]);
+    assert!(told.contains("tenants     1") && told == said(&["metadata", "check", file]), "{told}");
+    let restore =
+        ["metadata", "restore", file, "--data-dir", data.to_str().unwrap(), "--zone", "zone-1", "--new-cluster-id"];
+    said(&restore);
+    assert!(refused(&restore).contains("is not empty"));
+    let restored = Dev::start_in(other, "1");
+    let status = json(&["cluster", "status", "--json", "--url", &restored.urls[0]]);
+    assert_ne!(status["cluster"], *cluster);
+    let alone = status["node"].as_u64().unwrap();
+    assert!(status["partitions"].as_array().unwrap().iter().all(|one| one["replicas"] == serde_json::json!([alone])));
+    let acme = said(&["tenant", "get", "acme", "--json", "--url", &restored.urls[0]]);
+    assert!(acme.contains("\"ingestion_rate\":77"), "{acme}");
+    drop(restored);
+}
+
 #[test]
 fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
     let dev = Dev::start("4");
@@ -160,6 +185,8 @@ fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
     let back = json(&["cluster", "plan", "undrain", &first, "--json", "--url", url]);
     said(&["cluster", "apply", back["plan"].as_str().unwrap(), "--url", url]);
     dev.healthy(url);
+
+    becomes_another(&dev, &overview["cluster"]);
 
     // One node after the other; not when one is missing.
     let exec = format!("{ENGRAM} dev restart {{http}} --dir {}", dev.dir());

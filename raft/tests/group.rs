@@ -273,3 +273,64 @@ async fn three_nodes_survive_the_loss_of_one() {
         group.shutdown().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_becomes_a_cluster_of_one_that_goes_on() {
+    use engram_raft::state::NodeState;
+    use std::io::Read;
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let group = Group::open(options(dir.path())).await.unwrap();
+    for i in 0..20 {
+        group.propose(create(&format!("t{i}")), LONG).await.unwrap();
+    }
+    let mut bytes = Vec::new();
+    group.backup(LONG).await.unwrap().read_to_end(&mut bytes).unwrap();
+    // What comes after it is not in it.
+    group.propose(create("later"), LONG).await.unwrap();
+    let before = group.watch().borrow().clone();
+    group.shutdown().await.unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 0, "nothing is left behind");
+
+    let (file, bad) = (elsewhere.path().join("backup"), elsewhere.path().join("bad"));
+    std::fs::write(&file, &bytes).unwrap();
+    let about = engram_raft::backup::check(&file).unwrap();
+    assert_eq!((about.cluster.as_str(), about.tenants, about.nodes), ("cluster", 20, 1));
+    for at in [0, 9, 14, 18, 30, bytes.len() / 2, bytes.len() - 1] {
+        let mut broken = bytes.clone();
+        broken[at] ^= 0x10;
+        std::fs::write(&bad, &broken).unwrap();
+        assert!(engram_raft::backup::check(&bad).is_err(), "byte {at}");
+        std::fs::write(&bad, &bytes[..at]).unwrap();
+        assert!(engram_raft::backup::check(&bad).is_err(), "cut at {at}");
+    }
+    let target = elsewhere.path().join("meta");
+    let named = Some("another".to_owned());
+    assert!(engram_raft::backup::restore(&bad, &target, None, &spec("n:1")).is_err() && !target.exists());
+    let restored = engram_raft::backup::restore(&file, &target, named, &spec("n:1")).unwrap();
+    assert!(engram_raft::backup::restore(&file, &target, None, &spec("n:1")).is_err(), "twice into one directory");
+    assert_eq!(restored.id, NodeId(about.index + 1));
+
+    let first_start = FirstStart::Join { cluster_id: "another".to_owned(), id: restored.id };
+    let options = GroupOptions { node: spec("n:1"), first_start, ..options(&target) };
+    let group = Group::open(options.clone()).await.unwrap();
+    let view = group.linearizable(LONG).await.unwrap();
+    assert_eq!(view.cluster.as_ref().map(|c| c.id.as_str()), Some("another"));
+    assert_eq!(view.tenants.len(), 20);
+    for (tenant, row) in view.tenants.iter() {
+        assert_eq!(before.tenants.get(tenant), Some(row));
+    }
+    for (partition, row) in view.partitions.iter() {
+        let had = before.partitions.get(partition).unwrap();
+        assert_eq!((row.current.replicas.as_slice(), &row.next), (&[restored.id][..], &None));
+        assert!(row.current.epoch > had.current.epoch);
+    }
+    let states: Vec<_> = view.nodes.iter().map(|(id, row)| (*id, row.state)).collect();
+    assert_eq!(states, [(NodeId(1), NodeState::Dead), (restored.id, NodeState::Active)]);
+    // Numbers go on where they were, so no id and no fence is given twice.
+    let next = group.propose(create("new"), LONG).await.unwrap();
+    assert!(next.index > restored.id.0);
+    group.shutdown().await.unwrap();
+    let group = Group::open(options).await.unwrap();
+    assert_eq!(group.watch().borrow().tenants.len(), 21);
+    group.shutdown().await.unwrap();
+}

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod dev;
 pub mod export;
 pub mod import;
+pub mod metadata;
 pub mod tenants;
 pub mod tls;
 pub mod verify;
@@ -73,6 +74,8 @@ pub enum Action {
     Roll(cluster::roll::Roll),
     /// A cluster on this machine.
     Dev(dev::Dev),
+    /// Back up or restore the metadata.
+    Metadata(metadata::Metadata),
 }
 
 /// Why nothing is done.
@@ -108,6 +111,7 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Ok(Action::Watch(watch)) => cluster::watch::run(&watch),
         Ok(Action::Roll(roll)) => cluster::roll::run(&roll),
         Ok(Action::Dev(dev)) => dev::run(&dev),
+        Ok(Action::Metadata(what)) => metadata::run(&what),
         Err(Stop::Usage(error)) => {
             let code = if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
             // With nobody to print to there is nobody to tell.
@@ -162,6 +166,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, env: &[(String, String)])
             Some(("check", check)) => load(check).map(|loaded| Action::Print(checked(&loaded))),
             _ => Ok(Action::Print(defaults())),
         },
+        Some(("metadata", words)) => Ok(Action::Metadata(metadata::wanted(words, |inner| asked(inner, env)))),
         Some(("dev", words)) => Ok(Action::Dev(dev::wanted(words))),
         Some(("cluster", words)) => Ok(cluster::wanted(words, env)),
         Some(("tenant", tenant)) => Ok(match tenants::wanted(tenant, |inner| asked(inner, env)) {
@@ -261,6 +266,7 @@ pub fn command() -> Command {
         )
         .subcommand(cluster::command())
         .subcommand(dev::command())
+        .subcommand(metadata::command())
         .subcommand(tenants::command())
         .subcommand(with_target(
             Command::new("snapshot")

@@ -5,7 +5,7 @@
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
 //!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | blocks.rs | snapshot.rs | flush.rs | import.rs |
-//!         verify.rs | admin.rs → port.rs: the rooms behind
+//!         verify.rs | backup.rs | admin.rs → port.rs: the rooms behind
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
@@ -17,6 +17,7 @@ pub mod port;
 pub mod server;
 
 mod admin;
+mod backup;
 mod blocks;
 mod body;
 mod features;
@@ -123,6 +124,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
         .route("/api/v1/admin/flush", post(flush::flush).put(flush::flush))
         .route("/api/v1/admin/digests", get(tenants::digests))
+        .route("/api/v1/admin/metadata/backup", get(backup::backup))
         .route("/api/v1/admin/verify", post(verify::verify))
         .route("/api/v1/admin/import/{block}", get(import::known).post(import::take))
         .route("/api/v1/admin/blocks", get(blocks::list))
@@ -138,10 +140,14 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(admin::nothing)
         .method_not_allowed_fallback(admin::wrong_method)
-        .layer(CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest).compress_when(
-            // Chunks are compressed already.
-            DefaultPredicate::new().and(NotForContentType::const_new("application/x-streamed-protobuf")),
-        ))
+        .layer(
+            CompressionLayer::new().gzip(true).quality(CompressionLevel::Fastest).compress_when(
+                // Chunks are compressed already.
+                DefaultPredicate::new()
+                    .and(NotForContentType::const_new("application/x-streamed-protobuf"))
+                    .and(NotForContentType::const_new("application/octet-stream")),
+            ),
+        )
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), metrics::observe))
         .with_state(app)

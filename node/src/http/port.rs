@@ -378,6 +378,8 @@ pub trait Node: Send + Sync {
     fn plan(&self, what: What) -> BoxFuture<'_, Result<Value, Error>>;
     /// Has a plan happen, by its name, if nothing has changed since.
     fn apply(&self, plan: String) -> BoxFuture<'_, Result<Value, Error>>;
+    /// A backup of the metadata: a file that stands at its start.
+    fn backup(&self) -> BoxFuture<'_, Result<std::fs::File, Error>>;
     /// How the cluster is now: every node is asked. JSON.
     fn overview(&self) -> BoxFuture<'_, Value>;
 }

@@ -62,4 +62,12 @@ impl Meta {
     pub fn moving(&self) -> usize {
         self.view().partitions.iter().filter(|(_, row)| row.next.is_some()).count()
     }
+
+    /// A backup of all metadata, as of everything that was answered before: a file that stands at its start.
+    ///
+    /// # Errors
+    /// Unavailable without a majority of voters; Internal when the disk fails.
+    pub async fn backup(&self, within: Duration) -> Result<std::fs::File, Error> {
+        Ok(self.group.backup(within).await?)
+    }
 }

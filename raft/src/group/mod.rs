@@ -15,7 +15,7 @@ pub use options::{FirstStart, GroupOptions, Timing};
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engram_model::place::NodeId;
@@ -31,7 +31,7 @@ use crate::command::{Envelope, Outcome, Proposal};
 use crate::error::{Error, Hint};
 use crate::rpc::{Links, Network, Service};
 use crate::state::View;
-use crate::store::{Db, LogStore, Machine, SnapshotDir};
+use crate::store::{Db, LogStore, Machine, SnapshotDir, backup};
 
 openraft::declare_raft_types!(
     /// The group's types: commands in envelopes, outcomes, nodes by number.
@@ -54,11 +54,11 @@ const FORWARDED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Who this node is, written once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Identity {
-    id: NodeId,
-    cluster_id: String,
+pub(crate) struct Identity {
+    pub(crate) id: NodeId,
+    pub(crate) cluster_id: String,
     /// Set on the founder, so that a bootstrap that a crash interrupted is finished as it was begun.
-    partition_count: Option<u32>,
+    pub(crate) partition_count: Option<u32>,
 }
 
 impl Identity {
@@ -121,6 +121,9 @@ pub struct Group {
     inner: Arc<Inner>,
     tasks: Mutex<JoinSet<()>>,
     closed: Mutex<Option<oneshot::Receiver<()>>>,
+    /// For backups. Weak: the database closes when the core lets go of it.
+    db: Weak<Db>,
+    snapshots: Arc<SnapshotDir>,
 }
 
 impl fmt::Debug for Group {
@@ -135,6 +138,7 @@ struct Opened {
     log: LogStore,
     machine: Machine,
     snapshots: Arc<SnapshotDir>,
+    db: Weak<Db>,
     closed: oneshot::Receiver<()>,
 }
 
@@ -151,8 +155,9 @@ fn open_store(options: &GroupOptions) -> Result<Opened, Error> {
     };
     let snapshots = Arc::new(SnapshotDir::open(&options.dir)?);
     let machine = Machine::open(db.clone(), snapshots.clone())?;
+    let weak = Arc::downgrade(&db);
     let log = LogStore::open(db, machine.applied())?;
-    Ok(Opened { identity, log, machine, snapshots, closed })
+    Ok(Opened { identity, log, machine, snapshots, db: weak, closed })
 }
 
 impl Group {
@@ -166,13 +171,13 @@ impl Group {
         let config = Arc::new(options.config()?);
         let for_store = options.clone();
         let store = tokio::task::spawn_blocking(move || open_store(&for_store)).await.map_err(stopped)??;
-        let Opened { identity, log, machine, snapshots, closed } = store;
+        let Opened { identity, log, machine, snapshots, db, closed } = store;
         let (id, views) = (identity.id, machine.watch());
         let links =
             Links::new(id, &identity.cluster_id, (options.network.clone(), options.dial.clone()), views.clone());
         let raft = Raft::new(id.0, config, links.clone(), log, machine).await.map_err(stopped)?;
         let end = (id, identity.cluster_id.clone());
-        let service = Service::new(end, raft.clone(), snapshots, options.clock.clone(), FORWARDED_WITHIN);
+        let service = Service::new(end, raft.clone(), snapshots.clone(), options.clock.clone(), FORWARDED_WITHIN);
         if let Network::Memory(hub) = &options.network {
             hub.join(id, service.clone());
         }
@@ -180,7 +185,7 @@ impl Group {
         inner.start(&options.node).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(announce(inner.clone(), options.node));
-        Ok(Self { inner, tasks: Mutex::new(tasks), closed: Mutex::new(Some(closed)) })
+        Ok(Self { inner, tasks: Mutex::new(tasks), closed: Mutex::new(Some(closed)), db, snapshots })
     }
 
     /// This node's id.
@@ -266,6 +271,21 @@ impl Group {
     /// The group has stopped.
     pub async fn snapshot(&self) -> Result<(), Error> {
         self.inner.raft.trigger().snapshot().await.map_err(stopped)
+    }
+
+    /// A backup of everything that was answered anywhere before the call, as a file without a name that stands at its
+    /// start. See [`crate::backup`].
+    ///
+    /// # Errors
+    /// As [`Group::linearizable`]; the disk failed; the group has stopped.
+    pub async fn backup(&self, within: Duration) -> Result<std::fs::File, Error> {
+        self.linearizable(within).await?;
+        let (db, snapshots) = (self.db.clone(), self.snapshots.clone());
+        let write = move || match db.upgrade() {
+            Some(db) => backup::write(&db, &snapshots),
+            None => Err(Error::Stopped { why: "the store is closed".to_owned() }),
+        };
+        tokio::task::spawn_blocking(write).await.map_err(stopped)?
     }
 
     /// Stops taking part, syncs and closes the store; the directory can be opened again afterwards.

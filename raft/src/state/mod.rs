@@ -30,7 +30,8 @@ pub use seals::OPEN_SEALS_MAX;
 pub use tenants::{SHARD_SIZES_MAX, ShardSize, TENANTS_MAX, TenantRow};
 pub use view::{TenantBlocks, TenantDeletions, TenantSeals, View};
 
-pub(crate) use draft::{Base, Draft, Each, Table};
+pub(crate) use draft::{Base, Draft, Each, Table, Writes};
+pub(crate) use ring::take_over;
 
 use engram_model::Millis;
 use engram_model::tenant::TenantId;

@@ -10,9 +10,9 @@ use engram_model::place::{Epoch, NodeId, PartitionId, ReplicaSet};
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Change, Draft, Row, Table};
-use super::{Stamp, Stop, bounded};
+use super::{Stamp, Stop, View, bounded};
 use crate::command::Outcome;
-use crate::error::Refusal;
+use crate::error::{Error, Refusal};
 
 /// Most nodes ever admitted to one cluster, dead ones included: ten times the design size.
 pub const NODES_MAX: u32 = 10_000;
@@ -354,6 +354,31 @@ fn check_set(draft: &Draft<'_>, partition: PartitionId, set: &[NodeId], now: &[N
         if node(draft, *id)?.state == NodeState::Dead && !now.contains(id) {
             return refuse(format!("node {} is dead", id.0));
         }
+    }
+    Ok(())
+}
+
+/// After a restore: a node that nobody has heard of holds every partition alone, and those of before are dead to it.
+pub(crate) fn take_over(
+    draft: &mut Draft<'_>,
+    view: &View,
+    (id, spec): (NodeId, &NodeSpec),
+    cluster_id: &str,
+    stamp: &Stamp,
+) -> Result<(), Error> {
+    let Some(cluster) = &view.cluster else { return Err(Error::corrupt("backup", "there is no cluster in it")) };
+    let cluster = Cluster::clone(cluster);
+    let node_count = cluster.node_count.saturating_add(1);
+    draft.put(&(), Cluster { id: cluster_id.to_owned(), node_count, ring: stamp.index, ..cluster })?;
+    for (other, row) in view.nodes.iter().filter(|(_, row)| row.state != NodeState::Dead) {
+        draft.put(other, NodeRow { state: NodeState::Dead, changed: stamp.clone(), ..NodeRow::clone(row) })?;
+    }
+    let (admitted, changed) = (stamp.clone(), stamp.clone());
+    draft.put(&id, NodeRow { spec: spec.clone(), state: NodeState::Active, admitted, changed })?;
+    for (partition, row) in view.partitions.iter() {
+        let epoch = Epoch(row.current.epoch.0.saturating_add(1));
+        let current = ReplicaSet { epoch, replicas: vec![id] };
+        draft.put(partition, PartitionRow { current, next: None, changed: stamp.clone() })?;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::codec;
 use crate::command::Outcome;
 use crate::error::Error;
 use crate::group::TypeConfig;
-use crate::state::{Base, Draft, Table, View, apply};
+use crate::state::{Base, Draft, Table, View, Writes, apply};
 
 /// Entries of one batch.
 const BATCH_ENTRIES_MAX: usize = 256;
@@ -34,24 +34,29 @@ const INSTALLING: &str = "installing";
 
 /// What is applied, in the `meta` table.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Applied {
-    log_id: Option<LogId>,
-    membership: StoredMembershipOf<TypeConfig>,
+pub(super) struct Applied {
+    pub(super) log_id: Option<LogId>,
+    pub(super) membership: StoredMembershipOf<TypeConfig>,
 }
 
 impl Applied {
-    fn read(base: &dyn Base) -> Result<Self, Error> {
+    pub(super) fn read(base: &dyn Base) -> Result<Self, Error> {
         let bytes = base.get(Table::Meta, APPLIED_KEY)?;
         bytes.map_or_else(|| Ok(Self::default()), |b| codec::decode("applied", &b))
     }
 
-    fn write(&self, db: &Db, batch: &mut WriteBatch) -> Result<(), Error> {
+    pub(super) fn write(&self, db: &Db, batch: &mut WriteBatch) -> Result<(), Error> {
         batch.put_cf(db.family(Table::Meta.name())?, APPLIED_KEY, codec::encode("applied", self)?);
         Ok(())
     }
 
-    fn index(&self) -> Option<u64> {
+    pub(super) fn index(&self) -> Option<u64> {
         self.log_id.map(|id| id.index)
+    }
+
+    /// What a snapshot of it covers.
+    pub(super) fn meta(&self) -> Meta {
+        Meta { last_log_id: self.log_id, last_membership: self.membership.clone() }
     }
 }
 
@@ -101,6 +106,18 @@ impl Machine {
     }
 }
 
+/// Rows of a draft into a batch of the database.
+pub(super) fn put(db: &Db, batch: &mut WriteBatch, writes: Writes) -> Result<(), Error> {
+    for ((table, key), value) in writes {
+        let family = db.family(table.name())?;
+        match value {
+            Some(value) => batch.put_cf(family, key, value),
+            None => batch.delete_cf(family, key),
+        }
+    }
+    Ok(())
+}
+
 fn apply_entries(
     db: &Db,
     mut applied: Applied,
@@ -123,13 +140,7 @@ fn apply_entries(
     }
     let (writes, changes) = draft.finish();
     let mut batch = WriteBatch::default();
-    for ((table, key), value) in writes {
-        let family = db.family(table.name())?;
-        match value {
-            Some(value) => batch.put_cf(family, key, value),
-            None => batch.delete_cf(family, key),
-        }
-    }
+    put(db, &mut batch, writes)?;
     applied.write(db, &mut batch)?;
     db.write(batch, false)?;
     let view = view.after(applied.index(), changes);
@@ -150,14 +161,7 @@ fn replace(db: &Db, snapshot: &SnapshotFile, meta: &Meta) -> Result<(), Error> {
             db.write(batch, false)?;
         }
     }
-    let batch = std::cell::RefCell::new(WriteBatch::default());
-    snapshot.rows(
-        |table, key, value| {
-            batch.borrow_mut().put_cf(db.family(table.name())?, key, value);
-            Ok(())
-        },
-        || db.write(batch.take(), false),
-    )?;
+    snapshot.fill(db)?;
     let mut last = WriteBatch::default();
     Applied { log_id: meta.last_log_id, membership: meta.last_membership.clone() }.write(db, &mut last)?;
     last.delete_cf(db.family(RAFT)?, INSTALLING);
@@ -242,7 +246,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 /// Writes a snapshot of a pinned view.
 fn build(view: &Pinned<'_>, snapshots: &SnapshotDir) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, Error> {
     let applied = Applied::read(view)?;
-    let meta = Meta { last_log_id: applied.log_id, last_membership: applied.membership };
+    let meta = applied.meta();
     let snapshot = snapshots.write(view, &meta)?;
     Ok(Snapshot { meta, snapshot })
 }

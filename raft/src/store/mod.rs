@@ -9,7 +9,9 @@
 //! log has one writer thread, the rest runs on the blocking pool.
 //!
 //! Map: [`log`] entries and vote · [`writer`] the thread that groups commits · [`machine`] applied state ·
-//! [`snapshot`] files. Column families and keys are drawn in `docs/formats/raft.md`.
+//! [`snapshot`] files · [`backup`] for another cluster. Column families and keys are drawn in `docs/formats/raft.md`.
+
+pub mod backup;
 
 mod log;
 mod machine;

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use openraft::type_config::alias::SnapshotMetaOf;
 use parking_lot::Mutex;
 
+use super::Db;
 use crate::codec;
 use crate::error::Error;
 use crate::group::TypeConfig;
@@ -43,6 +44,8 @@ pub(super) const APPLIED_KEY: &[u8] = b"applied";
 pub(crate) struct SnapshotFile {
     file: Arc<File>,
     path: PathBuf,
+    /// Where it begins in the file.
+    from: u64,
 }
 
 /// A reader with a position of its own over a shared handle.
@@ -62,12 +65,29 @@ impl Read for At {
 impl SnapshotFile {
     fn open(path: PathBuf) -> Result<Self, Error> {
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self { file: Arc::new(file), path })
+        Ok(Self { file: Arc::new(file), path, from: 0 })
+    }
+
+    /// The snapshot that begins at `from` of a larger file.
+    pub(super) fn within(file: File, path: &Path, from: u64) -> Self {
+        Self { file: Arc::new(file), path: path.to_owned(), from }
+    }
+
+    /// Puts all rows into an empty database.
+    pub(super) fn fill(&self, db: &Db) -> Result<(), Error> {
+        let batch = std::cell::RefCell::new(rocksdb::WriteBatch::default());
+        self.rows(
+            |table, key, value| {
+                batch.borrow_mut().put_cf(db.family(table.name())?, key, value);
+                Ok(())
+            },
+            || db.write(batch.take(), false),
+        )
     }
 
     /// A reader over the whole file, from its start.
     pub(crate) fn reader(&self) -> At {
-        At { file: self.file.clone(), offset: 0 }
+        At { file: self.file.clone(), offset: self.from }
     }
 
     fn frames(&self) -> Result<Frames, Error> {
@@ -131,7 +151,7 @@ impl SnapshotDir {
         Ok(paths)
     }
 
-    fn temp(&self) -> Result<(PathBuf, File), Error> {
+    pub(super) fn temp(&self) -> Result<(PathBuf, File), Error> {
         let number = self.next_temp.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{number}.tmp"));
         let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
@@ -149,16 +169,7 @@ impl SnapshotDir {
     /// Writes a snapshot of `base` and makes it the current one unless a newer one is there.
     pub(super) fn write(&self, base: &dyn Base, meta: &Meta) -> Result<SnapshotFile, Error> {
         let (path, file) = self.temp()?;
-        let mut out = FrameWriter { out: BufWriter::new(&file), path: &path, frame: Vec::new(), rows: 0 };
-        out.put(MAGIC)?;
-        let head = codec::encode("snapshot", meta)?;
-        out.frame(KIND_META, &head)?;
-        for table in Table::ALL {
-            base.scan(table, &mut |key, value| {
-                if table == Table::Meta && key == APPLIED_KEY { Ok(()) } else { out.row(table, key, value) }
-            })?;
-        }
-        out.end()?;
+        write_frames(&mut BufWriter::new(&file), &path, base, meta)?;
         file.sync_all().map_err(|e| Error::io(&path, e))?;
         self.name(&path, meta)
     }
@@ -249,6 +260,20 @@ impl Drop for Receiving {
             tracing::warn!(%error, path = %self.path.display(), "half a snapshot stays until the next start");
         }
     }
+}
+
+/// Writes a snapshot of `base` and flushes it.
+pub(super) fn write_frames(out: impl Write, path: &Path, base: &dyn Base, meta: &Meta) -> Result<(), Error> {
+    let mut out = FrameWriter { out, path, frame: Vec::new(), rows: 0 };
+    out.put(MAGIC)?;
+    let head = codec::encode("snapshot", meta)?;
+    out.frame(KIND_META, &head)?;
+    for table in Table::ALL {
+        base.scan(table, &mut |key, value| {
+            if table == Table::Meta && key == APPLIED_KEY { Ok(()) } else { out.row(table, key, value) }
+        })?;
+    }
+    out.end()
 }
 
 struct FrameWriter<'a, W> {

@@ -342,6 +342,10 @@ impl Node for Fake {
         async move { done }.boxed()
     }
 
+    fn backup(&self) -> BoxFuture<'_, Result<std::fs::File, Error>> {
+        async { Err(Error::unavailable("no quorum")) }.boxed()
+    }
+
     fn overview(&self) -> BoxFuture<'_, serde_json::Value> {
         async { serde_json::json!({ "healthy": true }) }.boxed()
     }
