@@ -20,19 +20,13 @@ use engram_storage::disk::real::RealDisk;
 use engram_storage::head::{HeadOptions, Symbols};
 use engram_storage::log::metrics::SYNC_BOUNDS_US;
 use engram_storage::log::{self, LogMetrics, NodeLog};
-use engram_storage::object::Store;
-use engram_storage::object::metrics::{Op, OpMetrics, StoreMetrics};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
 use crate::blocks::catalog::Catalog;
-use crate::blocks::check::Pace;
-use crate::blocks::cutter::{self, CutCounts};
-use crate::blocks::keeping::Keeping;
-use crate::blocks::sealer::{self, Rules, SealCounts};
-use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, repair, scrubber};
+use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, scrubber};
 use crate::cluster::{self, Services};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
@@ -41,12 +35,11 @@ use crate::ingest::heads::Heads;
 use crate::ingest::partition::{self, LogBudget};
 use crate::ingest::reached::Reached;
 use crate::ingest::recover::{Recovered, Recovery};
-use crate::ingest::{LocalReplica, follower, keeper};
+use crate::ingest::{LocalReplica, keeper};
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
-use crate::peer::Peers;
-use crate::read::store::Blocks;
 use crate::read::{ReadOptions, Reader};
+use crate::shelves::{following, imports_of, late_blocks, open_store, shared, shared_of, start_blocks};
 use crate::status::Status;
 use crate::write::{WriteOptions, Writer};
 
@@ -79,17 +72,10 @@ pub enum StartError {
 
 /// How long the metadata group may take to stop.
 const META_STOP_WITHIN: Duration = Duration::from_secs(20);
-/// How often seals are looked at when nothing changes.
-const FOLLOWER_EVERY: Duration = Duration::from_secs(5);
 /// Full chunks that lie on the heap, in all partitions, before they are put into files; each partition has its share.
 const FULL_CHUNK_BYTES: usize = 64 << 20;
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
-/// How often the cutter looks when nothing changes: what failed is tried again.
-const CUTTER_EVERY: Duration = Duration::from_secs(5);
-/// How often the sealer looks: a sixtieth of a window, within this.
-const SEALER_EVERY_MIN: Duration = Duration::from_secs(1);
-const SEALER_EVERY_MAX: Duration = Duration::from_secs(15);
 /// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
 const LOG_BUDGET_BYTES: usize = 256 << 20;
 
@@ -162,27 +148,27 @@ impl Node {
         let (local, keeper) =
             start_partitions(&config, &meta, &clock, (&heads, &log, &reached), &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
-        supervisor.spawn(follower::child(follower_of(&local, &meta, &clock, &metrics, &partitions_stop)));
+        let cuts = late_blocks(&config, &dir, &meta, &store, &clock)?;
+        supervisor.spawn(following((&local, cuts), &meta, &clock, &metrics, &partitions_stop));
+        let (shared, written) = (shared_of(&config, &meta, &metrics), WriteMetrics::new(&metrics));
 
         let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop));
         let parts = (heads.clone(), keeper.partitions.clone());
         cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
-        let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), meta.clone(), clock.clone())?;
-        let written = WriteMetrics::new(&metrics);
+        let imports = imports_of(&dir, &store, &meta, (clock.clone(), shared.clone()))?;
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
         let (scrubber, catalog) =
-            start_blocks(&config, &dir, (&meta, &peers, &store), (&clock, &stop), &metrics, &mut blocks);
-        let read = ReadMetrics::new(&metrics);
+            start_blocks(&config, &dir, (&meta, &peers, &store, &shared), (&clock, &stop), &metrics, &mut blocks);
         let paths = Paths {
             catalog,
             snapshots,
             imports,
             surveyor: Surveyor::new(store.clone(), meta.clone()),
-            flusher: Flusher::new(meta.clone(), peers.clone()),
+            flusher: Flusher::new(meta.clone(), peers.clone(), shared.clone()),
             writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
-            reader: Reader::new(read_options(&config), meta.clone(), peers, readable, read),
+            reader: Reader::new(read_options(&config), meta.clone(), peers, readable, ReadMetrics::new(&metrics)),
         };
         collect_queries(&metrics, &paths.reader);
         let status = Status::new(&config, (meta, &door), metrics, &health);
@@ -396,8 +382,8 @@ fn start_partitions(
         log: log.clone(),
         retention_ms: config.retention_ms,
         makes_blocks: Arc::new({
-            let makes_blocks = is_shared(config);
-            move || makes_blocks
+            let shared = shared(config, meta);
+            move || shared.check().is_ok()
         }),
         segment_bytes: config.log.segment_bytes_max,
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,
@@ -410,34 +396,12 @@ fn start_partitions(
     (LocalReplica::new(heads.clone(), handles, clock.now()), keeper)
 }
 
-/// What carries out seals and cuts on this node's heads.
-fn follower_of(
-    local: &LocalReplica,
-    meta: &Meta,
-    clock: &Clock,
-    metrics: &Metrics,
-    stop: &CancellationToken,
-) -> follower::Config {
-    let held = Arc::new(follower::Held::default());
-    let readings = held.clone();
-    metrics.collect(move || readings.readings());
-    follower::Config {
-        local: local.clone(),
-        agreed: Arc::new(meta.clone()),
-        cuts: None,
-        clock: clock.clone(),
-        every: FOLLOWER_EVERY,
-        held,
-        stop: stop.clone(),
-    }
-}
-
 fn tenant_defaults(config: &Config) -> TenantDefaults {
     let limits = config.limits.clone();
     TenantDefaults { limits, shard_size: config.shard_size, tenants_max: config.tenants_max }
 }
 
-fn millis(duration: Duration) -> i64 {
+pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -451,71 +415,6 @@ fn serve_http(
     let options = http::server::ServeOptions { stop_within: config.shutdown_timeout, ..Default::default() };
     let serving = http::server::serve(listener, front.router(), options, metrics.clone(), stop);
     async move { serving.await.map_err(|e| StartError::Failed(format!("the HTTP server: {e}"))) }
-}
-
-/// Whether the others can read what this node puts into the store of blocks.
-fn is_shared(config: &Config) -> bool {
-    config.join.is_empty() || !config.object_store.url.is_empty()
-}
-
-/// From heads to blocks, and what becomes of them.
-fn start_blocks(
-    config: &Config,
-    dir: &DataDir,
-    (meta, peers, store): (&Meta, &Peers, &Store),
-    (clock, stop): (&Clock, &CancellationToken),
-    metrics: &Metrics,
-    supervisor: &mut Supervisor,
-) -> (scrubber::Config, Catalog) {
-    let (cuts, seals) = (Arc::new(CutCounts::default()), Arc::new(SealCounts::default()));
-    let (for_cuts, for_seals, now) = (cuts.clone(), seals.clone(), clock.clone());
-    metrics.collect(move || [for_cuts.readings(now.now()), for_seals.readings()].concat());
-    let window = config.blocks.window;
-    let rules = Rules {
-        window_ms: millis(window),
-        delay_ms: config.blocks.seal_delay_ms,
-        late_ms_max: config.blocks.seal_late_max_ms,
-        idle_ms: config.blocks.seal_idle_ms,
-    };
-    let work = match config.blocks.work_dir.as_str() {
-        "" => dir.blocks_work(),
-        chosen => chosen.into(),
-    };
-    let cutter = cutter::child(cutter::Config {
-        meta: meta.clone(),
-        peers: peers.clone(),
-        store: store.clone(),
-        disk: Arc::new(RealDisk),
-        work,
-        window_ms: rules.window_ms,
-        clock: clock.clone(),
-        every: CUTTER_EVERY,
-        again_after_ms: 5_000,
-        counts: cuts,
-        stop: stop.clone(),
-    });
-    let sealer = sealer::child(sealer::Config {
-        meta: meta.clone(),
-        peers: peers.clone(),
-        clock: clock.clone(),
-        rules,
-        every: (window / 60).clamp(SEALER_EVERY_MIN, SEALER_EVERY_MAX),
-        counts: seals,
-        stop: stop.clone(),
-    });
-    if is_shared(config) {
-        supervisor.spawn(cutter);
-        supervisor.spawn(sealer);
-    } else {
-        tracing::warn!(
-            "samples stay in memory: a cluster of several nodes makes blocks only in a store that all of them reach, see object-store.url"
-        );
-    }
-    let scrubber = scrubber_of(config, dir, (meta, store), (clock, metrics), stop);
-    supervisor.spawn(scrubber::child(scrubber.clone()));
-    let keeping = Keeping::new(config, dir.compaction(), (meta, peers, store), clock, metrics);
-    keeping.start(config, supervisor, stop);
-    (scrubber, keeping.catalog())
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
@@ -538,89 +437,6 @@ fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, 
             ),
         ]
     });
-}
-
-fn scrubber_of(
-    config: &Config,
-    dir: &DataDir,
-    (meta, store): (&Meta, &Store),
-    (clock, metrics): (&Clock, &Metrics),
-    stop: &CancellationToken,
-) -> scrubber::Config {
-    let handle = scrubber::Scrubbing::default();
-    let (told, of, now) = (handle.clone(), meta.clone(), clock.clone());
-    metrics.collect(move || told.readings(&of, now.now()));
-    scrubber::Config {
-        shop: repair::Workshop {
-            meta: meta.clone(),
-            store: store.clone(),
-            disk: Arc::new(RealDisk),
-            work: dir.repairs(),
-            clock: clock.clone(),
-        },
-        state: dir.scrubbed(),
-        pace: Pace { bytes_per_second: config.blocks.scrub_bytes_per_second },
-        handle,
-        stop: stop.clone(),
-    }
-}
-
-/// Where blocks are, and what reads them.
-fn open_store(config: &Config, dir: &DataDir, metrics: &Metrics) -> Result<(Store, Blocks), StartError> {
-    let store = Store::open(&config.object_store, &dir.blocks())?;
-    let blocks = Blocks::new(store.clone(), config.block_cache, Some(dir.cache()));
-    let (told, readable) = (store.metrics().clone(), blocks.clone());
-    metrics.collect(move || store_readings(&told));
-    metrics.collect(move || block_readings(&readable));
-    Ok((store, blocks))
-}
-
-#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
-fn block_readings(blocks: &Blocks) -> Vec<Reading> {
-    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let (own, fetch) = (blocks.metrics(), blocks.fetcher().metrics());
-    let pages = blocks.fetcher().pages().metrics();
-    let page =
-        |kind, value| Reading::counter("blocks_cache_pages", "Pages of blocks by where they were", value).of(kind);
-    vec![
-        Reading::counter("blocks_opened", "Blocks opened by readers", get(&own.opened)),
-        Reading::gauge("blocks_open", "Blocks that readers hold open", blocks.open_count() as f64),
-        Reading::counter("blocks_read_corrupt", "Readings of blocks that found damage", get(&own.corrupt)),
-        Reading::counter("blocks_chunk_bytes", "Bytes of chunks handed to queries", get(&own.chunk_bytes)),
-        Reading::counter("blocks_fetch_requests", "Requests for ranges of blocks", get(&fetch.requests)),
-        Reading::counter(
-            "blocks_fetch_hedged",
-            "Requests sent a second time because they were late",
-            get(&fetch.hedged),
-        ),
-        Reading::counter("blocks_fetch_hedge_wins", "Second requests that answered first", get(&fetch.hedge_wins)),
-        page("memory", get(&pages.memory_hits)),
-        page("disk", get(&pages.disk_hits)),
-        page("miss", get(&pages.misses)),
-        Reading::counter(
-            "blocks_cache_write_failures",
-            "Pages that could not be written to the disk",
-            get(&pages.write_failures),
-        ),
-    ]
-}
-
-#[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
-fn store_readings(store: &StoreMetrics) -> Vec<Reading> {
-    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let each = |name, help, value: fn(&OpMetrics) -> (&AtomicU64, f64)| {
-        Op::ALL.map(|op| {
-            let (counter, unit) = value(store.of(op));
-            Reading::counter(name, help, get(counter) / unit).of(op.word())
-        })
-    };
-    [
-        each("object_store_requests", "Requests to the object store that ended, by kind", |op| (&op.requests, 1.0)),
-        each("object_store_errors", "Those of them that failed", |op| (&op.errors, 1.0)),
-        each("object_store_seconds", "Time they took, waiting for their turn included", |op| (&op.nanos, 1e9)),
-        each("object_store_bytes", "Bytes they carried", |op| (&op.bytes, 1.0)),
-    ]
-    .concat()
 }
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]

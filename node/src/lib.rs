@@ -6,7 +6,8 @@
 //! this node · [`metrics`] and [`telemetry`] what is seen from outside · [`data_dir`] the directory and its lock ·
 //! [`memory`] what is freed goes back · [`error`] from failure to code.
 //!
-//! [`Node::start`] is the only place that knows all of them. Order of start: directory, ports, metadata, log, partitions,
+//! [`Node::start`] is the only place that knows all of them; what of it a cluster needs is in `cluster`, what blocks need in
+//! `shelves`. Order of start: directory, ports, metadata, log, partitions,
 //! paths; the HTTP port answers from the second step on and says what is missing. Order of stop: requests, partitions,
 //! log, metadata: each may still use what comes after it.
 
@@ -32,6 +33,7 @@ pub mod write;
 
 mod assembly;
 mod cluster;
+mod shelves;
 mod status;
 
 pub use assembly::{Node, StartError};

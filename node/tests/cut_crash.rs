@@ -2,31 +2,39 @@
 //! what was acknowledged or a committed block does, nothing twice, and the cut is finished by itself. Method: a
 //! partition with its log, the follower and the cutter on a disk in memory that stops at its n-th act, for every n; then
 //! the disk comes back with a part of what was not synced, everything is opened anew and left alone. The sums of head
-//! and blocks must be that of what was acknowledged. The metadata is real and does not crash: its own tests do that.
+//! and blocks must be that of what was acknowledged. The same for a replica that holds more than was cut, and ships it. The
+//! metadata is real and does not crash: its own tests do that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engram_model::batch::{BatchSeries, Pair, Run, Text, WriteBatch};
-use engram_model::block::BlockRow;
+use engram_model::block::{BlockId, BlockMeta, BlockRow, Origin};
 use engram_model::digest::Digest;
 use engram_model::labels::{Labels, hash128};
 use engram_model::place::{Epoch, PartitionId};
 use engram_model::sample::Sample;
+use engram_model::series::{Columns, Series};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
 use engram_model::{Millis, TimeRange};
 use engram_node::actor::{Health, Supervisor};
+use engram_node::blocks::build::{Cutting, build};
 use engram_node::blocks::cutter::{self, CutCounts};
+use engram_node::blocks::late::LateBlocks;
+use engram_node::blocks::shared::Shared;
+use engram_node::blocks::uploader::{self, About};
 use engram_node::ingest::LocalReplica;
 use engram_node::ingest::follower::{self, Held};
 use engram_node::ingest::heads::Heads;
 use engram_node::ingest::partition::{self, LogBudget};
 use engram_node::ingest::recover::Recovery;
 use engram_node::meta::{Meta, TenantDefaults};
-use engram_node::peer::{Append, Peers, Replica, Select};
+use engram_node::peer::{Append, Frozen, Peers, Replica, Select};
+use engram_node::read::hide::Hider;
 use engram_raft::group::FirstStart;
 use engram_raft::state::NodeSpec;
 use engram_raft::{Group, GroupOptions};
@@ -84,12 +92,33 @@ fn append(meta: &Meta, tenant: &TenantId, times: &[Millis]) -> (Append, Digest) 
 struct Life {
     log: Arc<NodeLog>,
     local: LocalReplica,
+    held: Arc<Held>,
     stop: CancellationToken,
     supervisor: Supervisor,
 }
 
 impl Life {
     fn open(disk: &FaultDisk, meta: &Meta, store: &Store) -> Self {
+        let mut life = Self::without_cutter(disk, meta, store);
+        life.supervisor.spawn(cutter::child(cutter::Config {
+            meta: meta.clone(),
+            peers: Peers::local_only(meta.node_id(), Arc::new(life.local.clone())),
+            store: store.clone(),
+            disk: Arc::new(disk.clone()),
+            work: "/work".into(),
+            window_ms: HeadOptions::default().window_ms,
+            clock: Clock::real(),
+            shared: Shared::new(meta.clone(), false),
+            every: Duration::from_millis(20),
+            again_after_ms: 10,
+            counts: Arc::new(CutCounts::default()),
+            stop: life.stop.clone(),
+        }));
+        life
+    }
+
+    /// One for whom another node cuts.
+    fn without_cutter(disk: &FaultDisk, meta: &Meta, store: &Store) -> Self {
         let clock = Clock::real();
         let all = Arc::new(vec![Heads::new(Arc::new(Symbols::default()), HeadOptions::default())]);
         let mut recovery = Recovery::new(&all);
@@ -112,29 +141,19 @@ impl Life {
         });
         supervisor.spawn(child);
         let local = LocalReplica::new(all, vec![handle], clock.now());
+        let window_ms = HeadOptions::default().window_ms;
+        let late = LateBlocks::open((meta, store), Arc::new(disk.clone()), "/late".into(), window_ms, clock.clone());
+        let (cuts, held) = (late.unwrap(), Arc::new(Held::default()));
         supervisor.spawn(follower::child(follower::Config {
             local: local.clone(),
             agreed: Arc::new(meta.clone()),
-            cuts: None,
-            clock: clock.clone(),
-            every: Duration::from_millis(20),
-            held: Arc::new(Held::default()),
-            stop: stop.clone(),
-        }));
-        supervisor.spawn(cutter::child(cutter::Config {
-            meta: meta.clone(),
-            peers: Peers::local_only(meta.node_id(), Arc::new(local.clone())),
-            store: store.clone(),
-            disk: Arc::new(disk.clone()),
-            work: "/work".into(),
-            window_ms: HeadOptions::default().window_ms,
+            cuts: Some(Arc::new(cuts)),
             clock,
             every: Duration::from_millis(20),
-            again_after_ms: 10,
-            counts: Arc::new(CutCounts::default()),
+            held: held.clone(),
             stop: stop.clone(),
         }));
-        Self { log, local, stop, supervisor }
+        Self { log, local, held, stop, supervisor }
     }
 
     /// The digest of all the head has.
@@ -248,6 +267,103 @@ async fn the_power_may_fail_at_every_act_of_a_cut() {
     }
     eprintln!("{acts} acts");
     assert!(acts > 20, "a cut writes more than {acts} times");
+}
+
+/// The block of seal 1 as a majority without this node makes it: only the first sample was there.
+async fn cut_elsewhere(tenant: &TenantId, store: &Store, disk: &FaultDisk) -> BlockMeta {
+    let labels = Labels::from_pairs([("__name__", "up")]);
+    let digest = Digest::of_float(labels.hash128(), 10, 1.5);
+    let columns = Columns { times: vec![10], values: vec![1.5], ..Columns::default() };
+    let series = vec![Series { labels, source: Arc::new(columns) }];
+    let part = Frozen { number: 1, window: WINDOW, digests: BTreeMap::from([(0, digest)]), series };
+    let cutting = Cutting { window: WINDOW, parts: vec![part], hidden: Hider::default(), window_ms: 7_200_000 };
+    let (work, id) = (Path::new("/elsewhere"), BlockId::new(1, u128::from(digest.low)));
+    disk.create_dir(work).unwrap();
+    let built = build(Arc::new(disk.clone()), work, id, &cutting, &CancellationToken::new()).unwrap();
+    let origin = Origin::Cut { partition: P0, seal: 1 };
+    let about = About { tenant: tenant.clone(), range: WINDOW, origin, as_of: 0, made_at: 1 };
+    uploader::upload(store, about, &built.written.unwrap()).await.unwrap()
+}
+
+async fn commit(meta: &Meta, tenant: &TenantId, block: BlockMeta) {
+    let lease = meta.lease(&format!("cut/{tenant}/0"), LONG, LONG).await.unwrap().unwrap();
+    let digest = block.digest;
+    meta.commit_cut((tenant, P0, 1), Some(block), digest, &lease, LONG).await.unwrap();
+}
+
+/// Two lives around a power failure at the n-th act of forgetting what was cut elsewhere with less than is here.
+async fn crash_late_at(meta: &Meta, acts: u64) -> bool {
+    let tenant = TenantId::new(&format!("late{acts}")).unwrap();
+    meta.tenant_or_create(&tenant, LONG).await.unwrap();
+    let disk = FaultDisk::new();
+    let store = Store::local(Arc::new(disk.clone()), Path::new("/blocks")).unwrap();
+    let life = Life::without_cutter(&disk, meta, &store);
+    let (first, digest) = append(meta, &tenant, &[10, 20, 7_200_000]);
+    life.local.append(first, LONG).await.unwrap();
+    meta.seal(&tenant, P0, WINDOW, LONG).await.unwrap();
+    until(|| life.local.sealed(&tenant, P0) == 1).await;
+    let block = cut_elsewhere(&tenant, &store, &disk).await;
+    let before = disk.acts();
+    disk.stop_after(acts);
+    commit(meta, &tenant, block).await;
+    let stopped = until(|| disk.acts() >= before + acts);
+    let got_there = tokio::select! {
+        biased;
+        () = stopped => true,
+        () = settled(meta, &tenant) => false,
+    };
+    life.end().await;
+    disk.crash(acts);
+
+    let life = Life::without_cutter(&disk, meta, &store);
+    settled(meta, &tenant).await;
+    let mut sum = life.held(&tenant).await;
+    assert_eq!(sum.count, 1, "stopped at act {acts}");
+    let rows = committed(meta, &tenant);
+    assert_eq!(rows.len(), 2, "stopped at act {acts}: what was cut, and what it lacked");
+    for row in rows {
+        let dir = Path::new("/blocks").join(tenant.as_str()).join(row.meta.id.to_string());
+        let block = BlockDir::open(&disk, &dir).unwrap();
+        let found = verify(&block, block.meta()).unwrap().digest();
+        assert_eq!(found, row.meta.digest, "stopped at act {acts}");
+        sum.add(found);
+    }
+    assert_eq!(sum, digest, "stopped at act {acts}: head and blocks hold what was acknowledged, once");
+    assert!(disk.list_dirs(Path::new("/late")).unwrap().is_empty());
+    life.end().await;
+    got_there
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cut_lacks_is_shipped_whenever_the_power_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = meta(dir.path()).await;
+    let mut acts = 0;
+    while crash_late_at(&meta, acts).await {
+        acts += 1;
+    }
+    eprintln!("{acts} acts");
+    assert!(acts > 10, "a late block is more than {acts} acts");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_forgotten_for_a_block_that_cannot_be_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = meta(dir.path()).await;
+    let tenant = TenantId::new("apart").unwrap();
+    meta.tenant_or_create(&tenant, LONG).await.unwrap();
+    let disk = FaultDisk::new();
+    let place = |name: &str| Store::local(Arc::new(disk.clone()), Path::new(name)).unwrap();
+    let life = Life::without_cutter(&disk, &meta, &place("/mine"));
+    let (first, digest) = append(&meta, &tenant, &[10]);
+    life.local.append(first, LONG).await.unwrap();
+    meta.seal(&tenant, P0, WINDOW, LONG).await.unwrap();
+    until(|| life.local.sealed(&tenant, P0) == 1).await;
+    let block = cut_elsewhere(&tenant, &place("/theirs"), &disk).await;
+    commit(&meta, &tenant, block).await;
+    until(|| life.held.readings().iter().any(|r| r.name == "ingest_seals_held" && r.value > 0.5)).await;
+    assert_eq!(life.held(&tenant).await, digest);
+    life.end().await;
 }
 
 /// One cut with a bucket that spoils its n-th request of a kind; how many there were.

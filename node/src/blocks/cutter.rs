@@ -13,7 +13,7 @@
 //! tried again after a wait that grows; other seals go on meanwhile. A seal that has waited for long is a metric to be
 //! alarmed about: heads keep what they hold until it is cut.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use engram_model::Millis;
 use engram_model::block::{BlockId, BlockMeta, Origin, Seal};
 use engram_model::digest::Digest;
 use engram_model::error::Class;
-use engram_model::place::{PartitionId, majority};
+use engram_model::place::{NodeId, PartitionId, majority};
 use engram_model::tenant::TenantId;
 use engram_model::time::{Clock, Stopwatch};
 use engram_storage::disk::Disk;
@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, Cutting, build};
+use super::shared::Shared;
 use super::uploader::{self, About};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
@@ -46,8 +47,8 @@ use crate::read::hide::Hider;
 
 /// Tenants' partitions that are cut at once: each holds the labels of its series and one series' samples.
 const AT_ONCE_MAX: usize = 4;
-/// How long a lease lasts; it is renewed at a third of it.
-const LEASE: Duration = Duration::from_secs(60);
+/// How long a lease lasts, and so how long others wait when its holder is gone; it is renewed at a third of it.
+const LEASE: Duration = Duration::from_secs(20);
 /// How long one command may take.
 const PROPOSE_WITHIN: Duration = Duration::from_secs(10);
 /// Attempts to learn what became of a commit.
@@ -55,6 +56,11 @@ const COMMIT_ATTEMPTS: u32 = 5;
 /// Replicas apply a seal a moment after it is agreed: asked again so often, waiting twice as long each time.
 const FROZEN_ATTEMPTS: u32 = 8;
 const FROZEN_WAIT: Duration = Duration::from_millis(10);
+/// So many attempts are for all replicas that are well; afterwards a majority is enough. What the others have besides
+/// becomes a late block.
+const FROZEN_ATTEMPTS_FOR_ALL: u32 = 6;
+/// How long one replica may take to hand over what it set aside.
+const FROZEN_WITHIN: Duration = Duration::from_secs(120);
 /// Longest wait after failures.
 const AGAIN_AFTER_MS_MAX: i64 = 10 * 60 * 1000;
 
@@ -79,6 +85,8 @@ pub struct Config {
     pub every: Duration,
     /// First wait after a failure, in milliseconds; it doubles with each.
     pub again_after_ms: i64,
+    /// Whether blocks may be made at all.
+    pub shared: Shared,
     /// What is counted.
     pub counts: Arc<CutCounts>,
     /// Ends the actor.
@@ -197,6 +205,12 @@ async fn pass(config: &Config, waits: &mut Waits) {
     let now = config.clock.now();
     let open = open(config);
     config.counts.wait(now, &open);
+    if let Err(error) = config.shared.check() {
+        if !open.is_empty() {
+            tracing::debug!(%error, "not cut");
+        }
+        return;
+    }
     waits.0.retain(|key, _| open.iter().any(|(have, _)| have == key));
     let due = open.into_iter().filter(|(key, _)| waits.is_due(key, now)).collect::<Vec<_>>();
     let mut done = stream::iter(due)
@@ -366,32 +380,30 @@ async fn parts(config: &Config, (tenant, partition): &Key, number: u64) -> Resul
     let Some(set) = ring.replicas(*partition) else {
         return Err(Error::unavailable(format!("partition {} is not in the ring", partition.0)));
     };
+    let mut have = BTreeMap::<NodeId, Frozen>::new();
     let mut wait = FROZEN_WAIT;
     let mut attempt = 1;
     loop {
-        let asked = config
-            .peers
-            .nearest(&set.replicas)
-            .into_iter()
-            .map(|node| async move { config.peers.replica(node)?.frozen(tenant, *partition, number).await });
-        let (mut parts, mut gone, mut failed) = (Vec::new(), false, None);
-        for answer in join_all(asked).await {
+        let missing = set.replicas.iter().copied().filter(|node| !have.contains_key(node));
+        let asked = missing.map(|node| async move { (node, frozen(config, node, (tenant, *partition), number).await) });
+        let (mut failed, mut may_come) = (None, false);
+        for (node, answer) in join_all(asked).await {
             match answer {
-                Ok(Some(part)) => parts.push(part),
-                Ok(None) => gone = true,
-                Err(error) => failed = Some(error),
+                Ok(part) => drop(have.insert(node, part)),
+                Err(error) => {
+                    may_come |= error.class == Class::Unavailable && config.peers.is_well(node);
+                    failed = Some(error);
+                }
             }
         }
         let uncut = config.meta.open_seal(tenant, *partition, number).is_some_and(|seal| seal.cut.is_none());
         if !uncut {
             return Ok(None);
         }
-        if gone {
-            let text = format!("a replica forgot seal {number} of {tenant} before it was cut: a bug");
-            return Err(Error::new(Class::Internal, text));
-        }
-        if parts.len() >= majority(set.replicas.len()) {
-            return Ok(Some(parts));
+        let enough = have.len() >= majority(set.replicas.len());
+        let all = have.len() == set.replicas.len();
+        if all || (enough && (!may_come || attempt >= FROZEN_ATTEMPTS_FOR_ALL)) {
+            return Ok(Some(have.into_values().collect()));
         }
         let error = failed.unwrap_or_else(|| Error::unavailable("no majority of the replicas answered"));
         if attempt == FROZEN_ATTEMPTS || error.class != Class::Unavailable {
@@ -400,5 +412,22 @@ async fn parts(config: &Config, (tenant, partition): &Key, number: u64) -> Resul
         attempt += 1;
         tokio::time::sleep(wait).await;
         wait *= 2;
+    }
+}
+
+/// What one replica has set aside.
+async fn frozen(
+    config: &Config,
+    node: NodeId,
+    (tenant, partition): (&TenantId, PartitionId),
+    number: u64,
+) -> Result<Frozen, Error> {
+    let asking = async { config.peers.replica(node)?.frozen(tenant, partition, number).await };
+    match tokio::time::timeout(FROZEN_WITHIN, asking).await {
+        Ok(Ok(Some(part))) => Ok(part),
+        // It knows of a commit that this node has not seen yet.
+        Ok(Ok(None)) => Err(Error::unavailable(format!("node {} has forgotten seal {number} of {tenant}", node.0))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::unavailable(format!("node {} did not hand over seal {number} of {tenant}", node.0))),
     }
 }

@@ -3,15 +3,18 @@
 //! Why: before a move, a backup or a test somebody wants everything in blocks, not in two hours. It is the sealer's
 //! decision taken by a person; all that follows is the same. What is written after the seal waits for the next one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use engram_model::TimeRange;
 use engram_model::block::{BlockId, Origin};
 use engram_model::error::Class;
 use engram_model::place::{PartitionId, tenant_partitions};
 use engram_model::tenant::TenantId;
+use engram_model::{Millis, TimeRange};
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::heads;
+use super::shared::Shared;
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::peer::Peers;
@@ -30,7 +33,7 @@ pub struct SealedWindow {
     pub number: u64,
     /// The window.
     pub window: TimeRange,
-    /// Samples the asked replica held when the seal was proposed.
+    /// Samples a replica held when the seal was proposed, the one that held the most.
     pub samples: u64,
     /// Whether it is cut.
     pub is_cut: bool,
@@ -43,20 +46,22 @@ pub struct SealedWindow {
 pub struct Flusher {
     meta: Meta,
     peers: Peers,
+    shared: Shared,
 }
 
 impl Flusher {
     /// Over this metadata and these replicas.
     #[must_use]
-    pub fn new(meta: Meta, peers: Peers) -> Self {
-        Self { meta, peers }
+    pub fn new(meta: Meta, peers: Peers, shared: Shared) -> Self {
+        Self { meta, peers, shared }
     }
 
     /// Seals all windows in which the tenant has samples, in order of partition and time. With `wait`, answers when all
     /// of them, and those that were sealed before, are cut.
     ///
     /// # Errors
-    /// `NotFound` for an unknown tenant; Unavailable when a partition cannot be reached; Limited while too many seals
+    /// `NotFound` for an unknown tenant; Unavailable when a majority of a partition cannot be reached, or not all nodes
+    /// reach the store of blocks; Limited while too many seals
     /// wait for their blocks; Timeout when they are not cut in time: they are sealed and will be.
     ///
     /// # Cancel safety
@@ -66,6 +71,7 @@ impl Flusher {
         if known.version == 0 {
             return Err(Error::new(Class::NotFound, format!("there is no tenant {tenant}: nothing was ever written")));
         }
+        self.shared.check()?;
         let count = self.meta.ring().partition_count();
         let mut partitions = tenant_partitions(tenant, count, known.shard_size_largest);
         partitions.sort_unstable();
@@ -88,17 +94,18 @@ impl Flusher {
 
     /// Seals what the tenant has in one partition.
     async fn seal(&self, tenant: &TenantId, partition: PartitionId) -> Result<Vec<SealedWindow>, Error> {
-        let ring = self.meta.ring();
-        let replicas = ring.replicas(partition).map(|set| set.replicas.clone()).unwrap_or_default();
-        let reachable = self.peers.nearest(&replicas).into_iter().find_map(|node| self.peers.replica(node).ok());
-        let missing = || Error::unavailable(format!("no replica of partition {} can be reached", partition.0));
-        let held = reachable.ok_or_else(missing)?.windows(partition).await?;
-        let mut sealed = Vec::new();
-        for (window, samples) in held.into_iter().filter(|held| held.tenant == *tenant).flat_map(|held| held.live) {
-            if samples > 0 {
-                let number = self.meta.seal(tenant, partition, window, PROPOSE_WITHIN).await?;
-                sealed.push(SealedWindow { partition, number, window, samples, is_cut: false, block: None });
+        let mut live = BTreeMap::<(Millis, Millis), u64>::new();
+        for held in heads::windows(&self.meta, &self.peers, partition).await?.into_iter().flatten() {
+            for (window, samples) in held.live.into_iter().filter(|_| held.tenant == *tenant) {
+                let most = live.entry((window.start, window.end)).or_default();
+                *most = samples.max(*most);
             }
+        }
+        let mut sealed = Vec::new();
+        for ((start, end), samples) in live.into_iter().filter(|(_, samples)| *samples > 0) {
+            let window = TimeRange { start, end };
+            let number = self.meta.seal(tenant, partition, window, PROPOSE_WITHIN).await?;
+            sealed.push(SealedWindow { partition, number, window, samples, is_cut: false, block: None });
         }
         Ok(sealed)
     }

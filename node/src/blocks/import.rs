@@ -32,6 +32,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::Semaphore;
 
+use super::shared::Shared;
 use super::tar::{Files, Reader};
 use crate::error::Error;
 use crate::meta::Meta;
@@ -83,6 +84,7 @@ struct Inner {
     store: Store,
     meta: Meta,
     clock: Clock,
+    shared: Shared,
     turns: Arc<Semaphore>,
 }
 
@@ -110,7 +112,7 @@ impl Imports {
         root: &Path,
         store: Store,
         meta: Meta,
-        clock: Clock,
+        (clock, shared): (Clock, Shared),
     ) -> Result<Self, engram_storage::Error> {
         disk.create_dir(root)?;
         for left in disk.list_dirs(root)?.iter().map(|name| root.join(name)) {
@@ -118,7 +120,7 @@ impl Imports {
             remove(&*disk, &left)?;
         }
         let turns = Arc::new(Semaphore::new(AT_ONCE_MAX));
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), disk, store, meta, clock, turns })))
+        Ok(Self(Arc::new(Inner { root: root.to_owned(), disk, store, meta, clock, shared, turns })))
     }
 
     /// What is known of a block.
@@ -157,6 +159,7 @@ impl Imports {
         id: BlockId,
         archive: BoxStream<'static, Result<Bytes, Error>>,
     ) -> Result<Imported, Error> {
+        self.0.shared.check()?;
         let busy = || Error::new(Class::Limited, format!("{AT_ONCE_MAX} blocks are being imported: retry later"));
         let _turn = self.0.turns.clone().try_acquire_owned().map_err(|_| busy())?;
         let damaged = match self.find(tenant, id) {

@@ -9,7 +9,7 @@
 //! Whatever is decided here is only proposed: the metadata counts the seals, and two nodes that see the same window
 //! due cannot both seal it with one number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,6 +23,8 @@ use engram_model::{Millis, TimeRange};
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
+use super::heads;
+use super::shared::Shared;
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
 use crate::meta::Meta;
@@ -58,6 +60,8 @@ pub struct Config {
     pub clock: Clock,
     /// When a window is due.
     pub rules: Rules,
+    /// Whether blocks may be made at all.
+    pub shared: Shared,
     /// How often to look.
     pub every: Duration,
     /// What is counted.
@@ -119,6 +123,9 @@ async fn run(config: Config) -> Result<(), ChildError> {
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
+        if config.shared.check().is_err() {
+            continue;
+        }
         tokio::select! {
             () = pass(&config, &mut sealed) => {}
             () = config.stop.cancelled() => return Ok(()),
@@ -130,6 +137,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
 async fn pass(config: &Config, sealed: &mut Sealed) {
     sealed.forget(config.clock.now(), config.rules.window_ms);
     let (ring, me) = (config.meta.ring(), config.meta.node_id());
+    // One look at all replicas for each partition: what one of them alone has is sealed too.
     for partition in (0..ring.partition_count()).map(PartitionId) {
         let Some(set) = ring.replicas(partition) else { continue };
         let first = set.replicas.iter().find(|node| config.meta.is_active(**node));
@@ -143,10 +151,12 @@ async fn pass(config: &Config, sealed: &mut Sealed) {
 }
 
 async fn partition_pass(config: &Config, sealed: &mut Sealed, partition: PartitionId) -> Result<(), Error> {
-    let replica = config.peers.replica(config.meta.node_id())?;
-    for held in replica.windows(partition).await? {
-        let tenant = &held.tenant;
-        match seal_tenant(config, sealed, partition, &held).await {
+    let mut by_tenant = BTreeMap::<TenantId, Vec<HeldWindows>>::new();
+    for held in heads::windows(&config.meta, &config.peers, partition).await?.into_iter().flatten() {
+        by_tenant.entry(held.tenant.clone()).or_default().push(held);
+    }
+    for (tenant, held) in by_tenant {
+        match seal_tenant(config, sealed, (&tenant, partition), held).await {
             Ok(()) => {}
             // Without a quorum the others fare no better.
             Err(error) if matches!(error.class, Class::Unavailable | Class::Timeout) => return Err(error),
@@ -163,16 +173,15 @@ async fn partition_pass(config: &Config, sealed: &mut Sealed, partition: Partiti
 async fn seal_tenant(
     config: &Config,
     sealed: &mut Sealed,
-    partition: PartitionId,
-    held: &HeldWindows,
+    (tenant, partition): (&TenantId, PartitionId),
+    held: Vec<HeldWindows>,
 ) -> Result<(), Error> {
-    let tenant = &held.tenant;
     let seals = config.meta.seals(tenant, partition);
     let late_ms = config.meta.tenant(tenant).limits.out_of_order_time_window_ms;
     let now = config.clock.now();
     let window_ms = config.rules.window_ms;
     let recently = |window| sealed.recently((tenant, partition), window, now, window_ms);
-    let windows = due(held, seals.as_deref(), late_ms, now, &config.rules, recently);
+    let windows = due_anywhere(held, seals.as_deref(), late_ms, now, &config.rules, recently);
     let numbers = seals.map_or(1, |seals| seals.next)..;
     for (number, window) in numbers.zip(windows.into_iter().take(SEALS_AT_ONCE_MAX)) {
         // None: somebody else was faster, the next pass sees what is left.
@@ -181,6 +190,27 @@ async fn seal_tenant(
         config.counts.seals.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
+}
+
+/// The windows that have ended by what all replicas know of one tenant, and that one of them has, oldest first.
+fn due_anywhere(
+    mut replicas: Vec<HeldWindows>,
+    seals: Option<&Seals>,
+    late_ms: i64,
+    now: Millis,
+    rules: &Rules,
+    recently: impl Fn(TimeRange) -> bool,
+) -> Vec<TimeRange> {
+    let newest = replicas.iter().filter_map(|held| held.newest).max();
+    let appended_at = replicas.iter().map(|held| held.appended_at).max().unwrap_or(now);
+    let mut windows = Vec::new();
+    for held in &mut replicas {
+        (held.newest, held.appended_at) = (newest, appended_at);
+        windows.extend(due(held, seals, late_ms, now, rules, &recently));
+    }
+    windows.sort_unstable_by_key(|window| (window.start, window.end));
+    windows.dedup();
+    windows
 }
 
 /// The windows that have ended, oldest first.
@@ -240,6 +270,16 @@ mod tests {
         assert!(due_at(&held(5 * H, &[0, 1, 2]), 5 * H, 0).is_empty(), "late samples may come for five hours");
         assert_eq!(due_at(&held(15 * H, &[0, 1, 2]), 1_000 * H, 0), [window(0)], "nobody waits for ever");
         assert!(due_at(&HeldWindows { live: vec![(window(0), 0)], ..held(9 * H, &[]) }, 0, 0).is_empty());
+    }
+
+    #[test]
+    fn a_window_that_only_one_replica_has_is_sealed_too() {
+        let all = vec![held(5 * H, &[1, 2]), held(3 * H, &[0, 2])];
+        assert_eq!(due_anywhere(all, None, 0, 0, &RULES, |_| false), [window(0), window(1)]);
+        let written = HeldWindows { appended_at: H, ..held(H, &[]) };
+        let all = vec![held(H, &[0]), written];
+        assert!(due_anywhere(all.clone(), None, 0, 4 * H - 1, &RULES, |_| false).is_empty());
+        assert_eq!(due_anywhere(all, None, 0, 4 * H, &RULES, |_| false), [window(0)]);
     }
 
     #[test]

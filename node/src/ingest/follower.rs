@@ -6,11 +6,15 @@
 //! ```text
 //! open seal, not applied here      → the partition sets the window aside
 //! its cut committed, same digest   → the partition forgets it → "this node has forgotten seal n"
-//! its cut committed, other digest  → does the block hold all of ours?  yes → forget as above
-//!                                                                      no  → kept, counted, said; asked again later
+//! its cut committed, other digest  → compared by content; what no block holds is shipped as a late block → forget
 //! ```
 //!
-//! Nothing is dropped unseen: digests that differ are settled by content, sample by sample, and who cannot look keeps.
+//! Nothing is dropped unseen: digests that differ are settled by content, sample by sample, and who cannot look keeps. Nor
+//! is anything dropped for a block that cannot be seen from here: another node may have another idea of where blocks lie.
+//!
+//! A node that is only about to hold a partition applies no seal: what it is still taking from the others would come
+//! after the line and be cut a second time. Once it holds the partition it applies all that are open.
+//!
 //! Heads that hold nothing, have no open seal and were not written for long are dropped, so that a tenant that is gone
 //! takes no memory.
 
@@ -23,7 +27,7 @@ use engram_model::Millis;
 use engram_model::block::{Cut, Seal};
 use engram_model::digest::Digest;
 use engram_model::error::Class;
-use engram_model::place::{NodeId, PartitionId};
+use engram_model::place::{NodeId, PartitionId, Sets};
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
 use futures::future::BoxFuture;
@@ -32,19 +36,20 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::LocalReplica;
-use super::partition::{Forgetting, Proof};
+use super::partition::{Forgetting, Handle, Proof};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
+use crate::blocks::late::{Cuts, SealKey};
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::metrics::Reading;
-use crate::peer::{Frozen, Replica};
+use crate::peer::Replica;
 
 /// Partitions' seals carried out at once.
 const AT_ONCE_MAX: usize = 8;
 /// How long one step may take: setting aside a large window walks all series of a head.
 const STEP_WITHIN: Duration = Duration::from_secs(120);
-/// A cut that lacks something is compared again after this.
-const COMPARE_AGAIN_MS: i64 = 10 * 60 * 1000;
+/// A cut that could not be proved is looked at again after this.
+const LOOK_AGAIN_MS: i64 = 30 * 1000;
 /// An empty head that had no append for so long is dropped: a window.
 const IDLE_MS: i64 = 2 * 60 * 60 * 1000;
 /// How often heads are looked at for that.
@@ -71,6 +76,8 @@ pub trait Agreed: Send + Sync {
     fn changed(&self, after: u64) -> BoxFuture<'_, Result<u64, Error>>;
     /// All open seals, by tenant and partition.
     fn open_seals(&self) -> Vec<OpenSeals>;
+    /// Who holds a partition, and who will.
+    fn sets(&self, partition: PartitionId) -> Option<Sets>;
     /// Says that this node has forgotten what it had set aside.
     fn forgot(
         &self,
@@ -99,6 +106,11 @@ impl Agreed for Meta {
         all.map(|(tenant, partition, row)| OpenSeals { tenant, partition, seals: row.open.clone() }).collect()
     }
 
+    fn sets(&self, partition: PartitionId) -> Option<Sets> {
+        let ring = self.ring();
+        ring.replicas(partition).map(|set| Sets::new(&set.replicas, ring.next(partition)))
+    }
+
     fn forgot(
         &self,
         tenant: &TenantId,
@@ -109,13 +121,6 @@ impl Agreed for Meta {
         let tenant = tenant.clone();
         async move { Self::forgot(self, &tenant, partition, number, within).await }.boxed()
     }
-}
-
-/// Looks into committed cuts.
-pub trait Cuts: Send + Sync {
-    /// The digest of those samples of `mine` that the cut's block does not hold; one with a greater value at the same
-    /// time counts as held.
-    fn lacks(&self, tenant: &TenantId, cut: Cut, mine: Frozen) -> BoxFuture<'_, Result<Digest, Error>>;
 }
 
 /// What the follower works with.
@@ -137,14 +142,13 @@ pub struct Config {
     pub stop: CancellationToken,
 }
 
-type Key = (TenantId, PartitionId, u64);
-
-/// What committed cuts lack of this node's frozen samples.
+/// What is kept because no block is proved to hold it, and what was found out about others.
 #[derive(Debug, Default)]
 pub struct Held {
     /// How much, and when it was looked at.
-    lacking: Mutex<HashMap<Key, (u64, Millis)>>,
+    kept: Mutex<HashMap<SealKey, (u64, Millis)>>,
     compared: AtomicU64,
+    late_samples: AtomicU64,
 }
 
 impl Held {
@@ -153,19 +157,36 @@ impl Held {
     #[allow(clippy::cast_precision_loss, reason = "counts for a graph")]
     pub fn readings(&self) -> Vec<Reading> {
         let (seals, samples) = {
-            let lacking = self.lacking.lock();
-            (lacking.len(), lacking.values().map(|(samples, _)| *samples).sum::<u64>())
+            let kept = self.kept.lock();
+            (kept.len(), kept.values().map(|(samples, _)| *samples).sum::<u64>())
         };
-        let compared = self.compared.load(Ordering::Relaxed);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         vec![
-            Reading::gauge("ingest_seals_held", "Seals whose cut lacks samples of this node", seals as f64),
-            Reading::gauge("ingest_samples_held", "Samples that committed cuts lack, kept here", samples as f64),
+            Reading::gauge(
+                "ingest_seals_held",
+                "Seals whose blocks could not be looked at, or completed; minutes deserve a look",
+                seals as f64,
+            ),
+            Reading::gauge("ingest_samples_held", "Samples of these seals, kept here", samples as f64),
             Reading::counter(
                 "ingest_cuts_compared",
                 "Cuts compared by content, their digest differed",
-                compared as f64,
+                get(&self.compared),
+            ),
+            Reading::counter(
+                "ingest_late_samples",
+                "Samples that committed cuts lacked, shipped in late blocks",
+                get(&self.late_samples),
             ),
         ]
+    }
+
+    fn keep(&self, key: &SealKey, samples: u64, now: Millis) {
+        self.kept.lock().insert(key.clone(), (samples, now));
+    }
+
+    fn looked_at_lately(&self, key: &SealKey, now: Millis) -> bool {
+        self.kept.lock().get(key).is_some_and(|(_, at)| now.saturating_sub(*at) < LOOK_AGAIN_MS)
     }
 }
 
@@ -210,89 +231,125 @@ async fn run(config: Config) -> Result<(), ChildError> {
 /// Carries out everything that is agreed and not done yet.
 pub async fn pass(config: &Config) {
     let all = config.agreed.open_seals();
-    let open = |key: &Key| all.iter().any(|one| one.tenant == key.0 && one.partition == key.1);
-    config.held.lacking.lock().retain(|key, _| open(key));
+    let open = |key: &SealKey| all.iter().any(|one| one.tenant == key.tenant && one.partition == key.partition);
+    config.held.kept.lock().retain(|key, _| open(key));
     stream::iter(all).for_each_concurrent(AT_ONCE_MAX, |one| follow(config, one)).await;
 }
 
-/// One tenant's seals in one partition.
+/// One tenant's seals in one partition: first all of them are applied, so that nobody waits for what one takes to forget.
 async fn follow(config: &Config, open: OpenSeals) {
     let OpenSeals { tenant, partition, seals } = open;
-    if config.local.handle(partition).is_none() {
+    let me = config.agreed.me();
+    let (Some(handle), Some(sets)) = (config.local.handle(partition), config.agreed.sets(partition)) else { return };
+    if !sets.current().contains(&me) {
         return;
     }
+    let later = |number, error: Error| {
+        tracing::warn!(%tenant, partition = partition.0, number, %error, "a seal is carried out later");
+    };
+    for seal in seals.iter().filter(|seal| !seal.forgotten_by.contains(&me)) {
+        if let Err(error) = apply(config, handle, &tenant, partition, seal).await {
+            return later(seal.number, error);
+        }
+    }
     for seal in seals {
-        let number = seal.number;
-        if let Err(error) = carry_out(config, &tenant, partition, seal).await {
-            tracing::warn!(%tenant, partition = partition.0, number, %error, "a seal is carried out later");
-            return;
+        let (Some(cut), number) = (seal.cut, seal.number) else { continue };
+        let key = SealKey { tenant: tenant.clone(), partition, number };
+        let done = if seal.forgotten_by.contains(&me) {
+            close(config, &sets, &key, &seal).await
+        } else {
+            forget(config, handle, &key, cut).await
+        };
+        if let Err(error) = done {
+            later(number, error);
         }
     }
 }
 
-async fn carry_out(config: &Config, tenant: &TenantId, partition: PartitionId, seal: Seal) -> Result<(), Error> {
-    let Some(handle) = config.local.handle(partition) else { return Ok(()) };
-    if seal.forgotten_by.contains(&config.agreed.me()) {
+/// Sets a seal's window aside, unless that is done.
+async fn apply(
+    config: &Config,
+    handle: &Handle,
+    tenant: &TenantId,
+    partition: PartitionId,
+    seal: &Seal,
+) -> Result<(), Error> {
+    if config.local.sealed(tenant, partition) >= seal.number {
         return Ok(());
     }
-    if config.local.sealed(tenant, partition) < seal.number {
-        let done = handle.seal(tenant, seal.number, seal.window, STEP_WITHIN).await?;
-        if !done {
-            return Err(Error::new(Class::Internal, "a chunk file is damaged, see the log of this node"));
-        }
+    if handle.seal(tenant, seal.number, seal.window, STEP_WITHIN).await? {
+        return Ok(());
     }
-    let Some(cut) = seal.cut else { return Ok(()) };
-    let proof = Proof { digest: cut.digest, index: cut.index };
-    let mut done = handle.forget(tenant, seal.number, proof, STEP_WITHIN).await?;
-    if let Forgetting::Differs(mine) = done
-        && is_held_by(config, tenant, partition, seal.number, cut).await?
-    {
-        let proof = Proof { digest: mine, index: cut.index };
-        done = handle.forget(tenant, seal.number, proof, STEP_WITHIN).await?;
-    }
-    if done == Forgetting::Gone {
-        config.held.lacking.lock().remove(&(tenant.clone(), partition, seal.number));
-        config.agreed.forgot(tenant, partition, seal.number, STEP_WITHIN).await?;
+    Err(Error::new(Class::Internal, "a chunk file is damaged, see the log of this node"))
+}
+
+/// Says again that this node has forgotten a seal, when the last one that had not holds the partition no more: somebody
+/// has to, for the seal to end.
+async fn close(config: &Config, sets: &Sets, key: &SealKey, seal: &Seal) -> Result<(), Error> {
+    if sets.nodes().all(|node| seal.forgotten_by.contains(&node)) {
+        config.agreed.forgot(&key.tenant, key.partition, key.number, STEP_WITHIN).await?;
     }
     Ok(())
 }
 
-/// Whether the block of a cut holds everything that is frozen here, although the digests differ.
-async fn is_held_by(
-    config: &Config,
-    tenant: &TenantId,
-    partition: PartitionId,
-    number: u64,
-    cut: Cut,
-) -> Result<bool, Error> {
-    let key = (tenant.clone(), partition, number);
+/// Forgets what was set aside once blocks hold it.
+async fn forget(config: &Config, handle: &Handle, key: &SealKey, cut: Cut) -> Result<(), Error> {
     let now = config.clock.now();
-    if config.held.lacking.lock().get(&key).is_some_and(|(_, at)| now.saturating_sub(*at) < COMPARE_AGAIN_MS) {
-        return Ok(false);
+    if config.held.looked_at_lately(key, now) {
+        return Ok(());
     }
-    let Some(mine) = config.local.frozen(tenant, partition, number).await? else { return Ok(true) };
-    let samples = mine.digest().count;
-    config.held.compared.fetch_add(1, Ordering::Relaxed);
-    let own = mine.digest();
-    let lacking = match &config.cuts {
-        None => Ok(own),
-        Some(cuts) => cuts.lacks(tenant, cut, mine).await,
+    let (tenant, number) = (&key.tenant, key.number);
+    let own = config.local.frozen_digest(tenant, key.partition, number).unwrap_or_default();
+    let keep = |error| {
+        config.held.keep(key, own.count, now);
+        error
     };
-    let lacking = lacking.inspect_err(|_| {
-        config.held.lacking.lock().insert(key.clone(), (samples, now));
-    })?;
-    if lacking == Digest::EMPTY {
-        return Ok(true);
+    if own != Digest::EMPTY {
+        check_there(config, tenant, cut).await.map_err(keep)?;
     }
-    tracing::error!(
-        %tenant,
-        partition = partition.0,
-        number,
-        samples = lacking.count,
-        "the block that was cut lacks samples of this node: they are kept here and still answered"
-    );
-    config.held.lacking.lock().insert(key, (lacking.count, now));
-    Ok(false)
+    let proof = Proof { digest: cut.digest, index: cut.index };
+    let mut done = handle.forget(tenant, number, proof, STEP_WITHIN).await?;
+    if let Forgetting::Differs(digest) = done {
+        let index = prove(config, key, cut).await.map_err(keep)?;
+        done = handle.forget(tenant, number, Proof { digest, index }, STEP_WITHIN).await?;
+    }
+    if done == Forgetting::Gone {
+        config.held.kept.lock().remove(key);
+        config.agreed.forgot(tenant, key.partition, number, STEP_WITHIN).await?;
+    }
+    Ok(())
+}
+
+/// Whether the block of a cut can be seen from here: what is the same by its digest may still lie where only one node
+/// finds it.
+async fn check_there(config: &Config, tenant: &TenantId, cut: Cut) -> Result<(), Error> {
+    let (Some(cuts), Some(block)) = (&config.cuts, cut.block) else { return Ok(()) };
+    if cuts.is_there(tenant, block).await? {
+        return Ok(());
+    }
+    Err(Error::unavailable(format!(
+        "block {block} of tenant {tenant} is not in the object store as this node sees it, its samples are kept here: do \
+         all nodes use the same object-store.url?"
+    )))
+}
+
+/// Since which index of the metadata blocks hold everything that is frozen here, although another digest was cut.
+async fn prove(config: &Config, key: &SealKey, cut: Cut) -> Result<u64, Error> {
+    let (tenant, partition, number) = (&key.tenant, key.partition.0, key.number);
+    let mine = config.local.frozen(tenant, key.partition, number).await?;
+    let Some(mine) = mine.filter(|mine| !mine.digests.is_empty()) else { return Ok(cut.index) };
+    let Some(cuts) = &config.cuts else {
+        let samples = mine.digest().count;
+        return Err(Error::unavailable(format!("{samples} samples are not what was cut, and blocks cannot be read")));
+    };
+    config.held.compared.fetch_add(1, Ordering::Relaxed);
+    let shipped = cuts.complete(key, cut, mine).await?;
+    if shipped.late.count > 0 {
+        config.held.late_samples.fetch_add(shipped.late.count, Ordering::Relaxed);
+        let late = shipped.late.count;
+        tracing::warn!(%tenant, partition, number, late, "the block that was cut lacked samples: a late block has them");
+    }
+    Ok(shipped.index)
 }
 
 /// Drops heads that hold nothing.

@@ -106,6 +106,14 @@ impl LocalReplica {
         head.map_or(0, |head| head.read().sealed())
     }
 
+    /// The digest of what is set aside here for a seal; none when nothing is.
+    #[must_use]
+    pub fn frozen_digest(&self, tenant: &TenantId, partition: PartitionId, number: u64) -> Option<Digest> {
+        let head = self.heads_of(partition).ok()?.get(tenant)?;
+        let head = head.read();
+        head.frozen(number).map(|part| part.digest())
+    }
+
     /// Heads that hold nothing and had no append at or after `since`.
     #[must_use]
     pub fn idle_heads(&self, since: Millis) -> Vec<(TenantId, PartitionId)> {

@@ -271,15 +271,19 @@ impl Config {
             futures::future::try_join(in_time(own.digests(select.clone())), in_time(other.digests(select))).await?;
         let own: HashMap<Millis, Digest> = own.into_iter().collect();
         let head = self.heads.get(at.partition.0 as usize).and_then(|heads| heads.get(&at.tenant));
+        let seals = self.meta.seals(&at.tenant, at.partition);
+        let open =
+            |range: TimeRange| seals.iter().flat_map(|seals| &seals.open).any(|seal| seal.window.overlaps(range));
         let forgotten = |slot: Millis| {
             let range = TimeRange { start: slot, end: slot.saturating_add(SLOT_MS) };
             head.as_ref()
                 .map(|head| head.read())
-                .is_some_and(|head| slot < head.floor() || head.forgotten_after(range) > 0)
+                .is_some_and(|head| slot < head.floor() || (head.forgotten_after(range) > 0 && open(range)))
         };
         Ok(other
             .into_iter()
-            // What this head has forgotten, by age or because a block holds it, it does not take back.
+            // What this head has forgotten by age it does not take back, nor what a block holds while others may not have
+            // forgotten it yet. Once all have, what they hold of that time came late, and is taken.
             .filter(|(slot, digest)| digest.count > 0 && !forgotten(*slot))
             .map(|(slot, digest)| (slot, (own.get(&slot).copied().unwrap_or_default(), digest)))
             .filter(|(_, (own, other))| own != other)

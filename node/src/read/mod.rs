@@ -48,6 +48,8 @@ const HEAVY_SAMPLES: u64 = 1_000_000;
 
 /// A query starts over so often at most because samples went from heads to blocks while it read.
 const RESTARTS_MAX: u32 = 8;
+/// How long this node may take to see what others have seen, before it looks whether that is enough.
+const SEE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Most threads of one query: past it, joining their groups costs what they save.
 const THREADS_MAX: usize = 16;
@@ -425,7 +427,9 @@ impl Reader {
             return false;
         }
         *restarts += 1;
-        self.0.meta.changed(view.index()).await.is_ok()
+        // A head knows more than this node does, which may be catching up: all that is agreed by now is enough. Without a
+        // leader, whatever comes next.
+        self.0.meta.see(SEE_WITHIN).await.is_ok() || self.0.meta.changed(view.index()).await.is_ok()
     }
 
     /// Reads with one view of the metadata; starts over with a newer one where that is needed.

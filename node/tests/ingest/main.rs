@@ -54,10 +54,10 @@ async fn a_window_is_sealed_cut_and_forgotten_and_a_restart_agrees() {
     assert_eq!(ingest.frozen(1).await.unwrap().unwrap().digests, part.digests);
     assert_eq!(ingest.write(20).await.samples, 1, "a retry is stored already");
     assert_eq!(ingest.frozen(1).await.unwrap().unwrap().digest(), part.digest());
-    // A cut of something else: kept while it lacks anything of ours, and forgotten once it does not.
+    // A cut of something else: kept while what it lacks cannot be shipped, and forgotten once blocks hold all of it.
     told.cut(1, Digest { count: 1, low: 1, high: 1 }, 50);
     let held = ingest.follow(&told, Digest { count: 1, low: 2, high: 2 }).await;
-    assert!(held.readings().iter().any(|r| r.name == "ingest_samples_held" && (r.value - 1.0).abs() < 0.1));
+    assert!(held.readings().iter().any(|r| r.name == "ingest_samples_held" && (r.value - 2.0).abs() < 0.1));
     assert_eq!(ingest.times(0).await.unwrap(), [10, 20, 7_200_000]);
     assert!(told.forgot.lock().unwrap().is_empty());
     ingest.follow(&told, Digest::EMPTY).await;

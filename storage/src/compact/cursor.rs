@@ -17,15 +17,16 @@ use crate::ranges::{File, Place, Source, drive};
 
 /// The series a cursor stands at.
 #[derive(Debug)]
-pub(super) struct At {
+pub struct At {
     /// Its place in the index, by which tombstones name it.
-    pub(super) series: u32,
-    pub(super) labels: Labels,
+    pub series: u32,
+    /// Its labels.
+    pub labels: Labels,
     chunks: Vec<ChunkMeta>,
 }
 
 /// See the module's text.
-pub(super) struct Cursor<'a> {
+pub struct Cursor<'a> {
     block: &'a BlockDir,
     place: Place,
     texts: Texts,
@@ -43,7 +44,10 @@ struct Held {
 
 impl<'a> Cursor<'a> {
     /// Before the first series; reads `piece` bytes of each file at once.
-    pub(super) fn open(block: &'a BlockDir, piece: u64) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], and those of the disk.
+    pub fn open(block: &'a BlockDir, piece: u64) -> Result<Self, Error> {
         let place = block.place().clone();
         let index = drive(&mut OpenIndex::new(place.clone()), block)?;
         let texts = Texts::read(&index, &place, block)?;
@@ -53,7 +57,11 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next series.
-    pub(super) fn next(&mut self) -> Result<Option<At>, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], and those of the disk.
+    #[allow(clippy::should_implement_trait, reason = "it may fail")]
+    pub fn next(&mut self) -> Result<Option<At>, Error> {
         let Some((at, entry)) = self.entries.next(&self.place)? else { return Ok(None) };
         let fail = |what: &str| self.place.corrupt(File::Index, at, what);
         let labels = self.texts.labels(&entry.pairs).map_err(fail)?;
@@ -62,7 +70,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// The chunks of a series, checked by their checksums, not decoded.
-    pub(super) fn chunks(&mut self, at: &At) -> Result<Vec<Chunk>, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], and those of the disk.
+    pub fn chunks(&mut self, at: &At) -> Result<Vec<Chunk>, Error> {
         at.chunks.iter().map(|meta| self.chunk(meta)).collect()
     }
 

@@ -19,5 +19,6 @@ pub mod merge;
 pub mod plan;
 mod series;
 
+pub use cursor::{At, Cursor};
 pub use merge::{Failure, Hidden, Input, Merged, Progress, Target, Task, merge};
 pub use plan::{Facts, Job, JobKind, Order, Output, Rules, plan};
