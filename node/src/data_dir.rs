@@ -132,6 +132,12 @@ impl DataDir {
         self.root.join("blocks-work")
     }
 
+    /// Where a replica builds what cuts lacked, when no other place was chosen; emptied at every start.
+    #[must_use]
+    pub fn blocks_late(&self) -> PathBuf {
+        self.root.join("blocks-late")
+    }
+
     /// Where parts of blocks are kept that lie elsewhere. May be deleted while the node does not run.
     #[must_use]
     pub fn cache(&self) -> PathBuf {

@@ -102,7 +102,11 @@ pub(crate) fn late_blocks(
     store: &Store,
     clock: &Clock,
 ) -> Result<LateBlocks, StartError> {
-    let (work, window_ms) = (blocks_work(config, dir).join("late"), millis(config.blocks.window));
+    let work = match config.blocks.work_dir.as_str() {
+        "" => dir.blocks_late(),
+        chosen => PathBuf::from(chosen).join("late"),
+    };
+    let window_ms = millis(config.blocks.window);
     Ok(LateBlocks::open((meta, store), Arc::new(RealDisk), work, window_ms, clock.clone())?)
 }
 

@@ -320,14 +320,15 @@ async fn crash_late_at(meta: &Meta, acts: u64) -> bool {
     let mut sum = life.held(&tenant).await;
     assert_eq!(sum.count, 1, "stopped at act {acts}");
     let rows = committed(meta, &tenant);
-    assert_eq!(rows.len(), 2, "stopped at act {acts}: what was cut, and what it lacked");
-    for row in rows {
+    let (seen, digests): (Vec<_>, Vec<_>) = rows.iter().map(|row| (row.meta.id, row.meta.digest)).unzip();
+    for row in &rows {
         let dir = Path::new("/blocks").join(tenant.as_str()).join(row.meta.id.to_string());
         let block = BlockDir::open(&disk, &dir).unwrap();
         let found = verify(&block, block.meta()).unwrap().digest();
         assert_eq!(found, row.meta.digest, "stopped at act {acts}");
         sum.add(found);
     }
+    assert_eq!(rows.len(), 2, "stopped at act {acts}: what was cut, and what it lacked: {seen:?} {digests:?}");
     assert_eq!(sum, digest, "stopped at act {acts}: head and blocks hold what was acknowledged, once");
     assert!(disk.list_dirs(Path::new("/late")).unwrap().is_empty());
     life.end().await;

@@ -153,6 +153,8 @@ impl Cuts for LateBlocks {
 
 impl Inner {
     async fn complete(&self, key: &SealKey, cut: Cut, mine: Frozen, dir: &Path) -> Result<Shipped, Error> {
+        // A late block of an earlier life of this node may be agreed and not seen here yet.
+        self.meta.see(PROPOSE_WITHIN).await?;
         let view = self.meta.blocks(&key.tenant);
         let (window, number) = (mine.window, mine.number);
         if self.meta.tenant_deleted(&key.tenant) {
