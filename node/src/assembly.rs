@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
 use crate::blocks::catalog::Catalog;
+use crate::blocks::reach::{Kind, Reach};
 use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, scrubber};
 use crate::cluster::{self, Services};
 use crate::config::Config;
@@ -39,7 +40,7 @@ use crate::ingest::{LocalReplica, keeper};
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::read::{ReadOptions, Reader};
-use crate::shelves::{following, imports_of, late_blocks, open_store, shared, shared_of, start_blocks};
+use crate::shelves::{following, late_blocks, open_store, start_blocks};
 use crate::status::Status;
 use crate::write::{WriteOptions, Writer};
 
@@ -139,6 +140,7 @@ impl Node {
 
         let meta = door.open(Meta::new(group.clone(), tenant_defaults(&config)));
         let (store, readable) = open_store(&config, &dir, &metrics)?;
+        let reach = door.watch(Reach::new(meta.clone(), Kind::of(&config.object_store, !config.join.is_empty())));
         let recovered = recover(&config, &dir, &meta, &health).await;
         let (heads, log, reached) = cluster::or_close(&group, recovered).await?;
         let log_failure = end_on_failure(&log, &stop);
@@ -146,27 +148,27 @@ impl Node {
         let partitions_stop = CancellationToken::new();
         let mut supervisor = Supervisor::new("ingest", health.clone(), stop.clone());
         let (local, keeper) =
-            start_partitions(&config, &meta, &clock, (&heads, &log, &reached), &partitions_stop, &mut supervisor);
+            start_partitions(&config, (&reach, &clock), (&heads, &log, &reached), &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
         let cuts = late_blocks(&config, &dir, &meta, &store, &clock)?;
         supervisor.spawn(following((&local, cuts), &meta, &clock, &metrics, &partitions_stop));
-        let (shared, written) = (shared_of(&config, &meta, &metrics), WriteMetrics::new(&metrics));
+        let written = WriteMetrics::new(&metrics);
 
         let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop));
         let parts = (heads.clone(), keeper.partitions.clone());
         cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
-        let imports = imports_of(&dir, &store, &meta, (clock.clone(), shared.clone()))?;
+        let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), reach.clone(), clock.clone())?;
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
         let (scrubber, catalog) =
-            start_blocks(&config, &dir, (&meta, &peers, &store, &shared), (&clock, &stop), &metrics, &mut blocks);
+            start_blocks(&config, &dir, (&meta, &peers, &store, &reach), (&clock, &stop), &metrics, &mut blocks);
         let paths = Paths {
             catalog,
             snapshots,
             imports,
             surveyor: Surveyor::new(store.clone(), meta.clone()),
-            flusher: Flusher::new(meta.clone(), peers.clone(), shared.clone()),
+            flusher: Flusher::new(meta.clone(), peers.clone(), reach),
             writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
             reader: Reader::new(read_options(&config), meta.clone(), peers, readable, ReadMetrics::new(&metrics)),
         };
@@ -354,8 +356,7 @@ fn end_on_failure(log: &NodeLog, stop: &CancellationToken) -> Arc<parking_lot::M
 
 fn start_partitions(
     config: &Config,
-    meta: &Meta,
-    clock: &Clock,
+    (reach, clock): (&Reach, &Clock),
     (heads, log, reached): (&Arc<Vec<Heads>>, &Arc<NodeLog>, &Reached),
     stop: &CancellationToken,
     supervisor: &mut Supervisor,
@@ -369,7 +370,7 @@ fn start_partitions(
             all_heads: heads.clone(),
             log: log.clone(),
             budget: budget.clone(),
-            meta: meta.clone(),
+            meta: reach.meta().clone(),
             clock: clock.clone(),
             stop: stop.clone(),
         });
@@ -382,8 +383,8 @@ fn start_partitions(
         log: log.clone(),
         retention_ms: config.retention_ms,
         makes_blocks: Arc::new({
-            let shared = shared(config, meta);
-            move || shared.check().is_ok()
+            let reach = reach.clone();
+            move || reach.makes_blocks()
         }),
         segment_bytes: config.log.segment_bytes_max,
         checkpoint_bytes_min: config.log.checkpoint_bytes_min,

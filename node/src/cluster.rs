@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Condition, Health, Supervisor};
 use crate::assembly::StartError;
+use crate::blocks::reach;
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::grpc;
@@ -125,6 +126,7 @@ pub(crate) fn door(
         zone: config.zone.clone(),
         grpc: advertised(&config.grpc_advertise, grpc, &config.join),
         http: advertised(&config.http_advertise, http, &config.join),
+        store: reach::name(&config.object_store),
     };
     Ok(Door {
         about,
@@ -139,6 +141,7 @@ pub(crate) fn door(
         sizes: OnceLock::new(),
         backfill: parking_lot::Mutex::default(),
         life: uuid::Uuid::new_v4().as_u64_pair().0,
+        reach: OnceLock::new(),
     })
 }
 

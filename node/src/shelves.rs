@@ -19,9 +19,9 @@ use crate::blocks::check::Pace;
 use crate::blocks::cutter::{self, CutCounts};
 use crate::blocks::keeping::Keeping;
 use crate::blocks::late::LateBlocks;
+use crate::blocks::reach::{self, Reach};
 use crate::blocks::sealer::{self, Rules, SealCounts};
-use crate::blocks::shared::Shared;
-use crate::blocks::{Imports, repair, scrubber};
+use crate::blocks::{repair, scrubber};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::ingest::{LocalReplica, follower};
@@ -70,22 +70,6 @@ pub(crate) fn following(
     })
 }
 
-/// Whether the others can read what this node puts into the store of blocks.
-pub(crate) fn shared(config: &Config, meta: &Meta) -> Shared {
-    Shared::new(meta.clone(), !config.object_store.url.is_empty())
-}
-
-/// The same, told to the operator.
-pub(crate) fn shared_of(config: &Config, meta: &Meta, metrics: &Metrics) -> Shared {
-    let shared = shared(config, meta);
-    if let Err(error) = shared.check() {
-        tracing::warn!("{error}");
-    }
-    let told = shared.clone();
-    metrics.collect(move || told.readings());
-    shared
-}
-
 /// Where blocks are built.
 fn blocks_work(config: &Config, dir: &DataDir) -> PathBuf {
     match config.blocks.work_dir.as_str() {
@@ -114,7 +98,7 @@ pub(crate) fn late_blocks(
 pub(crate) fn start_blocks(
     config: &Config,
     dir: &DataDir,
-    (meta, peers, store, shared): (&Meta, &Peers, &Store, &Shared),
+    (meta, peers, store, reach): (&Meta, &Peers, &Store, &Reach),
     (clock, stop): (&Clock, &CancellationToken),
     metrics: &Metrics,
     supervisor: &mut Supervisor,
@@ -139,7 +123,7 @@ pub(crate) fn start_blocks(
         clock: clock.clone(),
         every: CUTTER_EVERY,
         again_after_ms: 5_000,
-        shared: shared.clone(),
+        reach: reach.clone(),
         counts: cuts,
         stop: stop.clone(),
     }));
@@ -148,14 +132,17 @@ pub(crate) fn start_blocks(
         peers: peers.clone(),
         clock: clock.clone(),
         rules,
-        shared: shared.clone(),
+        reach: reach.clone(),
         every: (window / 60).clamp(SEALER_EVERY_MIN, SEALER_EVERY_MAX),
         counts: seals,
         stop: stop.clone(),
     }));
-    let scrubber = scrubber_of(config, dir, (meta, store), (clock, metrics), stop);
+    let told = reach.clone();
+    metrics.collect(move || told.readings());
+    supervisor.spawn(reach::child(reach.clone(), store.clone(), stop.clone()));
+    let scrubber = scrubber_of(config, dir, (meta, store, reach), (clock, metrics), stop);
     supervisor.spawn(scrubber::child(scrubber.clone()));
-    let keeping = Keeping::new(config, dir.compaction(), (meta, peers, store), clock, metrics);
+    let keeping = Keeping::new(config, dir.compaction(), (meta, peers, store, reach), clock, metrics);
     keeping.start(config, supervisor, stop);
     (scrubber, keeping.catalog())
 }
@@ -163,7 +150,7 @@ pub(crate) fn start_blocks(
 fn scrubber_of(
     config: &Config,
     dir: &DataDir,
-    (meta, store): (&Meta, &Store),
+    (meta, store, reach): (&Meta, &Store, &Reach),
     (clock, metrics): (&Clock, &Metrics),
     stop: &CancellationToken,
 ) -> scrubber::Config {
@@ -181,6 +168,7 @@ fn scrubber_of(
         state: dir.scrubbed(),
         pace: Pace { bytes_per_second: config.blocks.scrub_bytes_per_second },
         handle,
+        reach: reach.clone(),
         stop: stop.clone(),
     }
 }
@@ -231,14 +219,4 @@ fn store_readings(store: &StoreMetrics) -> Vec<Reading> {
         each("object_store_bytes", "Bytes they carried", |op| (&op.bytes, 1.0)),
     ]
     .concat()
-}
-
-/// What takes in blocks of other systems.
-pub(crate) fn imports_of(
-    dir: &DataDir,
-    store: &Store,
-    meta: &Meta,
-    of: (Clock, Shared),
-) -> Result<Imports, engram_storage::Error> {
-    Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), meta.clone(), of)
 }

@@ -15,6 +15,7 @@ use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
 use engram_model::{Labels, TimeRange};
 use engram_node::blocks::check::Pace;
+use engram_node::blocks::reach::{Kind, Reach};
 use engram_node::blocks::repair::Workshop;
 use engram_node::blocks::scrubber::{Config, Scrubbing, round};
 use engram_node::meta::blocks::Replacement;
@@ -140,7 +141,9 @@ impl World {
             clock: Clock::real(),
         };
         let (state, pace) = (self.dir.path().join("scrub.json"), Pace::default());
-        let config = Config { shop, state, pace, handle: Scrubbing::default(), stop: CancellationToken::new() };
+        let (handle, stop) = (Scrubbing::default(), CancellationToken::new());
+        let reach = Reach::new(self.meta.clone(), Kind::Own);
+        let config = Config { shop, state, pace, handle, reach, stop };
         round(&config).await.unwrap();
     }
 

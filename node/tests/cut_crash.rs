@@ -25,7 +25,7 @@ use engram_node::actor::{Health, Supervisor};
 use engram_node::blocks::build::{Cutting, build};
 use engram_node::blocks::cutter::{self, CutCounts};
 use engram_node::blocks::late::LateBlocks;
-use engram_node::blocks::shared::Shared;
+use engram_node::blocks::reach::{Kind, Reach};
 use engram_node::blocks::uploader::{self, About};
 use engram_node::ingest::LocalReplica;
 use engram_node::ingest::follower::{self, Held};
@@ -108,7 +108,7 @@ impl Life {
             work: "/work".into(),
             window_ms: HeadOptions::default().window_ms,
             clock: Clock::real(),
-            shared: Shared::new(meta.clone(), false),
+            reach: Reach::new(meta.clone(), Kind::Own),
             every: Duration::from_millis(20),
             again_after_ms: 10,
             counts: Arc::new(CutCounts::default()),

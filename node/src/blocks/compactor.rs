@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::heads;
 use super::job::{self, Done, NotDone, PROPOSE_WITHIN, Workshop};
 use super::planning::Planned;
+use super::reach::Reach;
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
 use crate::metrics::Reading;
@@ -58,6 +59,8 @@ pub struct Config {
     pub jobs_max: usize,
     /// Most bytes of the work directory, unless one job alone needs more.
     pub space_bytes_max: u64,
+    /// Whether blocks may be changed.
+    pub reach: Reach,
     /// The door to it.
     pub handle: Compaction,
     /// Ends the actor.
@@ -260,7 +263,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
         for Waiting { key, job } in waiting {
             let needs = job.bytes.saturating_mul(SPACE_FACTOR);
             let fits = running.is_empty() || space.saturating_add(needs) <= config.space_bytes_max;
-            if running.len() < config.jobs_max && fits && waits.is_due(&key, now) {
+            if config.reach.is_open() && running.len() < config.jobs_max && fits && waits.is_due(&key, now) {
                 space = space.saturating_add(needs);
                 running.push(start(&config, key, job));
             }

@@ -34,7 +34,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, Cutting, build};
-use super::shared::Shared;
+use super::reach::Reach;
 use super::uploader::{self, About};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
@@ -71,6 +71,8 @@ pub struct Config {
     pub meta: Meta,
     /// The replicas.
     pub peers: Peers,
+    /// Whether blocks may be made.
+    pub reach: Reach,
     /// Where blocks go.
     pub store: Store,
     /// The disk of the work directory.
@@ -85,8 +87,6 @@ pub struct Config {
     pub every: Duration,
     /// First wait after a failure, in milliseconds; it doubles with each.
     pub again_after_ms: i64,
-    /// Whether blocks may be made at all.
-    pub shared: Shared,
     /// What is counted.
     pub counts: Arc<CutCounts>,
     /// Ends the actor.
@@ -184,7 +184,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
     }
     let mut waits = Waits::default();
     loop {
-        let index = config.meta.index();
+        let (index, was_open) = (config.meta.index(), config.reach.is_open());
         tokio::select! {
             () = pass(&config, &mut waits) => {}
             () = config.stop.cancelled() => return Ok(()),
@@ -194,6 +194,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
                 // The group is stopping, and with it the node.
                 config.stop.cancelled().await;
             },
+            () = config.reach.opened(), if !was_open => {}
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
@@ -205,13 +206,10 @@ async fn pass(config: &Config, waits: &mut Waits) {
     let now = config.clock.now();
     let open = open(config);
     config.counts.wait(now, &open);
-    if let Err(error) = config.shared.check() {
-        if !open.is_empty() {
-            tracing::debug!(%error, "not cut");
-        }
+    waits.0.retain(|key, _| open.iter().any(|(have, _)| have == key));
+    if !config.reach.is_open() {
         return;
     }
-    waits.0.retain(|key, _| open.iter().any(|(have, _)| have == key));
     let due = open.into_iter().filter(|(key, _)| waits.is_due(key, now)).collect::<Vec<_>>();
     let mut done = stream::iter(due)
         .map(|(key, seals)| async move {
@@ -349,6 +347,7 @@ async fn ship(
             Some(uploader::upload(&config.store, about, written).await?)
         }
     };
+    let _turn = config.reach.turn().await?;
     commit(config, (tenant, *partition, seal.number), &block, built.digest, lease).await?;
     Ok(block)
 }

@@ -14,7 +14,7 @@ use engram_model::{Millis, TimeRange};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::heads;
-use super::shared::Shared;
+use super::reach::Reach;
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::peer::Peers;
@@ -46,22 +46,22 @@ pub struct SealedWindow {
 pub struct Flusher {
     meta: Meta,
     peers: Peers,
-    shared: Shared,
+    reach: Reach,
 }
 
 impl Flusher {
     /// Over this metadata and these replicas.
     #[must_use]
-    pub fn new(meta: Meta, peers: Peers, shared: Shared) -> Self {
-        Self { meta, peers, shared }
+    pub fn new(meta: Meta, peers: Peers, reach: Reach) -> Self {
+        Self { meta, peers, reach }
     }
 
     /// Seals all windows in which the tenant has samples, in order of partition and time. With `wait`, answers when all
     /// of them, and those that were sealed before, are cut.
     ///
     /// # Errors
-    /// `NotFound` for an unknown tenant; Unavailable when a majority of a partition cannot be reached, or not all nodes
-    /// reach the store of blocks; Limited while too many seals
+    /// `NotFound` for an unknown tenant; Unavailable where no blocks are made, or when a majority of a partition cannot be
+    /// reached; Limited while too many seals
     /// wait for their blocks; Timeout when they are not cut in time: they are sealed and will be.
     ///
     /// # Cancel safety
@@ -71,7 +71,9 @@ impl Flusher {
         if known.version == 0 {
             return Err(Error::new(Class::NotFound, format!("there is no tenant {tenant}: nothing was ever written")));
         }
-        self.shared.check()?;
+        if !self.reach.makes_blocks() {
+            return Err(self.reach.closed());
+        }
         let count = self.meta.ring().partition_count();
         let mut partitions = tenant_partitions(tenant, count, known.shard_size_largest);
         partitions.sort_unstable();

@@ -32,7 +32,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::Semaphore;
 
-use super::shared::Shared;
+use super::reach::Reach;
 use super::tar::{Files, Reader};
 use crate::error::Error;
 use crate::meta::Meta;
@@ -83,8 +83,8 @@ struct Inner {
     disk: Arc<dyn Disk>,
     store: Store,
     meta: Meta,
+    reach: Reach,
     clock: Clock,
-    shared: Shared,
     turns: Arc<Semaphore>,
 }
 
@@ -111,16 +111,16 @@ impl Imports {
         disk: Arc<dyn Disk>,
         root: &Path,
         store: Store,
-        meta: Meta,
-        (clock, shared): (Clock, Shared),
+        reach: Reach,
+        clock: Clock,
     ) -> Result<Self, engram_storage::Error> {
         disk.create_dir(root)?;
         for left in disk.list_dirs(root)?.iter().map(|name| root.join(name)) {
             disk.list_dirs(&left)?.iter().try_for_each(|name| remove(&*disk, &left.join(name)))?;
             remove(&*disk, &left)?;
         }
-        let turns = Arc::new(Semaphore::new(AT_ONCE_MAX));
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), disk, store, meta, clock, shared, turns })))
+        let (turns, meta) = (Arc::new(Semaphore::new(AT_ONCE_MAX)), reach.meta().clone());
+        Ok(Self(Arc::new(Inner { root: root.to_owned(), disk, store, meta, reach, clock, turns })))
     }
 
     /// What is known of a block.
@@ -159,9 +159,11 @@ impl Imports {
         id: BlockId,
         archive: BoxStream<'static, Result<Bytes, Error>>,
     ) -> Result<Imported, Error> {
-        self.0.shared.check()?;
         let busy = || Error::new(Class::Limited, format!("{AT_ONCE_MAX} blocks are being imported: retry later"));
         let _turn = self.0.turns.clone().try_acquire_owned().map_err(|_| busy())?;
+        if !self.0.reach.is_open() {
+            return Err(self.0.reach.closed());
+        }
         let damaged = match self.find(tenant, id) {
             None => None,
             Some(row) if row.quarantined.is_some() => Some(row),
@@ -197,6 +199,7 @@ impl Imports {
         let files = self.0.store.put_block(&path, tenant, named.id).await.map_err(|e| node_error(&e))?;
         let block = named.row(tenant, &meta, &report, files, self.0.clock.now());
         let imported = Imported { series: report.series, digest, bytes: block.bytes(), repaired: damaged.is_some() };
+        let _members = self.0.reach.turn().await?;
         match damaged {
             None => self.0.meta.add_blocks(BY, tenant, vec![block], None, PROPOSE_WITHIN).await?,
             Some(row) => {

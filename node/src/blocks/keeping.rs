@@ -16,6 +16,7 @@ use super::catalog::Catalog;
 use super::compactor::{self, Compaction};
 use super::job::Workshop;
 use super::planning::Planner;
+use super::reach::Reach;
 use super::sweeper::{self, Sweeping};
 use crate::actor::Supervisor;
 use crate::config::Config;
@@ -32,6 +33,7 @@ const ORPHANS_EVERY_MS: i64 = 6 * 60 * 60 * 1000;
 pub struct Keeping {
     shop: Workshop,
     peers: Peers,
+    reach: Reach,
     compaction: Compaction,
     sweeping: Sweeping,
 }
@@ -42,7 +44,7 @@ impl Keeping {
     pub fn new(
         config: &Config,
         work: PathBuf,
-        (meta, peers, store): (&Meta, &Peers, &Store),
+        (meta, peers, store, reach): (&Meta, &Peers, &Store, &Reach),
         clock: &Clock,
         metrics: &Metrics,
     ) -> Self {
@@ -58,7 +60,7 @@ impl Keeping {
         metrics.collect(move || told.readings(now.now()));
         let told = sweeping.clone();
         metrics.collect(move || told.readings());
-        Self { shop, peers: peers.clone(), compaction, sweeping }
+        Self { shop, peers: peers.clone(), reach: reach.clone(), compaction, sweeping }
     }
 
     /// What a person may ask.
@@ -76,12 +78,14 @@ impl Keeping {
             every,
             jobs_max: config.compaction.jobs_max,
             space_bytes_max: config.compaction.space_bytes_max,
+            reach: self.reach.clone(),
             handle: self.compaction.clone(),
             stop: stop.clone(),
         }));
         supervisor.spawn(sweeper::child(sweeper::Config {
             meta: self.shop.planner.meta().clone(),
             peers: self.peers.clone(),
+            reach: self.reach.clone(),
             store: self.shop.store.clone(),
             clock: self.shop.planner.clock().clone(),
             every: every.saturating_mul(10).min(SWEEP_EVERY_MAX),

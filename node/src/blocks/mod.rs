@@ -3,9 +3,9 @@
 //! Why: the heads and the log are our own formats and belong to a running node; a block needs neither. It can be
 //! copied, kept, checked and read without Engram.
 //!
-//! Map: [`sealer`] when a window has ended, [`flush`] because somebody says so · [`cutter`] seals → blocks: [`build`] what
-//! replicas set aside → a verified directory, [`uploader`] → objects and what is agreed of them, [`late`] what a cut
-//! lacked · [`compactor`] many small
+//! Map: [`reach`] whether blocks may be made here at all · [`sealer`] when a window has ended, [`flush`] because somebody
+//! says so · [`cutter`] seals → blocks: [`build`] what replicas set aside → a verified directory, [`uploader`] → objects
+//! and what is agreed of them, [`late`] what a cut lacked · [`compactor`] many small
 //! blocks become few large ones: [`planning`] which, [`job`] one of them, [`fetch`] its sources · [`sweeper`] takes away
 //! what is old, replaced or orphaned · [`heads`] what heads still hold · [`catalog`] what a person may ask of blocks ·
 //! [`keeping`] compaction and sweeping put together from a node's options · [`snapshot`] all of a tenant at one moment →
@@ -27,10 +27,10 @@ pub mod job;
 pub mod keeping;
 pub mod late;
 pub mod planning;
+pub mod reach;
 pub mod repair;
 pub mod scrubber;
 pub mod sealer;
-pub mod shared;
 pub mod snapshot;
 pub mod survey;
 pub mod sweeper;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::check::{self, Checked, Depth, Pace};
+use super::reach::Reach;
 use super::repair::{Outcome, Workshop};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
@@ -57,6 +58,8 @@ pub struct Config {
     pub pace: Pace,
     /// What it tells.
     pub handle: Scrubbing,
+    /// Whether blocks may be judged by what lies in the store.
+    pub reach: Reach,
     /// Ends the actor.
     pub stop: CancellationToken,
 }
@@ -123,7 +126,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
         }
         let now = config.shop.clock.now();
         config.handle.0.oldest_at.store(progress.oldest_at(now), Ordering::Relaxed);
-        if progress.is_resting(now) {
+        if progress.is_resting(now) || !config.reach.is_open() {
             continue;
         }
         let step = tokio::select! {
@@ -142,6 +145,9 @@ async fn run(config: Config) -> Result<(), ChildError> {
 /// # Errors
 /// The store or the metadata do not answer.
 pub async fn round(config: &Config) -> Result<(), Error> {
+    if !config.reach.is_open() {
+        return Err(config.reach.closed());
+    }
     for (tenant, _) in config.shop.meta.tenants_with_blocks() {
         for row in config.shop.meta.blocks(&tenant).blocks.iter().filter(|row| row.marked.is_none()) {
             one(config, row).await?;

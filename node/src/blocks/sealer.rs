@@ -24,7 +24,7 @@ use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::heads;
-use super::shared::Shared;
+use super::reach::Reach;
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
 use crate::meta::Meta;
@@ -56,12 +56,12 @@ pub struct Config {
     pub meta: Meta,
     /// The replicas.
     pub peers: Peers,
+    /// Whether blocks are made.
+    pub reach: Reach,
     /// The node's clock.
     pub clock: Clock,
     /// When a window is due.
     pub rules: Rules,
-    /// Whether blocks may be made at all.
-    pub shared: Shared,
     /// How often to look.
     pub every: Duration,
     /// What is counted.
@@ -136,6 +136,9 @@ async fn run(config: Config) -> Result<(), ChildError> {
 /// Looks at every partition of which this node is the first replica that can be reached.
 async fn pass(config: &Config, sealed: &mut Sealed) {
     sealed.forget(config.clock.now(), config.rules.window_ms);
+    if !config.reach.makes_blocks() {
+        return;
+    }
     let (ring, me) = (config.meta.ring(), config.meta.node_id());
     // One look at all replicas for each partition: what one of them alone has is sealed too.
     for partition in (0..ring.partition_count()).map(PartitionId) {

@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::heads;
 use super::job::PROPOSE_WITHIN;
+use super::reach::Reach;
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
 use crate::error::Error;
 use crate::meta::Meta;
@@ -60,6 +61,8 @@ pub struct Config {
     pub meta: Meta,
     /// The replicas: a deleted tenant is gone when no head holds anything of it.
     pub peers: Peers,
+    /// Whether blocks may be changed.
+    pub reach: Reach,
     /// Where blocks lie.
     pub store: Store,
     /// The node's clock.
@@ -164,7 +167,7 @@ async fn round(config: &Config) {
     }
     let now = config.clock.now();
     let is_time = config.handle.0.looked_at.lock().is_none_or(|at| now.saturating_sub(at) >= config.orphans_every_ms);
-    if is_time {
+    if is_time && config.reach.is_open() {
         match config.store.list_tenants().await {
             Ok(tenants) => {
                 // What belongs to nobody we know may be another cluster's.
@@ -222,6 +225,9 @@ async fn sweep(config: &Config, tenant: &TenantId, lease: &Lease) -> Result<(), 
     let limits = config.meta.tenant(tenant).limits;
     let retention_ms = limits.compactor_blocks_retention_period_ms.unwrap_or(config.retention_ms);
     let view = config.meta.blocks(tenant);
+    if !config.reach.is_open() && !view.blocks.is_empty() {
+        return Ok(());
+    }
     let decision = decide(&view.blocks, config.clock.now(), retention_ms, config.grace_ms, is_deleted);
     let why = if is_deleted { "the tenant is deleted" } else { "older than its retention" };
     for old in decision.old.chunks(BLOCKS_AT_ONCE) {
@@ -256,7 +262,9 @@ async fn end(config: &Config, tenant: &TenantId) -> Result<(), Error> {
         return Ok(());
     }
     // Nothing can be on its way any more.
-    orphans(config, tenant, config.clock.now(), 0).await?;
+    if config.reach.is_open() {
+        orphans(config, tenant, config.clock.now(), 0).await?;
+    }
     config.meta.remove_tenant(tenant, PROPOSE_WITHIN).await?;
     config.handle.0.tenants.fetch_add(1, Ordering::Relaxed);
     tracing::info!(%tenant, "a deleted tenant is gone for good");

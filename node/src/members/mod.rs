@@ -44,6 +44,8 @@ pub struct About {
     pub grpc: String,
     /// Where its HTTP port is reached.
     pub http: String,
+    /// Where it keeps blocks, in words that nodes of one cluster share.
+    pub store: String,
 }
 
 impl About {
@@ -69,6 +71,7 @@ impl About {
             http: self.http.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: identity.node.unwrap_or(0),
+            store: self.store.clone(),
         }
     }
 }

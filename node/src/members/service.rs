@@ -16,6 +16,7 @@ use super::proto::{Admission, Backfill, Beat, Beating, Complete, Hello, Promised
 use super::sizes::Sizes;
 use super::{About, PROTOCOL};
 use crate::actor::Health;
+use crate::blocks::reach::Reach;
 use crate::meta::Meta;
 use crate::tls::Tls;
 
@@ -74,6 +75,8 @@ pub struct Door {
     pub backfill: Mutex<Option<Backfill>>,
     /// Random number of this life of the process.
     pub life: u64,
+    /// Who can read this node's blocks, once known.
+    pub reach: OnceLock<Reach>,
 }
 
 /// The service to mount on the gRPC port.
@@ -96,6 +99,13 @@ impl Door {
         // Only the first counts, and a node has one.
         let _first = self.meta.set(meta.clone());
         meta
+    }
+
+    /// From now on this node lets others in, as far as they can read its blocks.
+    #[must_use]
+    pub fn watch(&self, reach: Reach) -> Reach {
+        let _first = self.reach.set(reach.clone());
+        reach
     }
 
     /// The cluster this node belongs to, empty for none.
@@ -129,6 +139,15 @@ impl Door {
                 self.about.grpc,
                 self.skew_max.as_millis()
             )
+        } else if !hello.store.is_empty() && hello.store != self.about.store {
+            format!(
+                "node at {} keeps blocks in {}, node at {} in {}: all nodes of a cluster name one store (object-store.url)",
+                hello.grpc, hello.store, self.about.grpc, self.about.store
+            )
+        } else if hello.cluster.is_empty()
+            && let Some(why) = self.reach.get().and_then(Reach::refusal)
+        {
+            format!("node at {} cannot join node at {}: {why}", hello.grpc, self.about.grpc)
         } else {
             return String::new();
         };
@@ -170,14 +189,18 @@ impl Door {
 
     async fn admit(&self, hello: Hello) -> Admission {
         let refuse = |refusal: String| Admission { refusal, ..Admission::default() };
+        let (Some(meta), Some(reach)) = (self.meta.get(), self.reach.get()) else {
+            return refuse(format!("node at {} has no cluster yet", self.about.grpc));
+        };
+        let turn = match reach.admission(ADMIT_WITHIN).await {
+            Ok(turn) => turn,
+            Err(error) => return refuse(error.to_string()),
+        };
         let why = self.refusal(&hello);
         if !why.is_empty() {
             return refuse(why);
         }
-        let Some(meta) = self.meta.get() else {
-            return refuse(format!("node at {} has no cluster yet", self.about.grpc));
-        };
-        let about = About { zone: hello.zone, grpc: hello.grpc, http: hello.http };
+        let about = About { zone: hello.zone, grpc: hello.grpc, http: hello.http, store: hello.store };
         let spec = crate::meta::nodes::NodeSpec { version: hello.version, ..about.spec() };
         // Who has an id is known by it: a founder has never registered.
         let known = (hello.node > 0 && !hello.cluster.is_empty()).then_some(NodeId(hello.node));
@@ -185,6 +208,8 @@ impl Door {
             Some(id) => meta.relocate(id, spec, ADMIT_WITHIN).await.map(|()| id),
             None => meta.admit(&hello.token, spec, ADMIT_WITHIN).await,
         };
+        // Who commits a block from now on knows of the new member: the metadata of this node shows it.
+        drop(turn);
         match admitted {
             Ok(node) => Admission { cluster: meta.cluster_id(), node: node.0, refusal: String::new() },
             Err(error) => refuse(error.to_string()),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
+use engram_node::blocks::reach::{Kind, Reach};
 use engram_node::blocks::sealer::{self, Rules};
-use engram_node::blocks::shared::Shared;
 use engram_node::ingest::keeper;
 use engram_node::meta::tenants::TenantChange;
 use engram_node::peer::{Append, Peers, Replica as _};
@@ -84,9 +84,9 @@ async fn a_tenant_that_cannot_be_sealed_holds_up_nobody() {
     let child = sealer::child(sealer::Config {
         meta: meta.clone(),
         peers: Peers::local_only(meta.node_id(), Arc::new(ingest.local.clone())),
+        reach: Reach::new(meta.clone(), Kind::Own),
         clock: Clock::test(0),
         rules: Rules { window_ms: 7_200_000, delay_ms: 0, late_ms_max: 0, idle_ms: 0 },
-        shared: Shared::new(meta.clone(), false),
         every: Duration::from_millis(1),
         counts: counts.clone(),
         stop: stop.clone(),

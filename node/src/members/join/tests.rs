@@ -26,7 +26,7 @@ fn one(servers: &mut JoinSet<()>, clock: Clock) -> One {
     let address = listener.local_addr().unwrap().to_string();
     let dir = tempfile::tempdir().unwrap();
     let door = Arc::new(Door {
-        about: About { zone: "z".into(), grpc: address.clone(), http: "h:1".into() },
+        about: About { zone: "z".into(), grpc: address.clone(), http: "h:1".into(), store: "s".into() },
         identity: IdentityFile::open(&dir.path().join("member.json")).unwrap(),
         clock,
         skew_max: Duration::from_secs(5),
@@ -38,6 +38,7 @@ fn one(servers: &mut JoinSet<()>, clock: Clock) -> One {
         sizes: OnceLock::new(),
         backfill: parking_lot::Mutex::default(),
         life: 0,
+        reach: OnceLock::new(),
     });
     let service = door.clone().into_grpc();
     servers.spawn(async move {
