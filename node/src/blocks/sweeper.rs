@@ -5,7 +5,7 @@
 //! deleted tenant all its blocks                       ─┼─> marked (metadata): no new query reads it
 //! compaction     sources, by ReplaceBlocks            ─┘     │  grace, longer than the longest query
 //!                                                            └─> objects deleted ─> DropBlocks
-//! orphans        objects no metadata names, older than a day ─> deleted
+//! orphans        parts of blocks that no metadata names, older than a day ─> deleted
 //! ```
 //!
 //! **Age** is behind the newest sample that is in the tenant's blocks, or behind the clock where that lies ahead of it:
@@ -15,12 +15,20 @@
 //! begins by pointing at one), and it outlives metadata that was lost. So only blocks are touched that say that Engram
 //! made them, of a tenant this cluster has, and whose name is younger than this cluster; what is there without
 //! `meta.json` only where nothing of the tenant was made by others. Names are looked up in the metadata after the
-//! listing, never before: a block that was committed in between is known by then.
+//! listing, never before: a block that was committed in between is known by then. They are looked up again before each
+//! deletion, and only what this process saw unknown in an earlier listing goes: the ages of names are told by the clocks
+//! of those who made them, its own clock never goes back.
+//!
+//! **A whole orphan**, one with `meta.json`, is never deleted by itself. A crash between upload and commit leaves one, but
+//! so does metadata that was restored from an old backup, and then it is the only copy of what the heads have long
+//! forgotten: no name, age or index in it tells the two apart for ever. It is counted and told; `engram verify` lists it.
+//! Only with a whole tenant that is deleted does it go.
 //!
 //! One node sweeps at a time, by a lease. Everything here may be repeated: a crash in the middle is finished by the next
 //! round.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +38,7 @@ use engram_model::Millis;
 use engram_model::block::{BlockId, BlockRow};
 use engram_model::error::{Class, Classed};
 use engram_model::tenant::TenantId;
-use engram_model::time::Clock;
+use engram_model::time::{Clock, Stopwatch};
 use engram_storage::block::Meta as BlockJson;
 use engram_storage::object::{Store, block_key};
 use futures::FutureExt;
@@ -98,6 +106,34 @@ struct Inner {
     failures: AtomicU64,
     /// When orphans were looked for last.
     looked_at: Mutex<Option<Millis>>,
+    seen: Mutex<Seen>,
+}
+
+/// What listings of this process found of a tenant that no metadata names.
+#[derive(Default)]
+struct Seen {
+    /// Since when.
+    since: BTreeMap<(TenantId, BlockId), Stopwatch>,
+    /// Those of them that are whole and ours.
+    whole: BTreeSet<(TenantId, BlockId)>,
+}
+
+impl Seen {
+    /// Notes a listing; those that an earlier one had, at least so long ago.
+    fn note(&mut self, tenant: &TenantId, unknown: &[BlockId], after: Duration) -> Vec<BlockId> {
+        let is_there = |key: &(TenantId, BlockId)| key.0 != *tenant || unknown.contains(&key.1);
+        self.since.retain(|key, _| is_there(key));
+        self.whole.retain(is_there);
+        let mut ripe = Vec::new();
+        for id in unknown {
+            match self.since.entry((tenant.clone(), *id)) {
+                Entry::Occupied(since) if since.get().elapsed() >= after => ripe.push(*id),
+                Entry::Occupied(_) => {}
+                Entry::Vacant(fresh) => drop(fresh.insert(Stopwatch::start())),
+            }
+        }
+        ripe
+    }
 }
 
 impl Sweeping {
@@ -117,6 +153,11 @@ impl Sweeping {
             Reading::counter("sweeper_marked", "Blocks marked because they are too old", get(&inner.marked)),
             Reading::counter("sweeper_deleted", "Blocks deleted by this node", get(&inner.deleted)),
             Reading::counter("sweeper_deleted_bytes", "Bytes of them", get(&inner.deleted_bytes)),
+            Reading::gauge(
+                "sweeper_unknown_blocks",
+                "Whole blocks of ours that no metadata names: of a crash, or the metadata is older than the store",
+                inner.seen.lock().whole.len() as f64,
+            ),
             Reading::counter("sweeper_orphans", "Objects without metadata deleted, in blocks", get(&inner.orphans)),
             Reading::counter("sweeper_tenants", "Deleted tenants that are gone for good", get(&inner.tenants)),
             Reading::counter("sweeper_failures", "Tenants that could not be swept; tried again", get(&inner.failures)),
@@ -150,7 +191,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
 }
 
 /// Sweeps everything once, if this node has the lease.
-async fn round(config: &Config) {
+pub async fn round(config: &Config) {
     let lease = match config.meta.lease(LEASE_KEY, LEASE, PROPOSE_WITHIN).await {
         Ok(Some(lease)) => lease,
         Ok(None) => return,
@@ -172,7 +213,7 @@ async fn round(config: &Config) {
             Ok(tenants) => {
                 // What belongs to nobody we know may be another cluster's.
                 for tenant in tenants.into_iter().filter(|tenant| config.meta.tenant(tenant).version > 0) {
-                    told(config, &tenant, orphans(config, &tenant, now, config.orphan_after_ms).await);
+                    told(config, &tenant, orphans(config, &tenant, now, false).await);
                 }
                 *config.handle.0.looked_at.lock() = Some(now);
             }
@@ -263,7 +304,7 @@ async fn end(config: &Config, tenant: &TenantId) -> Result<(), Error> {
     }
     // Nothing can be on its way any more.
     if config.reach.is_open() {
-        orphans(config, tenant, config.clock.now(), 0).await?;
+        orphans(config, tenant, config.clock.now(), true).await?;
     }
     config.meta.remove_tenant(tenant, PROPOSE_WITHIN).await?;
     config.handle.0.tenants.fetch_add(1, Ordering::Relaxed);
@@ -271,37 +312,52 @@ async fn end(config: &Config, tenant: &TenantId) -> Result<(), Error> {
     Ok(())
 }
 
-/// Deletes what uploads left behind that were never committed.
-async fn orphans(config: &Config, tenant: &TenantId, now: Millis, after_ms: i64) -> Result<(), Error> {
+/// Deletes what uploads left behind that were never finished; with `all`, whatever is ours, of a tenant that is deleted.
+async fn orphans(config: &Config, tenant: &TenantId, now: Millis, all: bool) -> Result<(), Error> {
     let listed = config.store.list_blocks(tenant).await.map_err(|e| storage_error(&e))?;
     // Everything that was committed before the listing is in the view after this.
     config.meta.see(PROPOSE_WITHIN).await?;
     let Some(born) = config.meta.cluster_made_at() else { return Ok(()) };
     let known: BTreeSet<BlockId> = config.meta.blocks(tenant).blocks.iter().map(|row| row.meta.id).collect();
-    let unknown = listed.iter().filter(|id| !known.contains(id));
-    let old: Vec<BlockId> = unknown.filter(|id| is_old(**id, born, now, after_ms)).copied().collect();
-    if old.is_empty() {
-        return Ok(());
-    }
-    let (mut ours, mut nameless, mut is_shared) = (Vec::new(), Vec::new(), false);
-    for id in listed.into_iter().filter(|id| !known.contains(id)) {
-        let maker = maker(config, tenant, id).await?;
-        is_shared |= maker == Maker::Other;
-        match maker {
-            Maker::Engram if old.contains(&id) => ours.push(id),
-            Maker::Unknown if old.contains(&id) => nameless.push(id),
-            _ => {}
+    let unknown: Vec<BlockId> = listed.into_iter().filter(|id| !known.contains(id)).collect();
+    let after_ms = if all { 0 } else { config.orphan_after_ms };
+    let after = Duration::from_millis(u64::try_from(after_ms).unwrap_or(0));
+    let ripe = config.handle.0.seen.lock().note(tenant, &unknown, after);
+    let (mut gone, mut parts, mut is_shared) = (Vec::new(), Vec::new(), false);
+    for id in unknown {
+        let is_old = is_old(id, born, now, after_ms);
+        match maker(config, tenant, id).await? {
+            Maker::Engram if is_old && all => gone.push(id),
+            Maker::Engram if is_old => tell_whole(config, tenant, id),
+            Maker::Other => is_shared = true,
+            Maker::Unknown if is_old && (all || ripe.contains(&id)) => parts.push(id),
+            Maker::Engram | Maker::Unknown => {}
         }
     }
     if !is_shared {
-        ours.append(&mut nameless);
+        gone.append(&mut parts);
     }
-    for id in ours {
+    for id in gone {
+        // A commit may have come since.
+        config.meta.see(PROPOSE_WITHIN).await?;
+        if config.meta.block(tenant, id).is_some() {
+            continue;
+        }
         config.store.delete_block(tenant, id).await.map_err(|e| storage_error(&e))?;
         config.handle.0.orphans.fetch_add(1, Ordering::Relaxed);
         tracing::info!(%tenant, block = %id, "objects that no metadata names are deleted");
     }
     Ok(())
+}
+
+/// Counts a whole block that nobody knows, and tells of it once.
+fn tell_whole(config: &Config, tenant: &TenantId, block: BlockId) {
+    if config.handle.0.seen.lock().whole.insert((tenant.clone(), block)) {
+        tracing::warn!(
+            %tenant, %block,
+            "a whole block is in no metadata: left by a crash, or the metadata was restored from before it; it stays"
+        );
+    }
 }
 
 /// Whether a name is younger than the cluster and older than an upload takes.
