@@ -23,6 +23,7 @@ use engram_model::time::Clock;
 use engram_model::{Millis, TimeRange};
 use engram_node::actor::{Health, Supervisor};
 use engram_node::blocks::build::{Cutting, build};
+use engram_node::blocks::check::{self, Depth, Pace};
 use engram_node::blocks::cutter::{self, CutCounts};
 use engram_node::blocks::late::LateBlocks;
 use engram_node::blocks::reach::{Kind, Reach};
@@ -385,6 +386,8 @@ async fn spoilt(meta: &Meta, name: &str, order: impl FnOnce(&Faults)) -> u64 {
         let key = engram_storage::object::block_key(&tenant, rows[0].meta.id, &file.name);
         assert_eq!(store.size(&key).await.unwrap(), Some(file.bytes), "{name}: {key}");
     }
+    let checked = check::block(&store, &rows[0].meta, Depth::Objects, Pace::default()).await.unwrap();
+    assert_eq!(checked.found, [], "{name}");
     assert_eq!(life.held(&tenant).await, Digest::EMPTY, "{name}");
     life.end().await;
     faults.count(Op::Put).0
@@ -396,7 +399,8 @@ async fn the_object_store_may_fail_at_every_upload() {
     let meta = meta(dir.path()).await;
     let puts = spoilt(&meta, "none", |_| ()).await;
     assert!((3..10).contains(&puts), "{puts}");
-    for (kind, fault) in [("fail", Fault::Fail), ("after", Fault::FailAfter)] {
+    let faults = [("fail", Fault::Fail), ("after", Fault::FailAfter), ("flip", Fault::Flip(7)), ("cut", Fault::Cut(9))];
+    for (kind, fault) in faults {
         for skip in 0..puts {
             let rule = |faults: &Faults| {
                 let key_has = String::new();

@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, Cutting, build};
+use super::check::Depth;
 use super::reach::Reach;
 use super::uploader::{self, About};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
@@ -344,7 +345,9 @@ async fn ship(
             let origin = Origin::Cut { partition: *partition, seal: seal.number };
             let (range, made_at) = (seal.window, config.clock.now());
             let about = About { tenant: tenant.clone(), range, origin, as_of, made_at };
-            Some(uploader::upload(&config.store, about, written).await?)
+            let block = uploader::upload(&config.store, about, written).await?;
+            uploader::confirm(&config.store, &block, Depth::Objects).await?;
+            Some(block)
         }
     };
     let _turn = config.reach.turn().await?;

@@ -25,8 +25,10 @@ use engram_storage::compact::{Failure, Hidden, Input, Job, JobKind, Merged, Prog
 use engram_storage::disk::Disk;
 use engram_storage::object::Store;
 
+use super::check::Depth;
 use super::fetch::{self, Missing};
 use super::planning::{Planner, hidden_of};
+use super::uploader;
 use crate::error::Error;
 use crate::memory;
 use crate::meta::blocks::{BlocksView, Lease, Replacement};
@@ -148,6 +150,9 @@ impl Workshop {
                 as_of: view.index,
                 made_at: self.planner.now(),
             });
+        }
+        for result in &results {
+            uploader::confirm(&self.store, result, Depth::Lengths).await?;
         }
         let done = Done {
             bytes_in: sources.iter().map(BlockMeta::bytes).sum(),

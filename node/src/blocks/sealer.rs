@@ -123,9 +123,6 @@ async fn run(config: Config) -> Result<(), ChildError> {
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
-        if config.shared.check().is_err() {
-            continue;
-        }
         tokio::select! {
             () = pass(&config, &mut sealed) => {}
             () = config.stop.cancelled() => return Ok(()),

@@ -1,6 +1,6 @@
 //! From a block directory of this node to an agreed block in the object store.
 //!
-//! Why the order: the objects first, `meta.json` last, then the commit. Until the commit nobody reads them, so a crash
+//! Why the order: the objects first, `meta.json` last, all of it read back, then the commit. Until the commit nobody reads them, so a crash
 //! before it leaves objects that nobody misses (the sweeper finds what no metadata names); after it the block is whole.
 //! The work directory is a copy that any start may throw away.
 //!
@@ -11,13 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engram_model::block::{BlockId, BlockMeta, Origin};
-use engram_model::error::Classed;
+use engram_model::error::{Class, Classed};
 use engram_model::tenant::TenantId;
 use engram_model::{Millis, TimeRange};
 use engram_storage::block::{self, Written};
 use engram_storage::disk::Disk;
 use engram_storage::object::Store;
 
+use super::check::{self, Depth, Pace};
 use crate::error::Error;
 
 /// What is known of a block besides what was written.
@@ -60,6 +61,21 @@ pub async fn upload(store: &Store, about: About, written: &Written) -> Result<Bl
         as_of: about.as_of,
         made_at: about.made_at,
     })
+}
+
+/// Whether a block that was uploaded lies in the store as it is to be agreed: every object is there, as long as it was, and
+/// what comes back of it has its checksum. After the commit the heads forget, so nobody takes the store's word for a cut.
+///
+/// # Errors
+/// Internal when something differs; Unavailable when the store does not answer.
+pub async fn confirm(store: &Store, block: &BlockMeta, depth: Depth) -> Result<(), Error> {
+    // In a directory of this machine the upload has read everything back already.
+    let depth = if store.local_root().is_some() { Depth::Lengths } else { depth };
+    let checked = check::block(store, block, depth, Pace::default()).await?;
+    if checked.found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Class::Internal, format!("block {} did not arrive as it was sent: {}", block.id, checked.why())))
 }
 
 /// Removes the blocks in the work directory, which is made when it is not there: what a crash left. What is no block's

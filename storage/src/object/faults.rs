@@ -38,10 +38,26 @@ pub enum Fault {
     FailAfter,
     /// It waits so long first, by the runtime's clock.
     Delay(Duration),
-    /// Only so many bytes come (reads).
+    /// Only so many bytes come; of what is written at once, only so many stay.
     Cut(usize),
-    /// The lowest bit of this byte is turned (reads).
+    /// The lowest bit of this byte is turned, on its way from the store or to it.
     Flip(usize),
+}
+
+impl Fault {
+    /// What is left of bytes.
+    fn spoil(self, mut bytes: Vec<u8>) -> Vec<u8> {
+        match self {
+            Self::Cut(len) => bytes.truncate(len),
+            Self::Flip(at) => {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 1;
+                }
+            }
+            Self::Fail | Self::FailAfter | Self::Delay(_) => {}
+        }
+        bytes
+    }
 }
 
 /// Which requests are spoilt.
@@ -243,6 +259,12 @@ impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Key, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let fault = self.faults.before(Op::Put, location).await?;
         self.faults.note(Op::Put, location, None, payload.content_length() as u64);
+        let payload = match fault {
+            Some(fault @ (Fault::Cut(_) | Fault::Flip(_))) => {
+                fault.spoil(payload.iter().flat_map(|piece| piece.iter().copied()).collect()).into()
+            }
+            _ => payload,
+        };
         let done = self.inner.put_opts(location, payload, opts).await?;
         if fault == Some(Fault::FailAfter) { Err(refused(Op::Put, location)) } else { Ok(done) }
     }
@@ -263,18 +285,9 @@ impl ObjectStore for FaultStore {
         let range = found.as_ref().ok().filter(|_| is_part).map(|found| found.range.clone());
         self.faults.note(op, location, range, if op == Op::Head { 0 } else { bytes });
         let mut found = found?;
-        if let Some(Fault::Cut(_) | Fault::Flip(_)) = fault {
+        if let Some(fault @ (Fault::Cut(_) | Fault::Flip(_))) = fault {
             let (range, meta) = (found.range.clone(), found.meta.clone());
-            let mut bytes = found.bytes().await?.to_vec();
-            match fault {
-                Some(Fault::Cut(len)) => bytes.truncate(len),
-                Some(Fault::Flip(at)) => {
-                    if let Some(byte) = bytes.get_mut(at) {
-                        *byte ^= 1;
-                    }
-                }
-                _ => {}
-            }
+            let bytes = fault.spoil(found.bytes().await?.to_vec());
             let payload =
                 GetResultPayload::Stream(futures::stream::once(async move { Ok(Bytes::from(bytes)) }).boxed());
             let attributes = object_store::Attributes::default();
