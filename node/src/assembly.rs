@@ -150,12 +150,11 @@ impl Node {
         let (local, keeper) =
             start_partitions(&config, (&reach, &clock), (&heads, &log, &reached), &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
-        let cuts = late_blocks(&config, &dir, &meta, &store, &clock)?;
+        let cuts = late_blocks(&config, &dir, (&reach, &store), &clock)?;
         supervisor.spawn(following((&local, cuts), &meta, &clock, &metrics, &partitions_stop));
-        let written = WriteMetrics::new(&metrics);
 
         let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop));
-        let parts = (heads.clone(), keeper.partitions.clone());
+        let (written, parts) = (WriteMetrics::new(&metrics), (heads.clone(), keeper.partitions.clone()));
         cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;

@@ -82,8 +82,7 @@ fn blocks_work(config: &Config, dir: &DataDir) -> PathBuf {
 pub(crate) fn late_blocks(
     config: &Config,
     dir: &DataDir,
-    meta: &Meta,
-    store: &Store,
+    (reach, store): (&Reach, &Store),
     clock: &Clock,
 ) -> Result<LateBlocks, StartError> {
     let work = match config.blocks.work_dir.as_str() {
@@ -91,7 +90,7 @@ pub(crate) fn late_blocks(
         chosen => PathBuf::from(chosen).join("late"),
     };
     let window_ms = millis(config.blocks.window);
-    Ok(LateBlocks::open((meta, store), Arc::new(RealDisk), work, window_ms, clock.clone())?)
+    Ok(LateBlocks::open((reach, store), Arc::new(RealDisk), work, window_ms, clock.clone())?)
 }
 
 /// From heads to blocks, and what becomes of them.

@@ -143,7 +143,8 @@ impl Life {
         supervisor.spawn(child);
         let local = LocalReplica::new(all, vec![handle], clock.now());
         let window_ms = HeadOptions::default().window_ms;
-        let late = LateBlocks::open((meta, store), Arc::new(disk.clone()), "/late".into(), window_ms, clock.clone());
+        let reach = Reach::new(meta.clone(), Kind::Own);
+        let late = LateBlocks::open((&reach, store), Arc::new(disk.clone()), "/late".into(), window_ms, clock.clone());
         let (cuts, held) = (late.unwrap(), Arc::new(Held::default()));
         supervisor.spawn(follower::child(follower::Config {
             local: local.clone(),

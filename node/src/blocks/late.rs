@@ -36,7 +36,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{Cutting, build};
+use super::check::Depth;
 use super::fetch::{self, Missing};
+use super::reach::Reach;
 use super::uploader::{self, About};
 use crate::error::Error;
 use crate::meta::Meta;
@@ -85,6 +87,7 @@ pub struct LateBlocks(Arc<Inner>);
 
 struct Inner {
     meta: Meta,
+    reach: Reach,
     store: Store,
     disk: Arc<dyn Disk>,
     work: PathBuf,
@@ -100,7 +103,7 @@ impl LateBlocks {
     /// # Errors
     /// Those of the disk.
     pub fn open(
-        (meta, store): (&Meta, &Store),
+        (reach, store): (&Reach, &Store),
         disk: Arc<dyn Disk>,
         work: PathBuf,
         window_ms: i64,
@@ -111,8 +114,9 @@ impl LateBlocks {
             uploader::clean(&*disk, &left)?;
             disk.remove_dir(&left)?;
         }
-        let (meta, store, turn) = (meta.clone(), store.clone(), Semaphore::new(1));
-        Ok(Self(Arc::new(Inner { meta, store, disk, work, window_ms, clock, turn })))
+        let (meta, reach, store) = (reach.meta().clone(), reach.clone(), store.clone());
+        let turn = Semaphore::new(1);
+        Ok(Self(Arc::new(Inner { meta, reach, store, disk, work, window_ms, clock, turn })))
     }
 }
 
@@ -202,6 +206,8 @@ impl Inner {
         let origin = Origin::Cut { partition: key.partition, seal: key.number };
         let about = About { tenant: key.tenant.clone(), range, origin, as_of, made_at };
         let block = uploader::upload(&self.store, about, &written).await?;
+        uploader::confirm(&self.store, &block, Depth::Objects).await?;
+        let _members = self.reach.turn().await?;
         self.commit(&key.tenant, block).await
     }
 

@@ -17,7 +17,9 @@ use super::sizes::Sizes;
 use super::{About, PROTOCOL};
 use crate::actor::Health;
 use crate::blocks::reach::Reach;
+use crate::error::Error;
 use crate::meta::Meta;
+use crate::meta::nodes::NodeSpec;
 use crate::tls::Tls;
 
 /// How long a registration may take.
@@ -189,31 +191,37 @@ impl Door {
 
     async fn admit(&self, hello: Hello) -> Admission {
         let refuse = |refusal: String| Admission { refusal, ..Admission::default() };
-        let (Some(meta), Some(reach)) = (self.meta.get(), self.reach.get()) else {
-            return refuse(format!("node at {} has no cluster yet", self.about.grpc));
-        };
-        let turn = match reach.admission(ADMIT_WITHIN).await {
-            Ok(turn) => turn,
-            Err(error) => return refuse(error.to_string()),
-        };
         let why = self.refusal(&hello);
         if !why.is_empty() {
             return refuse(why);
         }
-        let about = About { zone: hello.zone, grpc: hello.grpc, http: hello.http, store: hello.store };
-        let spec = crate::meta::nodes::NodeSpec { version: hello.version, ..about.spec() };
+        let Some(meta) = self.meta.get() else {
+            return refuse(format!("node at {} has no cluster yet", self.about.grpc));
+        };
         // Who has an id is known by it: a founder has never registered.
         let known = (hello.node > 0 && !hello.cluster.is_empty()).then_some(NodeId(hello.node));
         let admitted = match known {
-            Some(id) => meta.relocate(id, spec, ADMIT_WITHIN).await.map(|()| id),
-            None => meta.admit(&hello.token, spec, ADMIT_WITHIN).await,
+            Some(id) => meta.relocate(id, spec_of(hello), ADMIT_WITHIN).await.map(|()| id),
+            None => self.admit_new(meta, hello).await,
         };
-        // Who commits a block from now on knows of the new member: the metadata of this node shows it.
-        drop(turn);
         match admitted {
             Ok(node) => Admission { cluster: meta.cluster_id(), node: node.0, refusal: String::new() },
             Err(error) => refuse(error.to_string()),
         }
+    }
+
+    /// Lets a node in that is no member yet, unless it could not read this node's blocks. Who commits a block afterwards
+    /// knows of it: the metadata of this node shows it by then.
+    async fn admit_new(&self, meta: &Meta, hello: Hello) -> Result<NodeId, Error> {
+        let starting = || Error::unavailable(format!("node at {} is still starting", self.about.grpc));
+        let _turn = self.reach.get().ok_or_else(starting)?.admission(ADMIT_WITHIN).await?;
+        // A block may have been committed since it was asked before.
+        let why = self.refusal(&hello);
+        if !why.is_empty() {
+            return Err(Error::unavailable(why));
+        }
+        let token = hello.token.clone();
+        meta.admit(&token, spec_of(hello), ADMIT_WITHIN).await
     }
 
     /// How this node is.
@@ -249,6 +257,12 @@ impl Door {
         }
         answer
     }
+}
+
+/// What the metadata are told of a caller.
+fn spec_of(hello: Hello) -> NodeSpec {
+    let about = About { zone: hello.zone, grpc: hello.grpc, http: hello.http, store: hello.store };
+    NodeSpec { version: hello.version, ..about.spec() }
 }
 
 #[tonic::async_trait]
