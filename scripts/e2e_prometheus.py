@@ -5,7 +5,8 @@ ends (so staleness markers are written too), the queue drains, and each question
 moments: same result type, same label sets, same times, same values to 1 part in 10^9. A second Prometheus that has
 nothing but remote read of Engram is asked as well: its answers are Engram's. Prometheus' own blocks, as a snapshot of it
 holds them, are imported for another tenant: its answers are Prometheus'. Between
-the two Engram brings all it has to blocks, promtool reads them, and everything is asked again.
+the two Engram brings all it has to blocks, promtool reads them, a Prometheus that has nothing but a copy of them answers
+as Engram does, and everything is asked again. Blocks that promtool makes of text are imported and asked, too.
 
 Engram speaks Prometheus 3, Debian's is Prometheus 2; where the two are known to differ nothing is asked. So moments
 are chosen off every scrape (3 leaves out a sample exactly at the left end of a window), no window reaches back to
@@ -439,6 +440,36 @@ def compare_all(c, last, gone):
     c.promtool('query', 'labels', '--start', str(int(last) - 20), '--end', str(int(last)), 'SERVER', 'job')
 
 
+def compare_once(c, asked, what, last, gone):
+    """Every expression at one moment and over one range, of two other servers than those of `c`."""
+    fraction = quiet_fraction(c.prometheus, last)
+    moment = f'{int(last) - 3 + fraction:.3f}'
+    start, end = f'{int(last) - 12 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
+    for text in EXPRESSIONS:
+        asked.query(text, 'query', time=moment)
+        asked.query(text, 'query_range', start=start, end=end, step='3s')
+    take(c, asked, what)
+
+
+def take(c, asked, what):
+    """Counts what was asked of others than `c`'s servers. Empty answers are easy to agree with."""
+    print(f'e2e: {what} {asked.full} answers held something, {asked.empty} were empty', flush=True)
+    c.check(f'answers {what}', None if asked.full > 2 * asked.empty else f'{asked.empty} are empty')
+    c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
+
+
+def on_blocks(processes, name, folder, blocks, port):
+    """A Prometheus that has nothing but a copy of these blocks."""
+    path, data = os.path.join(folder, name + '.yml'), os.path.join(folder, name)
+    open(path, 'w').close()
+    shutil.copytree(blocks, data)
+    processes.start(name, 'prometheus', f'--config.file={path}', f'--storage.tsdb.path={data}',
+                    '--storage.tsdb.retention.time=100y', f'--web.listen-address=127.0.0.1:{port}')
+    server = f'http://127.0.0.1:{port}'
+    processes.wait_for(name, server + '/-/ready')
+    return server
+
+
 def compare_remote_read(c, processes, folder, engram, port, last, gone):
     """A Prometheus with no samples of its own that reads Engram's: its answers are Engram's."""
     path = os.path.join(folder, 'reader.yml')
@@ -448,16 +479,7 @@ def compare_remote_read(c, processes, folder, engram, port, last, gone):
     processes.start('reader', 'prometheus', f'--config.file={path}', f'--storage.tsdb.path={folder}/reader',
                     f'--web.listen-address=127.0.0.1:{port}')
     processes.wait_for('reader', reader + '/-/ready')
-    fraction = quiet_fraction(c.prometheus, last)
-    moment = f'{int(last) - 3 + fraction:.3f}'
-    start, end = f'{int(last) - 12 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
-    asked = Comparison(reader, engram)
-    for text in EXPRESSIONS:
-        asked.query(text, 'query', time=moment)
-        asked.query(text, 'query_range', start=start, end=end, step='3s')
-    print(f'e2e: by remote read {asked.full} answers held something, {asked.empty} were empty')
-    c.check('remote read with an answer', None if asked.full > 2 * asked.empty else f'{asked.empty} are empty')
-    c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
+    compare_once(c, Comparison(reader, engram), 'by remote read', last, gone)
 
 
 def blocks(c, folder):
@@ -497,21 +519,60 @@ def compare_imported(c, args, folder, engram, last, gone):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         good = done.returncode == 0 and re.search(r'[1-9]\d*' + re.escape(' ' + words.strip()), done.stdout)
         c.check('engram import' + words, None if good else f'{done.returncode}: {done.stdout}{done.stderr}')
-    fraction = quiet_fraction(c.prometheus, last)
-    moment = f'{int(last) - 3 + fraction:.3f}'
-    start, end = f'{int(last) - 12 + fraction:.3f}', f'{int(gone) + 2 + fraction:.3f}'
-    asked = Comparison(c.prometheus, Tenant(engram, 'imported'))
-    for text in EXPRESSIONS:
-        asked.query(text, 'query', time=moment)
-        asked.query(text, 'query_range', start=start, end=end, step='3s')
-    print(f'e2e: of imported blocks {asked.full} answers held something, {asked.empty} were empty')
-    c.passed, c.failed = c.passed + asked.passed, c.failed + asked.failed
+    compare_once(c, Comparison(c.prometheus, Tenant(engram, 'imported')), 'of imported blocks', last, gone)
     verified = subprocess.run([args.engram, 'verify', '--deep', '--url', engram], capture_output=True, text=True, timeout=120)
     c.check('engram verify', None if verified.returncode == 0 else verified.stdout + verified.stderr)
 
 
+# What is asked of blocks that promtool made of text: a sample a minute, and no question on a minute.
+CREATED = """
+made_total
+made_total{code=~"2.*"}
+sum by (code) (rate(made_total[5m]))
+increase(made_total[30m])
+made_celsius
+avg_over_time(made_celsius[10m])
+quantile(0.5, made_celsius)
+count_over_time({__name__=~"made_.*"}[20m])
+max_over_time(sum(rate(made_total[5m]))[30m:2m])
+histogram_quantile(0.9, sum by (le) (rate(made_seconds_bucket[10m])))
+""".strip().splitlines()
+
+
+def openmetrics(path, first, minutes):
+    """Counters with a reset, gauges and a histogram of `minutes` samples each, as text."""
+    rows = ['# TYPE made counter']
+    for code in ('200', '204', '500'):
+        rows += [f'made_total{{code="{code}"}} {(m % 200) * int(code)} {first + 60 * m}' for m in range(minutes)]
+    rows += ['# TYPE made_celsius gauge']
+    for room in ('a', 'b'):
+        rows += [f'made_celsius{{room="{room}"}} {20 + math.sin(m / 10) * len(room + str(m))} {first + 60 * m}' for m in range(minutes)]
+    rows += ['# TYPE made_seconds histogram']
+    for le, part in (('0.1', 1), ('1', 3), ('+Inf', 4)):
+        rows += [f'made_seconds_bucket{{le="{le}"}} {m * part} {first + 60 * m}' for m in range(minutes)]
+    with open(path, 'w') as file:
+        file.write('\n'.join(rows + ['# EOF', '']))
+
+
+def compare_created(c, args, processes, folder, engram, port):
+    """Blocks that promtool makes of text: imported, Engram answers of them what a Prometheus on them answers."""
+    text, made = os.path.join(folder, 'made.om'), os.path.join(folder, 'made')
+    first, minutes = int(time.time()) // 7200 * 7200 - 10 * 7200, 500
+    openmetrics(text, first, minutes)
+    done = subprocess.run(['promtool', 'tsdb', 'create-blocks-from', 'openmetrics', text, made], capture_output=True, text=True, timeout=120)
+    c.check('promtool create-blocks-from', None if done.returncode == 0 else done.stderr[:300])
+    done = subprocess.run([args.engram, 'import', '--url', engram, '--tenant', 'made', made], capture_output=True, text=True, timeout=120)
+    c.check('engram import of them', None if done.returncode == 0 else f'{done.stdout}{done.stderr}')
+    asked = Comparison(on_blocks(processes, 'on-made', folder, made, port), Tenant(engram, 'made'))
+    for query in CREATED:
+        for minute in (90, 250, 499):
+            asked.query(query, 'query', time=f'{first + 60 * minute + 17.3:.3f}')
+        asked.query(query, 'query_range', start=f'{first + 3617.3:.3f}', end=f'{first + 60 * minutes + 617.3:.3f}', step='73s')
+    take(c, asked, "of promtool's blocks")
+
+
 def run(args, folder):
-    e_http, e_grpc, p_port, n_port, r_port = free_ports(5)
+    e_http, e_grpc, p_port, n_port, r_port, b_port, m_port = free_ports(7)
     engram, prometheus = f'http://127.0.0.1:{e_http}', f'http://127.0.0.1:{p_port}'
     push = engram + '/api/v1/push'
     processes = Processes(folder)
@@ -541,6 +602,9 @@ def run(args, folder):
     compare_remote_read(c, processes, folder, engram, r_port, last, gone)
     blocks(c, folder)
     compare_all(c, last, gone)  # the same, from blocks
+    server = on_blocks(processes, 'on-blocks', folder, os.path.join(folder, 'engram', 'blocks', 'anonymous'), b_port)
+    compare_once(c, Comparison(server, engram), 'of a Prometheus on our blocks', last, gone)
+    compare_created(c, args, processes, folder, engram, m_port)
     compare_imported(c, args, folder, engram, last, gone)
     try:
         c.check('metadata', same_metadata(metadata, ask(engram, 'metadata', {})))
