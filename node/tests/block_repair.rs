@@ -38,6 +38,7 @@ const RANGE: TimeRange = TimeRange { start: 0, end: WINDOW };
 /// What a test works with.
 struct World {
     dir: tempfile::TempDir,
+    group: Arc<Group>,
     meta: Meta,
     store: Store,
     tenant: TenantId,
@@ -49,14 +50,14 @@ impl World {
         let node = NodeSpec { zone: "z".into(), grpc: "g".into(), http: "h".into(), version: "1".into() };
         let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
         let options = GroupOptions::new(dir.path().join("meta"), node, first, Clock::real());
-        let group = Group::open(options).await.unwrap();
+        let group = Arc::new(Group::open(options).await.unwrap());
         let defaults = TenantDefaults { limits: TenantLimits::default(), shard_size: 0, tenants_max: 10_000 };
-        let meta = Meta::new(Arc::new(group), defaults);
+        let meta = Meta::new(group.clone(), defaults);
         let tenant = TenantId::new("acme").unwrap();
         meta.tenant_or_create(&tenant, LONG).await.unwrap();
         let store = Store::local(Arc::new(RealDisk), &dir.path().join("store")).unwrap();
         std::fs::create_dir_all(dir.path().join("built")).unwrap();
-        Self { dir, meta, store, tenant }
+        Self { dir, group, meta, store, tenant }
     }
 
     fn built(&self) -> std::path::PathBuf {
@@ -178,6 +179,7 @@ async fn a_damaged_block_is_made_again_from_its_sources() {
     world.scrub().await;
     assert_eq!(world.living().len(), 2, "all is well");
     assert_eq!(RealDisk.list_dirs(&world.dir.path().join("repairs")).unwrap(), Vec::<String>::new());
+    world.group.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,4 +194,5 @@ async fn without_sound_sources_it_stays_in_quarantine() {
         let quarantined: Vec<_> = living.iter().map(|row| (row.meta.id, row.quarantined.is_some())).collect();
         assert_eq!(quarantined, [(BlockId(10), true), (BlockId(11), false)]);
     }
+    world.group.shutdown().await.unwrap();
 }

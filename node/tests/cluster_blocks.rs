@@ -303,5 +303,5 @@ async fn without_a_shared_store_nothing_is_cut_and_it_is_said() {
     let (status, text) = cluster.ask(1, "POST", "/api/v1/admin/flush?wait=true", Vec::new()).await.unwrap();
     assert!(status == 503 && text.contains("object-store.url"), "{status} {text}");
     cluster.all_count(want).await;
-    assert!(cluster.metric(1, "engram_blocks_store_shared").await < 0.5);
+    assert!(cluster.metric(1, "engram_blocks_store_closed").await > 0.5);
 }

@@ -42,6 +42,7 @@ fn tenant() -> TenantId {
 
 struct World {
     dir: tempfile::TempDir,
+    group: Arc<Group>,
     meta: Meta,
     store: Store,
     sweeper: sweeper::Config,
@@ -54,9 +55,9 @@ impl World {
         let node = NodeSpec { zone: "z".into(), grpc: "g".into(), http: "h".into(), version: "1".into() };
         let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
         let options = GroupOptions::new(dir.path().join("meta"), node, first, Clock::test(NOW));
-        let group = Group::open(options).await.unwrap();
+        let group = Arc::new(Group::open(options).await.unwrap());
         let limits = TenantLimits::default();
-        let meta = Meta::new(Arc::new(group), TenantDefaults { limits, shard_size: 0, tenants_max: 10 });
+        let meta = Meta::new(group.clone(), TenantDefaults { limits, shard_size: 0, tenants_max: 10 });
         meta.tenant_or_create(&tenant(), LONG).await.unwrap();
         let (store, _) = FaultStore::memory(Arc::new(RealDisk), &Options::default());
         let local = LocalReplica::new(Arc::default(), Vec::new(), 0);
@@ -74,7 +75,7 @@ impl World {
             handle: Sweeping::default(),
             stop: CancellationToken::new(),
         };
-        Self { dir, meta, store, sweeper }
+        Self { dir, group, meta, store, sweeper }
     }
 
     fn write(&self, id: BlockId) -> Written {
@@ -132,4 +133,5 @@ async fn a_whole_block_that_no_metadata_names_stays_and_is_told() {
     world.meta.add_blocks("test", &tenant(), vec![world.meta_of(&written, files)], None, LONG).await.unwrap();
     sweeper::round(&world.sweeper).await;
     assert_eq!(world.reading("sweeper_unknown_blocks"), 0, "now it is known");
+    world.group.shutdown().await.unwrap();
 }
