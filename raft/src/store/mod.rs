@@ -58,8 +58,9 @@ impl Db {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
-        // A torn end is normal, anything after damage is not read; the manifest knows which logs must be there.
-        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        // A torn end is normal; damage before it is not, and going on without what is behind it would be to forget votes
+        // and entries that others count on. The manifest knows which logs must be there.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_track_and_verify_wals_in_manifest(true);
         options.set_max_total_wal_size(64 << 20);
         options.set_max_background_jobs(2);

@@ -142,6 +142,36 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Goal: a disk that changed a byte in the middle of what was synced is told from a power loss: a member that forgets what
+/// it has acknowledged, its vote among it, can undo what a majority agreed on. Method: one bit of each of many places of
+/// the write-ahead log is turned over, all of them before the last acknowledged entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotten_log_does_not_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, machine) = open(dir.path()).unwrap();
+    for index in 0..8 {
+        log.blocking_append([blank(index)]).await.unwrap();
+    }
+    let before_the_last = std::fs::metadata(wal(dir.path())).unwrap().len();
+    log.blocking_append([blank(8)]).await.unwrap();
+    for at in (0..before_the_last).step_by(37) {
+        let after = tempfile::tempdir().unwrap();
+        copy(dir.path(), after.path());
+        let mut bytes = std::fs::read(wal(after.path())).unwrap();
+        bytes[usize::try_from(at).unwrap()] ^= 4;
+        std::fs::write(wal(after.path()), bytes).unwrap();
+        assert!(open(after.path()).is_err(), "a bit at {at} of {before_the_last} was not missed");
+    }
+    drop((log, machine));
+    // The writer's thread has let go of it when another may have it: no test ends with a database that is being closed.
+    for _ in 0..10_000 {
+        match Db::open(dir.path()) {
+            Err(_) => std::thread::yield_now(),
+            Ok(closed) => return drop(closed),
+        }
+    }
+}
+
 /// Goal: power may fail at any byte of the write-ahead log. Method: entries are appended, committed and applied while
 /// the log's length after each acknowledgement is noted; then the log is cut everywhere and opened. What was
 /// acknowledged before the cut must be there, without a hole, and the state must be the one of its own applied index.
