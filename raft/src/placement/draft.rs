@@ -1,13 +1,17 @@
 //! A ring being changed: sets, loads, and the two movements (repair one partition, balance all).
+//!
+//! Why it is fast: the reconciler plans twice a second, whatever the size. Each choice is a look into an ordered set, never a
+//! walk over the nodes: who takes is ordered by load in its zone ([`Takers`]), and a search for a chain meets each node once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use engram_model::place::{NodeId, PartitionId};
 
+use super::takers::{Takers, mix};
 use super::{Ring, Standing, Why};
 
 /// A node by its place in [`Draft::nodes`].
-type At = usize;
+pub(super) type At = usize;
 
 struct Node {
     id: NodeId,
@@ -19,12 +23,14 @@ struct Node {
 
 pub(super) struct Draft {
     nodes: Vec<Node>,
-    zones: usize,
     sets: BTreeMap<PartitionId, Vec<At>>,
     replicas: usize,
-    /// Nodes that take, by load: the lightest first.
-    takers: BTreeSet<(usize, At)>,
+    /// Nodes that take.
+    takers: Takers,
 }
+
+/// One replica goes from one node to another.
+type Move = (PartitionId, At, At);
 
 impl Draft {
     pub(super) fn new(ring: &Ring) -> Self {
@@ -62,9 +68,11 @@ impl Draft {
         // One that is joining counts once it is active: until then a set it would complete stays as it is.
         let able = stay.filter(|node| node.standing == Standing::Takes || !node.holds.is_empty()).count();
         let replicas = ring.replication_factor.min(able);
-        let takes = |(at, node): (At, &Node)| (node.standing == Standing::Takes).then_some((node.holds.len(), at));
-        let takers = nodes.iter().enumerate().filter_map(takes).collect();
-        Self { zones: zones.len().max(1), nodes, sets, replicas, takers }
+        let mut takers = Takers::new(zones.len().max(1));
+        for (at, node) in nodes.iter().enumerate().filter(|(_, node)| node.standing == Standing::Takes) {
+            takers.insert(node.zone, (node.holds.len(), mix(node.id.0), at));
+        }
+        Self { nodes, sets, replicas, takers }
     }
 
     pub(super) fn set(&self, partition: PartitionId) -> Vec<NodeId> {
@@ -87,22 +95,21 @@ impl Draft {
 
     fn reload(&mut self, at: At, change: impl FnOnce(&mut BTreeSet<PartitionId>) -> bool) {
         let node = &mut self.nodes[at];
-        let takes = node.standing == Standing::Takes;
-        if takes {
-            self.takers.remove(&(node.holds.len(), at));
-        }
+        let point = mix(node.id.0);
+        let before = node.holds.len();
         change(&mut node.holds);
-        if takes {
-            self.takers.insert((node.holds.len(), at));
+        if node.standing == Standing::Takes {
+            self.takers.remove(node.zone, (before, point, at));
+            self.takers.insert(node.zone, (node.holds.len(), point, at));
         }
     }
 
-    /// How many of a partition's replicas each zone holds, on nodes that stay.
-    fn crowd(&self, partition: PartitionId) -> Vec<usize> {
-        let mut crowd = vec![0; self.zones];
+    /// How many of a partition's replicas each zone that has any holds, on nodes that stay.
+    fn crowd(&self, partition: PartitionId) -> Crowd {
+        let mut crowd = Crowd(Vec::new());
         for at in &self.sets[&partition] {
             if self.nodes[*at].standing != Standing::Leaves {
-                crowd[self.nodes[*at].zone] += 1;
+                crowd.add(self.nodes[*at].zone);
             }
         }
         crowd
@@ -144,106 +151,137 @@ impl Draft {
     /// Who should get another replica: in the zone with the fewest of them, the lightest node.
     fn best_taker(&self, partition: PartitionId) -> Option<At> {
         let (crowd, set) = (self.crowd(partition), &self.sets[&partition]);
-        // The lightest of each zone: takers come in order of load, so the first of a zone is among its lightest.
-        let mut best: BTreeMap<usize, (usize, u64, At)> = BTreeMap::new();
-        for (load, at) in self.takers.iter().filter(|(_, at)| !set.contains(at)) {
-            let zone = self.nodes[*at].zone;
-            let entry = (*load, self.chance(partition, *at), *at);
-            let have = best.entry(zone).or_insert(entry);
-            *have = (*have).min(entry);
-            if best.len() == self.zones && best.values().all(|(least, ..)| least < load) {
-                break;
-            }
-        }
-        best.into_iter().min_by_key(|(zone, entry)| (crowd[*zone], *entry)).map(|(_, (.., at))| at)
+        let point = mix(u64::from(partition.0));
+        let in_free = self.takers.lightest(point, |zone| crowd.of(zone) == 0, set);
+        let best = in_free.or_else(|| {
+            let zones = crowd.0.iter();
+            let of = zones.filter_map(|(zone, count)| Some((*count, self.takers.lightest_of(*zone, point, set)?)));
+            of.min_by_key(|(count, (load, at))| (*count, *load, self.chance(partition, *at))).map(|(_, best)| best)
+        });
+        best.map(|(_, at)| at)
     }
 
     /// Who should give a replica up: in the most crowded zone, the heaviest node.
     fn worst_holder(&self, partition: PartitionId) -> Option<At> {
         let crowd = self.crowd(partition);
         let set = self.sets[&partition].iter().copied().filter(|at| self.nodes[*at].standing != Standing::Leaves);
-        set.max_by_key(|at| (crowd[self.nodes[*at].zone], self.load(*at), self.chance(partition, *at)))
+        set.max_by_key(|at| (crowd.of(self.nodes[*at].zone), self.load(*at), self.chance(partition, *at)))
     }
 
     /// A replica that shares its zone and one who could take it in a zone with at least two fewer.
     fn better_spread(&self, partition: PartitionId) -> Option<(At, At)> {
-        let to = self.best_taker(partition)?;
         let crowd = self.crowd(partition);
         let set = self.sets[&partition].iter().copied().filter(|at| self.nodes[*at].standing == Standing::Takes);
-        let from = set.max_by_key(|at| (crowd[self.nodes[*at].zone], self.load(*at), self.chance(partition, *at)))?;
-        (crowd[self.nodes[to].zone] + 2 <= crowd[self.nodes[from].zone]).then_some((from, to))
+        let from =
+            set.max_by_key(|at| (crowd.of(self.nodes[*at].zone), self.load(*at), self.chance(partition, *at)))?;
+        if crowd.of(self.nodes[from].zone) < 2 {
+            return None;
+        }
+        let to = self.best_taker(partition)?;
+        (crowd.of(self.nodes[to].zone) + 2 <= crowd.of(self.nodes[from].zone)).then_some((from, to))
     }
 
-    /// Rendezvous: the same pair always has the same number.
+    /// How far a node is from a partition on the circle of hashes: the same pair always has the same number.
     fn chance(&self, partition: PartitionId, at: At) -> u64 {
-        let key = u64::from(partition.0) << 32 ^ self.nodes[at].id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut x = key;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        mix(self.nodes[at].id.0).wrapping_sub(mix(u64::from(partition.0)))
     }
 
     /// Moves replicas until loads are as even as they can be; the partitions that changed.
+    ///
+    /// Who cannot give is remembered until all have been tried: what is moved meanwhile may have opened a way, so it ends
+    /// only with a round in which nothing could be moved.
     pub(super) fn balance(&mut self) -> BTreeSet<PartitionId> {
         let mut changed = BTreeSet::new();
-        // A node from which no chain led to a lighter one stays so until a chain has moved something.
-        let mut stuck: BTreeSet<At> = BTreeSet::new();
-        while let Some(from) = self.heaviest(&stuck) {
-            match self.chain(from) {
-                None => {
-                    stuck.insert(from);
+        loop {
+            let mut moved = false;
+            // Who has not been found unable to give in this round, the heaviest last.
+            let mut givers: BTreeSet<(usize, At)> = self.takers.all().map(|(load, at)| (load, at)).collect();
+            while let (Some((heavy, from)), Some(least)) = (givers.last().copied(), self.takers.least()) {
+                if heavy < least + 2 {
+                    break;
                 }
-                Some(chain) => {
-                    for (partition, from, to) in chain {
-                        self.remove(partition, from);
-                        self.add(partition, to);
-                        changed.insert(partition);
+                let chain = match self.direct(from) {
+                    Some(step) => Ok(vec![step]),
+                    None => self.chain(from),
+                };
+                match chain {
+                    // Nobody who was met leads further, and none of them is heavier.
+                    Err(met) => met.into_iter().for_each(|at| {
+                        givers.remove(&(self.load(at), at));
+                    }),
+                    Ok(chain) => {
+                        moved = true;
+                        let ends = [Some(from), chain.first().map(|(.., to)| *to)];
+                        let tried: Vec<At> =
+                            ends.into_iter().flatten().filter(|at| givers.remove(&(self.load(*at), *at))).collect();
+                        for (partition, from, to) in chain {
+                            self.remove(partition, from);
+                            self.add(partition, to);
+                            changed.insert(partition);
+                        }
+                        givers.extend(tried.into_iter().map(|at| (self.load(at), at)));
                     }
-                    stuck.clear();
                 }
             }
+            if !moved {
+                return changed;
+            }
         }
-        changed
     }
 
-    /// The heaviest node that is at least two above the lightest and not known to be stuck.
-    fn heaviest(&self, stuck: &BTreeSet<At>) -> Option<At> {
-        let (least, _) = self.takers.first()?;
-        let heavy = self.takers.iter().rev().take_while(|(load, _)| *load >= least + 2);
-        heavy.map(|(_, at)| *at).find(|at| !stuck.contains(at))
-    }
-
-    /// The shortest chain of moves that takes one replica from `from` to a node with at least two fewer. No partition
-    /// is in it twice, so each of its moves stays allowed while the others are made.
-    fn chain(&self, from: At) -> Option<Vec<(PartitionId, At, At)>> {
+    /// A move of one replica of `from` to the lightest node that may have it, when that has at least two fewer.
+    fn direct(&self, from: At) -> Option<Move> {
         let enough = self.load(from).checked_sub(2)?;
+        let here = self.nodes[from].zone;
+        self.nodes[from].holds.iter().find_map(|partition| {
+            let (crowd, set) = (self.crowd(*partition), &self.sets[partition]);
+            let point = mix(u64::from(partition.0));
+            let (load, to) = self.takers.lightest(point, |zone| crowd.allows(here, zone), set)?;
+            (load <= enough).then_some((*partition, from, to))
+        })
+    }
+
+    /// The shortest chain of moves that takes one replica from `from` to a node with at least two fewer, the last move
+    /// first. No partition is in it twice, so each of its moves stays allowed while the others are made. Without one:
+    /// everybody who was met.
+    fn chain(&self, from: At) -> Result<Vec<Move>, Vec<At>> {
+        let Some(enough) = self.load(from).checked_sub(2) else { return Err(vec![from]) };
         let mut came: BTreeMap<At, (At, PartitionId)> = BTreeMap::new();
         let mut queue = VecDeque::from([from]);
+        // Whom nobody has met yet, by zone, the lightest first.
+        let mut unmet = self.takers.by_zone();
         while let Some(at) = queue.pop_front() {
             let used = self.steps(&came, from, at);
+            let here = self.nodes[at].zone;
             for partition in self.nodes[at].holds.iter().filter(|partition| !used.iter().any(|(p, ..)| p == *partition))
             {
                 let (crowd, set) = (self.crowd(*partition), &self.sets[partition]);
-                let here = self.nodes[at].zone;
-                for (load, to) in &self.takers {
-                    let there = self.nodes[*to].zone;
-                    let allowed = there == here || crowd[there] < crowd[here];
-                    if *to == from || came.contains_key(to) || set.contains(to) || !allowed {
-                        continue;
+                for (_, nodes) in unmet.iter_mut().filter(|(zone, _)| crowd.allows(here, *zone)) {
+                    let mut stay = Vec::new();
+                    for to in std::mem::take(nodes) {
+                        if to == from {
+                            continue;
+                        }
+                        if set.contains(&to) {
+                            stay.push(to);
+                            continue;
+                        }
+                        came.insert(to, (at, *partition));
+                        if self.load(to) <= enough {
+                            return Ok(self.steps(&came, from, to));
+                        }
+                        queue.push_back(to);
                     }
-                    came.insert(*to, (at, *partition));
-                    if *load <= enough {
-                        return Some(self.steps(&came, from, *to));
-                    }
-                    queue.push_back(*to);
+                    *nodes = stay;
                 }
+                unmet.retain(|(_, nodes)| !nodes.is_empty());
             }
         }
-        None
+        Err(came.into_keys().chain([from]).collect())
     }
 
-    /// The moves that lead from `from` to `to`.
-    fn steps(&self, came: &BTreeMap<At, (At, PartitionId)>, from: At, to: At) -> Vec<(PartitionId, At, At)> {
+    /// The moves that lead from `from` to `to`, the last first.
+    fn steps(&self, came: &BTreeMap<At, (At, PartitionId)>, from: At, to: At) -> Vec<Move> {
         let (mut steps, mut at) = (Vec::new(), to);
         while at != from
             && let Some((before, partition)) = came.get(&at)
@@ -252,5 +290,26 @@ impl Draft {
             at = *before;
         }
         steps
+    }
+}
+
+/// How many replicas of one partition there are in each zone that has any.
+struct Crowd(Vec<(usize, usize)>);
+
+impl Crowd {
+    fn add(&mut self, zone: usize) {
+        match self.0.iter_mut().find(|(have, _)| *have == zone) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((zone, 1)),
+        }
+    }
+
+    fn of(&self, zone: usize) -> usize {
+        self.0.iter().find(|(have, _)| *have == zone).map_or(0, |(_, count)| *count)
+    }
+
+    /// Whether a replica may move from a zone to another without the partition being spread worse.
+    fn allows(&self, here: usize, there: usize) -> bool {
+        here == there || self.of(there) < self.of(here)
     }
 }

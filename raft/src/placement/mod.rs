@@ -1,7 +1,7 @@
 //! Placement: which nodes should hold which partitions, as a pure function of who there is and who holds what now.
 //!
 //! Why pure: the reconciler acts on it and an operator previews with it ("what if I drain this node, lose this zone?"),
-//! and both must see the same answer. There is no randomness: ties are broken by a rendezvous hash of partition and node, so
+//! and both must see the same answer. There is no randomness: ties are broken by hashes of partition and node, so
 //! that every leader plans alike and a new plan over a half-done one goes on instead of round in circles.
 //!
 //! What is wanted, in this order:
@@ -21,6 +21,7 @@
 
 mod draft;
 pub mod preview;
+mod takers;
 #[cfg(test)]
 mod tests;
 
@@ -135,10 +136,24 @@ impl Change {
     }
 }
 
+/// Partitions with fewer replicas that live than there should be: `factor`, or as many as there are nodes that may hold one,
+/// where those are fewer. A node that is only suspected is one that should hold its replicas and does not answer for them;
+/// one that drains does, until others have them.
+#[must_use]
+pub fn under_replicated(view: &View, factor: usize) -> usize {
+    let state = |id: &NodeId| view.nodes.get(id).map(|row| row.state);
+    let usable = view.nodes.iter().filter(|(_, row)| matches!(row.state, NodeState::Active | NodeState::Suspect));
+    let wanted = factor.min(usable.count()).max(1);
+    let lives = |id: &&NodeId| matches!(state(id), Some(NodeState::Active | NodeState::Draining));
+    let short = |replicas: &[NodeId]| replicas.iter().filter(lives).count() < wanted;
+    view.partitions.iter().filter(|(_, row)| short(&row.current.replicas)).count()
+}
+
 /// Every change from the ring as it is to the ring as it should be, the most urgent first, then by partition. Empty
 /// when it is as it should be. Where nobody may take a replica nothing changes: a set never becomes empty.
 ///
-/// Takes about `replicas × log(nodes)` steps, and for each replica that moves for balance the replicas of its node.
+/// Takes about `replicas × log(nodes)` steps; where loads cannot be made even by single moves, a search over all replicas
+/// for each chain of moves.
 #[must_use]
 pub fn plan(ring: &Ring) -> Vec<Change> {
     let mut draft = Draft::new(ring);

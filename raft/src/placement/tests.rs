@@ -262,6 +262,32 @@ fn a_preview_is_the_plan_of_the_ring_it_thinks_of() {
 }
 
 #[test]
+fn a_partition_is_short_of_what_there_could_be() {
+    use super::under_replicated;
+    use crate::state::{NodeRow, NodeState};
+    let set = |view: &mut crate::View, id: u64, state: NodeState| {
+        let row = view.nodes.get(&NodeId(id)).unwrap();
+        let row = NodeRow { state, ..NodeRow::clone(row) };
+        view.nodes.insert(NodeId(id), std::sync::Arc::new(row));
+    };
+    // Just formed: the founder holds all of them alone.
+    let mut one = view(&["a", "b", "c"], &[&[1], &[1], &[1]]);
+    assert_eq!((under_replicated(&one, 3), under_replicated(&one, 1)), (3, 0));
+    set(&mut one, 2, NodeState::Joining);
+    set(&mut one, 3, NodeState::Joining);
+    assert_eq!(under_replicated(&one, 3), 0, "nobody else could hold one yet");
+    let mut two = view(&["a", "b"], &[&[1, 2], &[1]]);
+    assert_eq!(under_replicated(&two, 3), 1, "two nodes, two replicas");
+    set(&mut two, 2, NodeState::Suspect);
+    assert_eq!(under_replicated(&two, 3), 2);
+    set(&mut two, 2, NodeState::Dead);
+    assert_eq!(under_replicated(&two, 3), 0);
+    let mut all = view(&["a", "b", "c"], &[&[1, 2, 3]]);
+    set(&mut all, 2, NodeState::Draining);
+    assert_eq!(under_replicated(&all, 3), 0, "who drains holds what it holds");
+}
+
+#[test]
 fn names_of_plans_read_back() {
     use super::preview::PlanName;
     let names = [
