@@ -1,7 +1,7 @@
 # The commands of this tree. Each first lets scripts/setup look whether the machine has what a build needs;
 # after that plain cargo does the same: `cargo run --release`, `cargo test --workspace`.
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt e2e e2e-kill e2e-abuse e2e-chaos e2e-s3 bench setup
+.PHONY: help run build test lint fmt e2e e2e-kill e2e-abuse e2e-chaos e2e-mutants e2e-s3 bench setup
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help:   ## this list
@@ -34,6 +34,9 @@ e2e-abuse: setup  ## hostile and clumsy clients, a full disk, bad options: the n
 
 e2e-chaos: setup  ## a cluster under load, killed, paused and cut off: what was promised held (SCENARIOS=all for all, SEED=n replays)
 	scripts/e2e-chaos
+
+e2e-mutants: setup  ## nodes broken on purpose, each caught by the checker that must (ONLY=majority-of-one for some, SEED=n)
+	scripts/e2e-mutants
 
 e2e-s3: setup  ## the object store over the wire, against a server of S3's protocol that is started for it
 	scripts/e2e-s3

@@ -14,6 +14,10 @@ pub(crate) enum Command {
     Kill(Kill),
     /// Break a real cluster under load, check what it promised, and report: a scenario, `smoke` or `all`.
     Run(Run),
+    /// Break clusters in ever new ways until something is found.
+    Soak(Soak),
+    /// Run builds that are broken on purpose, and require each to be caught: needs a node built with `--features mutants`.
+    Mutants(Mutants),
     /// Name every scenario: what is done, what is promised.
     List,
     /// Becomes another program that ends when we end.
@@ -33,21 +37,31 @@ pub(crate) struct Run {
     /// Replays whom faults hit and when, and what clients do; default: new for each run, printed.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-    /// The engram binary; default: the one beside this program.
-    #[arg(long)]
-    pub(crate) engram: Option<PathBuf>,
-    /// Where report.json and report.html are written; default: nowhere.
-    #[arg(long)]
-    pub(crate) out: Option<PathBuf>,
-    /// Where the nodes' data live during a run.
-    #[arg(long, default_value_os_t = std::env::temp_dir())]
-    pub(crate) work_dir: PathBuf,
     /// Runs of each scenario, with the seed, the seed + 1, …
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
     /// Faults this machine cannot do are no failure.
     #[arg(long)]
     pub(crate) allow_skipped: bool,
+    #[command(flatten)]
+    pub(crate) how: How,
+}
+
+/// How every run is made.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct How {
+    /// The engram binary; default: the one beside this program.
+    #[arg(long)]
+    pub(crate) engram: Option<PathBuf>,
+    /// Another store in place of Engram: the file that describes it, as in docs/examples.
+    #[arg(long)]
+    pub(crate) peer: Option<PathBuf>,
+    /// Where report.json and report.html are written; default: nowhere.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Where the nodes' data live during a run.
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    pub(crate) work_dir: PathBuf,
     /// Keep data, logs and history even when all is well.
     #[arg(long)]
     pub(crate) keep: bool,
@@ -60,6 +74,38 @@ pub(crate) struct Run {
     /// Mean pause of a client between two requests, milliseconds.
     #[arg(long, default_value_t = 40)]
     pub(crate) pause_ms: u64,
+}
+
+/// `engram-chaos mutants`
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Mutants {
+    /// Only these, with commas between.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// The first seed tried.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How many seeds a mutant may survive before it counts as not caught.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) tries: u32,
+    #[command(flatten)]
+    pub(crate) how: How,
+}
+
+/// `engram-chaos soak`
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Soak {
+    /// How long; default: until something is found or Ctrl-C.
+    #[arg(long)]
+    pub(crate) hours: Option<f64>,
+    /// From which everything is drawn; default: new for each soak, printed.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Only this episode of that seed.
+    #[arg(long, requires = "seed")]
+    pub(crate) episode: Option<u64>,
+    #[command(flatten)]
+    pub(crate) how: How,
 }
 
 /// `engram-chaos load`

@@ -9,6 +9,7 @@ use crate::error::Error;
 use bytes::Bytes;
 use engram_model::digest::Digest;
 use reqwest::header::RETRY_AFTER;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is done about answers that ask for patience.
@@ -45,6 +46,9 @@ pub(crate) struct Client {
     http: reqwest::Client,
     push_url: String,
     query_url: String,
+    ready_url: String,
+    /// The header that names the tenant; none: nobody is named.
+    tenant_header: Option<Arc<str>>,
 }
 
 impl Client {
@@ -59,7 +63,21 @@ impl Client {
             .user_agent(concat!("engram-chaos/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Error::Server { url: push_url.to_string(), reason: root_cause(&e) })?;
-        Ok(Self { http, push_url: push_url.to_string(), query_url: query_url.trim_end_matches('/').to_string() })
+        let query_url = query_url.trim_end_matches('/').to_string();
+        let (ready_url, tenant_header) = (format!("{query_url}/-/ready"), Some(Arc::from("x-scope-orgid")));
+        Ok(Self { http, push_url: push_url.to_string(), query_url, ready_url, tenant_header })
+    }
+
+    /// Another store: where it says that it is ready, and how it is told the tenant, if at all.
+    pub(crate) fn of_peer(self, ready_url: String, tenant_header: Option<&str>) -> Self {
+        Self { ready_url, tenant_header: tenant_header.map(Arc::from), ..self }
+    }
+
+    fn as_tenant(&self, request: reqwest::RequestBuilder, tenant: Option<&str>) -> reqwest::RequestBuilder {
+        match (&self.tenant_header, tenant) {
+            (Some(header), Some(tenant)) => request.header(&**header, tenant),
+            _ => request,
+        }
     }
 
     /// Sends one compressed body until it is acknowledged, refused, or patience ends. Returns the ending and how
@@ -89,17 +107,14 @@ impl Client {
             Protocol::V1 => ("application/x-protobuf", "0.1.0"),
             Protocol::V2 => ("application/x-protobuf;proto=io.prometheus.write.v2.Request", "2.0.0"),
         };
-        let mut request = self
+        let request = self
             .http
             .post(&self.push_url)
             .header("content-encoding", "snappy")
             .header("content-type", content)
             .header("x-prometheus-remote-write-version", version)
             .body(body);
-        if let Some(tenant) = tenant {
-            request = request.header("x-scope-orgid", tenant);
-        }
-        let answer = match request.send().await {
+        let answer = match self.as_tenant(request, tenant).send().await {
             Ok(answer) => answer,
             Err(error) => return (Ending::Unknown(root_cause(&error)), None),
         };
@@ -130,11 +145,8 @@ impl Client {
         let url = format!("{}/api/v1/{path}", self.query_url);
         let failed = |reason: String| Error::Server { url: url.clone(), reason };
         let form: Vec<String> = params.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
-        let mut request = self.http.get(format!("{url}?{}", form.join("&")));
-        if let Some(tenant) = tenant {
-            request = request.header("x-scope-orgid", tenant);
-        }
-        let answer = request.send().await.map_err(|e| failed(root_cause(&e)))?;
+        let request = self.http.get(format!("{url}?{}", form.join("&")));
+        let answer = self.as_tenant(request, tenant).send().await.map_err(|e| failed(root_cause(&e)))?;
         let status = answer.status();
         let body = answer.bytes().await.map_err(|e| failed(root_cause(&e)))?.to_vec();
         let opening = String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned();
@@ -164,14 +176,39 @@ impl Client {
     /// # Errors
     /// It was refused or not answered; with the code and the text.
     pub(crate) async fn post(&self, path: &str) -> Result<(), Error> {
+        self.post_as(path, None).await
+    }
+
+    /// As [`Client::post`], as a tenant.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn post_as(&self, path: &str, tenant: Option<&str>) -> Result<(), Error> {
         let url = format!("{}/api/v1/{path}", self.query_url);
         let failed = |reason: String| Error::Server { url: url.clone(), reason };
-        let answer = self.http.post(&url).send().await.map_err(|e| failed(root_cause(&e)))?;
+        let request = self.http.post(&url);
+        let answer = self.as_tenant(request, tenant).send().await.map_err(|e| failed(root_cause(&e)))?;
         if answer.status().is_success() {
             return Ok(());
         }
         let status = answer.status().as_u16();
         Err(failed(format!("{status}: {}", answer.text().await.unwrap_or_default())))
+    }
+
+    /// Has something done as a tenant; the answer's JSON.
+    ///
+    /// # Errors
+    /// As [`Client::post`], and for a body that is not JSON.
+    pub(crate) async fn ask_post(&self, path: &str, tenant: Option<&str>) -> Result<serde_json::Value, Error> {
+        let url = format!("{}/api/v1/{path}", self.query_url);
+        let failed = |reason: String| Error::Server { url: url.clone(), reason };
+        let answer = self.as_tenant(self.http.post(&url), tenant).send().await.map_err(|e| failed(root_cause(&e)))?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(|e| failed(root_cause(&e)))?;
+        if !status.is_success() {
+            return Err(failed(format!("{}: {}", status.as_u16(), String::from_utf8_lossy(&body))));
+        }
+        serde_json::from_slice(&body).map_err(|e| failed(e.to_string()))
     }
 
     /// Puts a JSON object; answers the code and the body.
@@ -202,9 +239,9 @@ impl Client {
         }
     }
 
-    /// Whether `/-/ready` says yes.
+    /// Whether it says that it is ready.
     pub(crate) async fn is_ready(&self) -> bool {
-        let answer = self.http.get(format!("{}/-/ready", self.query_url)).send().await;
+        let answer = self.http.get(&self.ready_url).send().await;
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 }

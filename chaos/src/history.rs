@@ -16,6 +16,7 @@
 //! happen yet. One without an end is unknown.
 
 use crate::error::Error;
+use engram_model::digest::Digest;
 use engram_model::time::Stopwatch;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -46,6 +47,45 @@ pub(crate) enum Call {
     Get { key: u32 },
     /// What a node knows of the cluster.
     Status,
+    /// A total of each writer of a tenant, over a few windows of numbers; `first` ends the first window.
+    Totals { tenant: u32, total: Total, first: u32 },
+    /// What a tenant has in memory goes to blocks.
+    Flush { tenant: u32 },
+    /// The blocks of a tenant, and the digest of all it has stored.
+    Ledger { tenant: u32 },
+}
+
+/// A block that is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BlockSeen {
+    pub(crate) id: String,
+    pub(crate) samples: u64,
+    /// The blocks it replaced.
+    pub(crate) sources: Vec<String>,
+    /// What is wrong with its objects in the bucket.
+    pub(crate) wrong: Option<String>,
+}
+
+/// Which total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Total {
+    /// Of samples, over all series.
+    Count,
+    /// The greatest value of all series.
+    Max,
+    /// Of the values of series 0.
+    Sum,
+}
+
+/// One number of an answer with totals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cell {
+    /// `u32::MAX`: none.
+    pub(crate) writer: u32,
+    /// Which window, from 0.
+    pub(crate) step: u32,
+    pub(crate) value: f64,
 }
 
 /// When a read was made.
@@ -61,10 +101,19 @@ pub(crate) enum Stage {
 }
 
 /// What was answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "a", rename_all = "kebab-case")]
 pub(crate) enum Answer {
     Done,
+    Totals {
+        cells: Vec<Cell>,
+    },
+    Ledger {
+        blocks: Vec<BlockSeen>,
+        stored: Digest,
+        /// Directories of the bucket that belong to no block that is read.
+        strangers: Vec<String>,
+    },
     Samples(Found),
     Register {
         version: u64,
@@ -153,7 +202,7 @@ struct Line {
 }
 
 /// An operation, from its beginning to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Op {
     pub(crate) node: u32,
     pub(crate) call: Call,

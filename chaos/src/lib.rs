@@ -7,6 +7,11 @@
 //! - `run` starts a cluster, breaks it under load in every way it can, and holds what clients saw against what is
 //!   promised: `scenario` says what there is, `run` plays it with `cluster` (nodes and the network between them),
 //!   `workload` (clients), `nemesis` (faults), `history` (what happened), `check` (what must hold) and `report`.
+//! - `mutants` plays scenarios with builds that are broken on purpose, and requires each to be caught; `hard` has the
+//!   scenarios made for it.
+//!
+//! - `soak` mixes faults without end; each episode is a run.
+//! - `peer`: another store in place of ours, described by a file.
 //!
 //! Below them: `client` is the one way to a server, `wire` the bytes of remote write.
 
@@ -15,13 +20,17 @@ mod check;
 mod client;
 mod cluster;
 mod error;
+mod hard;
 mod history;
 mod kill;
 mod load;
+mod mutants;
 mod nemesis;
+mod peer;
 mod report;
 mod run;
 mod scenario;
+mod soak;
 mod wire;
 mod workload;
 
@@ -37,7 +46,9 @@ pub fn main() -> ExitCode {
     let command = args::Command::parse();
     match &command {
         args::Command::Guard { command } => return complain(&cluster::guard(command).to_string()),
-        args::Command::Run(_) | args::Command::List => cluster::enter_own_mounts(),
+        args::Command::Run(_) | args::Command::Mutants(_) | args::Command::Soak(_) | args::Command::List => {
+            cluster::enter_own_mounts()
+        }
         args::Command::Load(_) | args::Command::Kill(_) => {}
     }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -52,6 +63,8 @@ pub fn main() -> ExitCode {
             args::Command::Load(args) => load::run(args).await,
             args::Command::Kill(args) => kill::run(args).await,
             args::Command::Run(args) => run::run(args).await,
+            args::Command::Soak(args) => soak::run(args).await,
+            args::Command::Mutants(args) => mutants::run(args).await,
             args::Command::List | args::Command::Guard { .. } => run::list(),
         }
     });

@@ -6,12 +6,13 @@
 //!
 //! Whatever happens, every process it started ends with it: on an error, on Ctrl-C, and when it is killed itself.
 
-use crate::args::Run;
+use crate::args::{How, Run};
 use crate::check::{self, Outcome};
-use crate::cluster::{Cluster, Spec};
+use crate::cluster::{Cluster, Env, Spec};
 use crate::error::Error;
 use crate::history::{Answer, FaultState, Recorder, Stage};
 use crate::nemesis::Nemesis;
+use crate::peer::{self, Peer};
 use crate::report::{Report, Reports};
 use crate::scenario::{self, MISSING, Scenario};
 use crate::workload::{self, Load, Numbers, Shared, Size};
@@ -32,6 +33,23 @@ const HEAL_WITHIN: Duration = Duration::from_secs(90);
 /// Options of every node: small, and quick to notice.
 const OPTIONS: [&str; 8] =
     ["--partitions", "8", "--shard-size", "4", "--cluster-repair-every", "1s", "--cluster-suspect-after", "2s"];
+/// With blocks: windows as short as they can be, sealed soon, made one soon.
+const BLOCKS: [&str; 14] = [
+    "--blocks-window",
+    "5m",
+    "--blocks-seal-delay",
+    "30s",
+    "--blocks-seal-late-max",
+    "30s",
+    "--compaction-ranges",
+    "5m,10m",
+    "--compaction-interval",
+    "1s",
+    "--compaction-grace",
+    "20s",
+    "--query-timeout",
+    "10s",
+];
 /// Nodes agree when so many rounds of reads in a row, over so long, were the same: longer than nodes take between two
 /// looks at each other.
 const ALIKE_ROUNDS: u32 = 4;
@@ -48,14 +66,14 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
     if scenarios.is_empty() {
         return Err(Error::Usage(format!("there is no scenario {:?}; `engram-chaos list` names all", args.what)));
     }
-    let engram = args.engram.clone().map_or_else(beside, Ok)?;
+    let engram = engram(&args.how)?;
     let seed = args.seed.unwrap_or_else(|| Clock::real().now().unsigned_abs() % 1_000_000);
-    let mut reports = Reports::new(&args.what, seed, &engram);
+    let mut reports = Reports::new(&args.what, seed, &store(&args.how, &engram)?);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     'scenarios: for scenario in scenarios {
         for round in 0..u64::from(args.repeat) {
             let report = tokio::select! {
-                report = one(scenario, &engram, seed + round, &args) => report?,
+                report = one(scenario, &engram, Vec::new(), seed + round, &args.how) => report?,
                 _ = &mut interrupted => {
                     say("interrupted: every node is ended")?;
                     reports.interrupted = true;
@@ -64,13 +82,13 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
             };
             say(&report.text())?;
             reports.add(report);
-            if let Some(out) = &args.out {
+            if let Some(out) = &args.how.out {
                 reports.write(out)?;
             }
         }
     }
     say(&reports.summary(args.allow_skipped))?;
-    if let Some(out) = &args.out {
+    if let Some(out) = &args.how.out {
         say(&format!("report: {}", out.join("report.html").display()))?;
     }
     Ok(reports.passed(args.allow_skipped))
@@ -82,7 +100,7 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
 /// Standard output is closed.
 pub(crate) fn list() -> Result<bool, Error> {
     let mut out = std::io::stdout();
-    for one in scenario::ALL.iter().chain(scenario::PLANTED) {
+    for one in scenario::ALL.iter().chain(scenario::HARD).chain(scenario::PLANTED) {
         let marks = if one.smoke {
             "smoke"
         } else if one.planted.is_some() {
@@ -99,7 +117,27 @@ pub(crate) fn list() -> Result<bool, Error> {
     Ok(true)
 }
 
-/// The node's binary, where a build leaves it: beside this one.
+/// What is attacked, with its version as it says it itself.
+pub(crate) fn store(how: &How, engram: &Path) -> Result<String, Error> {
+    if let Some(path) = &how.peer {
+        let peer = Peer::read(path)?;
+        return Ok(format!("{}, {}", peer.name, peer.version()));
+    }
+    let program = engram.display().to_string();
+    Ok(format!("{program}, {}", peer::first_line(&program, &["--version".to_owned()])))
+}
+
+/// The node's binary: the one that is named, or the one beside this program.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn engram(how: &How) -> Result<PathBuf, Error> {
+    if how.peer.is_some() {
+        return Ok(PathBuf::new());
+    }
+    how.engram.clone().map_or_else(beside, Ok)
+}
+
 fn beside() -> Result<PathBuf, Error> {
     let path = std::env::current_exe()?.with_file_name("engram");
     if path.exists() {
@@ -108,21 +146,36 @@ fn beside() -> Result<PathBuf, Error> {
     Err(Error::Usage(format!("{} is not there: name the node's binary with --engram", path.display())))
 }
 
-async fn one(scenario: &'static Scenario, engram: &Path, seed: u64, args: &Run) -> Result<Report, Error> {
+/// One run of a scenario, with nodes of that binary that have `env` in their environment.
+///
+/// # Errors
+/// The harness could not do its work; what a cluster does wrong is in the report.
+pub(crate) async fn one(
+    scenario: &'static Scenario,
+    engram: &Path,
+    env: Env,
+    seed: u64,
+    args: &How,
+) -> Result<Report, Error> {
     let watch = Stopwatch::start();
     let folder = tempfile::Builder::new().prefix("engram-chaos-").tempdir_in(&args.work_dir)?;
     let recorder = Arc::new(Recorder::new(&folder.path().join("history.jsonl"), HISTORY_BYTES_MAX)?);
-    let numbers =
-        Numbers { base: Clock::real().now() - 1_800_000, tenants: 4, writers: args.writers, series: args.series };
+    let peer = args.peer.as_deref().map(Peer::read).transpose()?;
+    let numbers = numbers(scenario, peer.as_ref(), args);
+    let promise = if peer.is_some() { scenario::HONEST } else { scenario.promise };
+    let possible = peer.as_ref().map_or(Ok(()), |peer| peer.bears(scenario.act)).and_then(|()| scenario.possible());
     let mut broken = None;
-    if let Err(why) = scenario.possible() {
+    if let Err(why) = possible {
         recorder.fault(scenario.name, FaultState::Skipped, &why);
     } else {
+        let (nodes, zones) = peer.as_ref().map_or((scenario.nodes, scenario.zones), |peer| (peer.nodes, peer.nodes));
         let spec = Spec {
             engram: engram.to_owned(),
-            nodes: scenario.nodes,
-            zones: scenario.zones,
-            options: OPTIONS.iter().chain(scenario.options).map(ToString::to_string).collect(),
+            nodes,
+            zones,
+            options: options(scenario, folder.path())?,
+            peer,
+            env,
             disk: scenario.disk,
             folder: folder.path().to_owned(),
             patience: Duration::from_secs(60),
@@ -137,13 +190,53 @@ async fn one(scenario: &'static Scenario, engram: &Path, seed: u64, args: &Run) 
         cluster.kill_any(&every).await?;
     }
     let history = recorder.finish()?;
-    let verdicts = check::all(&history, numbers, scenario.promise);
+    let verdicts = check::all(&history, numbers, promise);
     let mut report = Report::new(scenario, seed, &history, verdicts, broken, watch.elapsed());
+    if let Some(peer) = &args.peer {
+        report.with_peer(peer);
+    }
     let passed = report.outcome == Outcome::Passed;
     if !(passed || report.skipped()) || args.keep {
         report.kept = Some(folder.keep());
     }
     Ok(report)
+}
+
+/// What is written: other stores have no tenants that are made by an API, so nothing is sent late to them.
+fn numbers(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Numbers {
+    let (step_ms, ago_ms) = scenario.blocks.map_or((10, 1_800_000), |blocks| (blocks.step_ms, 86_400_000));
+    let base = (Clock::real().now() - ago_ms) / 1000 * 1000;
+    let tenants = if peer.is_some_and(|peer| peer.tenant_header.is_none()) { 1 } else { 4 };
+    Numbers { base, tenants, writers: args.writers, series: args.series, step_ms, late: peer.is_none() }
+}
+
+/// How much load: what is Engram's own is left out for others.
+fn size(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Size {
+    let flush_every = scenario.blocks.map(|blocks| Duration::from_millis(blocks.flush_every_ms));
+    let ours = Size {
+        readers: 2,
+        registers: 2,
+        configurers: 3,
+        totals: true,
+        flush_every,
+        pause: Duration::from_millis(args.pause_ms),
+    };
+    match peer {
+        Some(peer) => Size { registers: 0, configurers: 0, totals: peer.exact_ranges, flush_every: None, ..ours },
+        None => ours,
+    }
+}
+
+/// Options of every node; with blocks, a bucket that all of them reach.
+fn options(scenario: &Scenario, folder: &Path) -> Result<Vec<String>, Error> {
+    let mut all: Vec<String> = OPTIONS.iter().chain(scenario.options).map(ToString::to_string).collect();
+    if scenario.blocks.is_some() {
+        let bucket = folder.join("bucket");
+        std::fs::create_dir_all(&bucket)?;
+        all.extend(BLOCKS.iter().map(ToString::to_string));
+        all.push(format!("--object-store-url=file://{}", bucket.display()));
+    }
+    Ok(all)
 }
 
 /// Everything between the first start and the last read.
@@ -153,14 +246,13 @@ async fn play(
     numbers: Numbers,
     recorder: &Arc<Recorder>,
     seed: u64,
-    args: &Run,
+    args: &How,
 ) -> Result<(), Error> {
     recorder.mark("start");
     let every: Vec<usize> = (0..cluster.count()).collect();
     cluster.start(&every).await?;
     cluster.whole(HEAL_WITHIN).await?;
-    let pause = Duration::from_millis(args.pause_ms);
-    let size = Size { readers: 2, registers: 2, configurers: 3, pause };
+    let size = size(scenario, cluster.peer(), args);
     let shared = Shared::new(recorder.clone(), cluster.roster.clone(), numbers, &size);
     let load = Load::start(shared, &size, seed).await?;
     recorder.mark("load");
@@ -179,12 +271,21 @@ async fn play(
     for node in cluster.running() {
         cluster.alive(node)?;
     }
+    let ours = scenario.blocks.filter(|_| cluster.peer().is_none());
+    let bucket = ours.map(|_| cluster.folder().join("bucket"));
     for stage in std::iter::once(Stage::Final).chain(std::iter::repeat_n(Stage::Again, AGAIN)) {
+        if stage == Stage::Again && bucket.is_some() {
+            // From here on everything is read from blocks.
+            workload::flush_all(&shared).await?;
+        }
         for writer in 0..numbers.writers {
             for node in shared.roster.listed() {
                 workload::read(&shared, node, writer, stage).await;
             }
         }
+    }
+    if let Some(bucket) = bucket {
+        workload::look(&shared, &bucket).await;
     }
     Ok(())
 }
@@ -229,6 +330,6 @@ fn panicked(cluster: &Cluster) -> Option<String> {
     .next()
 }
 
-fn say(text: &str) -> Result<(), Error> {
+pub(crate) fn say(text: &str) -> Result<(), Error> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }

@@ -5,6 +5,7 @@
 
 use crate::check::Promise;
 use crate::cluster::{Disk, DiskKind, Injected, Syncs};
+pub(crate) use crate::hard::{Blocks, HARD};
 use crate::nemesis::{Act, Pace, Shape, Whom};
 
 /// One scenario.
@@ -25,6 +26,8 @@ pub(crate) struct Scenario {
     pub(crate) promise: Promise,
     /// Options of the nodes, besides those of every run.
     pub(crate) options: &'static [&'static str],
+    /// Whether what is written becomes blocks during the run; `None`: it stays in memory.
+    pub(crate) blocks: Option<Blocks>,
     /// Part of the short run.
     pub(crate) smoke: bool,
     /// The checker that must find what is planted; `None`: nothing is.
@@ -35,10 +38,10 @@ pub(crate) struct Scenario {
 const UNNOTICED: Promise =
     Promise { ack_gap_max_ms: Some(1_000), failed_writes_max: Some(0), failed_reads_max: Some(0), settle_ms: 5_000 };
 /// Somebody may be refused or kept waiting; nobody is told a lie.
-const HONEST: Promise =
+pub(crate) const HONEST: Promise =
     Promise { ack_gap_max_ms: None, failed_writes_max: None, failed_reads_max: None, settle_ms: 10_000 };
 
-const THREE: Scenario = Scenario {
+pub(crate) const THREE: Scenario = Scenario {
     name: "",
     number: "",
     fault: "",
@@ -51,6 +54,7 @@ const THREE: Scenario = Scenario {
     after_ms: 2_000,
     promise: HONEST,
     options: &[],
+    blocks: None,
     smoke: false,
     planted: None,
 };
@@ -346,14 +350,18 @@ pub(crate) fn named(names: &str) -> Vec<&'static Scenario> {
             || one.planted.is_none() && name == "all"
             || name == "smoke" && one.smoke
     };
-    ALL.iter().chain(PLANTED).filter(|one| names.split(',').any(|name| is(one, name))).collect()
+    ALL.iter().chain(HARD).chain(PLANTED).filter(|one| names.split(',').any(|name| is(one, name))).collect()
 }
 
 impl Scenario {
     /// Whether this machine can do what is to be done; else why not.
     pub(crate) fn possible(&self) -> Result<(), String> {
         Disk::possible(self.disk)?;
-        if matches!(self.act, Act::Syncs(..) | Act::PlantedLie) { Injected::possible() } else { Ok(()) }
+        if matches!(self.act, Act::Syncs(..) | Act::PlantedLie | Act::SlowThenDark) {
+            Injected::possible()
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -363,13 +371,15 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_sets_are_not_empty() {
-        let mut names: Vec<_> = ALL.iter().map(|one| one.name).collect();
+        let mut names: Vec<_> = ALL.iter().chain(HARD).map(|one| one.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ALL.len());
+        assert_eq!(names.len(), ALL.len() + HARD.len());
         assert!(!names.contains(&"all") && !names.contains(&"smoke"));
         assert_eq!(named("kill-all,ring").len(), 2);
-        assert!(named("smoke").len() > 2 && named("all").len() == ALL.len() && named("no such").is_empty());
+        assert!(
+            named("smoke").len() > 2 && named("all").len() == ALL.len() + HARD.len() && named("no such").is_empty()
+        );
         // The short run needs nothing a small machine does not have.
         assert!(named("smoke").iter().all(|one| one.disk == DiskKind::Plain && one.nodes == 3));
     }

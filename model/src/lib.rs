@@ -6,7 +6,7 @@
 //! Map: [`labels`] who a series is · [`matcher`] a test on it, [`pattern`] its expressions · [`histogram`] and [`sample`] its values ·
 //! [`series`] how rooms hand samples to each other · [`merge`] several places as one · [`batch`] what a write request becomes ·
 //! [`block`] blocks, seals and deletions · [`digest`] the conservation law · [`tenant`] owners and limits · [`place`] where data lies ·
-//! [`time`] clocks and ranges · [`error`] who must act on a failure.
+//! [`time`] clocks and ranges · [`error`] who must act on a failure · `mutant` (never in a release) what tests must notice.
 
 pub mod batch;
 pub mod block;
@@ -16,6 +16,8 @@ pub mod histogram;
 pub mod labels;
 pub mod matcher;
 pub mod merge;
+#[cfg(feature = "mutants")]
+pub mod mutant;
 pub mod pattern;
 pub mod place;
 pub mod sample;

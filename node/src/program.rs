@@ -47,6 +47,10 @@ async fn until_stopped(config: Config) -> Result<(), StartError> {
     if std::env::var_os(STDIN_KEEPS).is_some() {
         stop_with_stdin(asked.clone());
     }
+    #[cfg(feature = "mutants")]
+    if let Some(mutant) = engram_model::mutant::Mutant::ALL.into_iter().find(|mutant| mutant.lives()) {
+        tracing::error!("this program is broken on purpose: mutant {}", mutant.name());
+    }
     let told = config.clone();
     // A signal while the log is replayed ends the start: nothing has been promised yet.
     let node = tokio::select! {

@@ -1,6 +1,8 @@
 //! What a history must satisfy: one property a file, each tested with planted violations.
 //!
 //! - `samples`: what was acknowledged is there, once, nobody else's, and nothing that nobody wrote (I1, I2, I2b, I3, I9)
+//! - `totals`: range queries count, add up and compare what was acknowledged, of the tenant who asks (I2, I3, I9)
+//! - `ledger`: blocks are whole, read once, and digests add up to what was read (I5, I6)
 //! - `register`: operations on a register happened in one order that fits their times (I7)
 //! - `forward`: terms, applied indexes, epochs and versions only grow (I7)
 //! - `agreement`: after the healing, the same question has the same answer at every node (I2b, I8)
@@ -16,8 +18,10 @@ mod available;
 mod covered;
 mod forward;
 mod healed;
+mod ledger;
 mod register;
 mod samples;
+mod totals;
 
 pub(crate) use healed::{AGREED, FAULTS_OVER, LOAD_OVER, WHOLE};
 
@@ -103,6 +107,8 @@ pub(crate) struct Promise {
 pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise) -> Vec<Verdict> {
     vec![
         samples::check(history, numbers),
+        totals::check(history, numbers),
+        ledger::check(history, numbers),
         register::check(history),
         forward::check(history),
         agreement::check(history),

@@ -265,7 +265,8 @@ mod tests {
     use super::super::planted::{append, history, read};
     use super::*;
 
-    const NUMBERS: Numbers = Numbers { base: 1_790_000_000_000, tenants: 2, writers: 4, series: 1 };
+    const NUMBERS: Numbers =
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 4, series: 1, step_ms: 10, late: true };
 
     fn clean() -> Vec<Op> {
         vec![

@@ -18,6 +18,8 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) enum Syncs {
     /// They take so many milliseconds longer.
     Slow(u64),
+    /// They begin so many milliseconds later.
+    Held(u64),
     /// They fail with an error of the disk.
     Fail,
     /// They say they are done and are not: the fault no store can bear, for testing the tests.
@@ -47,6 +49,7 @@ impl Injected {
     pub(super) async fn attach(pid: u32, syncs: Syncs) -> Result<Self, Error> {
         let what = match syncs {
             Syncs::Slow(ms) => format!("delay_exit={}", ms * 1000),
+            Syncs::Held(ms) => format!("delay_enter={}", ms * 1000),
             Syncs::Fail => "error=EIO".to_owned(),
             Syncs::Lie => "retval=0".to_owned(),
         };

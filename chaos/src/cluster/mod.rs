@@ -22,10 +22,11 @@ pub(crate) use disk::{Disk, Kind as DiskKind};
 pub(crate) use inject::{Injected, Syncs};
 pub(crate) use links::{Links, Rule, between};
 pub(crate) use mounts::enter as enter_own_mounts;
-pub(crate) use process::guard;
+pub(crate) use process::{Env, guard};
 
 use crate::client::Client;
 use crate::error::Error;
+use crate::peer::{Peer, Place};
 use engram_model::time::Stopwatch;
 use process::Process;
 use proxy::{Between, Pids, Proxy};
@@ -56,6 +57,10 @@ pub(crate) struct Spec {
     pub(crate) zones: usize,
     /// Options of every node, besides those that make it a node of this cluster.
     pub(crate) options: Vec<String>,
+    /// Another store than ours.
+    pub(crate) peer: Option<Peer>,
+    /// Variables of every node's environment, besides our own.
+    pub(crate) env: Env,
     /// The disk under each node.
     pub(crate) disk: DiskKind,
     /// Everything of this run lies below.
@@ -145,10 +150,9 @@ impl Cluster {
         let (http, grpc, front) = (self.free()?, self.free()?, self.free()?);
         let (pids, rules, seed) = (self.pids.clone(), self.links.watch(), self.spec.seed ^ index as u64);
         let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
-        let root = format!("http://{http}");
-        self.roster.set(index, Some(Client::new(&format!("{root}/api/v1/push"), &root, client_timeout)?));
         let zone = index % self.spec.zones;
         self.nodes.push(Node { zone, http, grpc, proxy, folder, disk, process: None });
+        self.roster.set(index, Some(self.client(index, client_timeout)?));
         Ok(index)
     }
 
@@ -161,6 +165,33 @@ impl Cluster {
             }
         }
         Err(Error::Usage(format!("no free port in {PORTS:?}")))
+    }
+
+    /// The way to a node.
+    fn client(&self, index: usize, timeout: Duration) -> Result<Client, Error> {
+        if let Some(peer) = &self.spec.peer {
+            let (write, query, ready) = peer.addresses(&self.place(index));
+            return Ok(Client::new(&write, &query, timeout)?.of_peer(ready, peer.tenant_header.as_deref()));
+        }
+        let root = format!("http://{}", self.nodes[index].http);
+        Client::new(&format!("{root}/api/v1/push"), &root, timeout)
+    }
+
+    /// Where another store's node is to be.
+    fn place(&self, index: usize) -> Place {
+        let node = &self.nodes[index];
+        let data = self.data(index).display().to_string();
+        Place { index, zone: node.zone, http: node.http.port(), grpc: node.grpc.port(), data }
+    }
+
+    /// Below it lies everything of this run.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.spec.folder
+    }
+
+    /// The other store, when it is not ours.
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        self.spec.peer.as_ref()
     }
 
     /// How many nodes there are, running or not.
@@ -204,6 +235,13 @@ impl Cluster {
     /// It could not be started.
     pub(crate) fn launch(&mut self, index: usize) -> Result<(), Error> {
         let node = &self.nodes[index];
+        let (env, log) = (self.spec.env.clone(), node.folder.join("log"));
+        if let Some(peer) = &self.spec.peer {
+            let (program, args) = peer.command(&self.place(index));
+            let process = Process::start(Path::new(&program), &args, env, &log)?;
+            self.nodes[index].process = Some(process);
+            return Ok(());
+        }
         let founder = index < self.spec.nodes;
         let mut args: Vec<String> = Vec::new();
         let mut put = |name: &str, value: String| args.extend([format!("--{name}"), value]);
@@ -216,7 +254,7 @@ impl Cluster {
         put("join", self.seeds.join(","));
         put("bootstrap-expect", if founder { self.spec.nodes } else { 0 }.to_string());
         args.extend(self.spec.options.iter().cloned());
-        let process = Process::start(&self.spec.engram, &args, &node.folder.join("log"))?;
+        let process = Process::start(&self.spec.engram, &args, env, &log)?;
         let pid = Some(process.pid());
         self.nodes[index].process = Some(process);
         self.know(index, pid);
@@ -251,9 +289,7 @@ impl Cluster {
     /// # Errors
     /// As [`Self::start`].
     pub(crate) async fn ready(&mut self, index: usize) -> Result<(), Error> {
-        let watch = Stopwatch::start();
-        let root = format!("http://{}", self.nodes[index].http);
-        let client = Client::new(&root, &root, ASK_WITHIN)?;
+        let (watch, client) = (Stopwatch::start(), self.client(index, ASK_WITHIN)?);
         while !client.is_ready().await {
             self.alive(index)?;
             if watch.elapsed() > self.spec.patience {
@@ -388,12 +424,33 @@ impl Cluster {
         self.asker(at)?.post(&format!("cluster/nodes/{id}/{act}")).await
     }
 
+    /// The nodes of each partition, those it has and those it is about to have, as the node `at` knows it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) async fn replicas(&self, at: usize) -> Result<Vec<Vec<usize>>, Error> {
+        let status = self.status(at).await?;
+        let of = |row: &Value, name: &str| {
+            let ids = row[name].as_array().into_iter().flatten();
+            ids.filter_map(|id| self.index_of(&status, id)).collect::<Vec<_>>()
+        };
+        let rows = status["partitions"].as_array().into_iter().flatten();
+        Ok(rows.map(|row| [of(row, "replicas"), of(row, "next")].concat()).collect())
+    }
+
     /// Waits until every listed node sees all of them active, all partitions whole and nothing moving.
     ///
     /// # Errors
     /// It is not so in time; what is missing is told.
     pub(crate) async fn whole(&mut self, within: Duration) -> Result<Duration, Error> {
         let (watch, wanted) = (Stopwatch::start(), self.roster.listed());
+        if self.spec.peer.is_some() {
+            // What it says of itself is not known here; ready is what can be asked.
+            for node in wanted {
+                self.ready(node).await?;
+            }
+            return Ok(watch.elapsed());
+        }
         let mut missing = String::new();
         'look: while watch.elapsed() < within {
             for node in &wanted {

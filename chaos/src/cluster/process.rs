@@ -6,9 +6,13 @@
 
 use crate::error::Error;
 use rustix::process::{Pid, Signal};
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// Variables of the environment.
+pub(crate) type Env = Vec<(&'static str, OsString)>;
 
 /// A running node.
 #[derive(Debug)]
@@ -20,7 +24,7 @@ pub(super) struct Process {
 ///
 /// # Errors
 /// Only when it could not; otherwise it does not return.
-pub(crate) fn guard(command: &[std::ffi::OsString]) -> Error {
+pub(crate) fn guard(command: &[OsString]) -> Error {
     let Some((program, args)) = command.split_first() else { return Error::Usage("guard whom?".to_owned()) };
     if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
         return Error::Io(error.into());
@@ -29,17 +33,18 @@ pub(crate) fn guard(command: &[std::ffi::OsString]) -> Error {
 }
 
 impl Process {
-    /// Starts `binary`; what it prints is added to `log`.
+    /// Starts `binary` with `env` besides our own; what it prints is added to `log`.
     ///
     /// # Errors
     /// It does not exist, or nothing can be started.
-    pub(super) fn start(binary: &Path, args: &[String], log: &Path) -> Result<Self, Error> {
+    pub(super) fn start(binary: &Path, args: &[String], env: Env, log: &Path) -> Result<Self, Error> {
         let log = std::fs::File::options().create(true).append(true).open(log)?;
         let child = Command::new(std::env::current_exe()?)
             .arg("guard")
             .arg("--")
             .arg(binary)
             .args(args)
+            .envs(env)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

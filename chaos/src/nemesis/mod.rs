@@ -5,8 +5,10 @@
 //! *skipped*, and the run proves nothing about it.
 //!
 //! - [`mod@self`]: the kinds of faults, and a round of them
+//! - `hand`: faults of several steps
 //! - `network`: which pairs of nodes a fault of the network hits, and how
 
+mod hand;
 mod network;
 
 use crate::cluster::{Cluster, Injected, Rule, Syncs};
@@ -55,10 +57,18 @@ pub(crate) enum Act {
     Syncs(Whom, Syncs),
     /// For testing the tests: all disks lie about syncs for a while, then all lose their power.
     PlantedLie,
+    /// Every sync of all takes longer, and then all lose their power.
+    SlowThenDark,
+    /// Two nodes see only a third, which is killed when they see each other again.
+    BridgeThenKill,
+    /// A coordinator does not hear that the replicas it knows are no more.
+    Strand,
     /// A node joins, another gives its replicas away and goes.
     Churn,
     /// The node's disk is replaced by an empty one; it joins as a new node.
     WipeNode,
+    /// One of these, at random.
+    AnyOf(&'static [Act]),
     /// One of the others that need no disks of their own, at random.
     Any,
 }
@@ -109,6 +119,9 @@ impl Nemesis {
                 Act::Churn => self.churn(cluster).await?,
                 Act::WipeNode => self.wipe(cluster).await?,
                 Act::PlantedLie => self.lie(cluster, pace).await?,
+                Act::SlowThenDark => self.slow_then_dark(cluster, pace).await?,
+                Act::BridgeThenKill => self.bridge_then_kill(cluster, pace).await?,
+                Act::Strand => self.strand(cluster, pace).await?,
                 _ => self.round(cluster, act, round, pace).await?,
             }
             self.wait(pace.rest_ms).await;
@@ -128,7 +141,11 @@ impl Nemesis {
             Act::Network(Shape::Bridge),
             Act::Network(Shape::Lossy),
         ];
-        if act == Act::Any { ANY.choose(&mut self.chance).copied().unwrap_or(ANY[0]) } else { act }
+        match act {
+            Act::Any => ANY.choose(&mut self.chance).copied().unwrap_or(ANY[0]),
+            Act::AnyOf(all) => all.choose(&mut self.chance).copied().unwrap_or(ANY[0]),
+            act => act,
+        }
     }
 
     async fn round(&mut self, cluster: &mut Cluster, act: Act, round: u32, pace: Pace) -> Result<(), Error> {
@@ -203,13 +220,22 @@ impl Nemesis {
             Act::Syncs(whom, syncs) => {
                 let nodes = self.targets(cluster, whom, round).await;
                 let what = match syncs {
-                    Syncs::Slow(ms) => format!("syncs {ms} ms slower"),
+                    Syncs::Slow(ms) | Syncs::Held(ms) => format!("syncs {ms} ms slower"),
                     Syncs::Fail => "syncs fail".to_owned(),
                     Syncs::Lie => "syncs lie".to_owned(),
                 };
                 (format!("{what} at {}", names(&nodes)), Wound::Syncs { nodes, syncs, held: Vec::new() })
             }
-            Act::Churn | Act::WipeNode | Act::PlantedLie | Act::Any => unreachable!("decided before"),
+            Act::Churn
+            | Act::WipeNode
+            | Act::PlantedLie
+            | Act::SlowThenDark
+            | Act::Strand
+            | Act::BridgeThenKill
+            | Act::AnyOf(_)
+            | Act::Any => {
+                unreachable!("decided before")
+            }
         }
     }
 

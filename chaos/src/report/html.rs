@@ -23,15 +23,17 @@ pub(super) fn page(reports: &Reports) -> String {
     let mut out = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Engram chaos: {what}</title><style>{STYLE}</style><h1>Engram under attack: {what}</h1>\
-         <p>engram-chaos {version}, seed {seed}, node <code>{engram}</code>. Every operation of every client was written \
+         <p>engram-chaos {version}, seed {seed}, store <code>{store}</code>. Every operation of every client was written \
          down with its beginning and its end; the checkers read nothing else.{cut}</p>",
         what = text(&reports.what),
         version = reports.version,
         seed = reports.seed,
-        engram = text(&reports.engram.display().to_string()),
+        store = text(&reports.store),
         cut = if reports.interrupted { " <strong>The run was interrupted.</strong>" } else { "" },
     );
     table(&mut out, reports);
+    let totals = super::Totals::of(&reports.runs).text();
+    totals.lines().for_each(|line| put(&mut out, &format!("<p>{}</p>", text(line))));
     reports.runs.iter().for_each(|report| section(&mut out, report));
     out + "</html>\n"
 }
@@ -216,12 +218,11 @@ mod tests {
     use super::*;
     use crate::history::History;
     use crate::scenario;
-    use std::path::Path;
     use std::time::Duration;
 
     #[test]
     fn the_page_is_whole_and_says_nothing_a_browser_would_run() {
-        let mut reports = Reports::new("<script>", 7, Path::new("/bin/engram"));
+        let mut reports = Reports::new("<script>", 7, "/bin/engram, engram 1");
         let broken = Some("node 1: <b>".to_owned());
         reports.add(Report::new(&scenario::ALL[0], 7, &History::default(), Vec::new(), broken, Duration::from_secs(1)));
         let page = page(&reports);

@@ -2,10 +2,12 @@
 //!
 //! - [`mod@self`]: the figures of a run, its text and JSON
 //! - `timeline`: acknowledgements, failures and times in buckets of a quarter of a second
+//! - `totals`: sums over many runs
 //! - `html`: the page; it loads nothing from anywhere
 
 mod html;
 mod timeline;
+mod totals;
 
 use crate::check::{Outcome, Verdict, seconds};
 use crate::error::Error;
@@ -15,6 +17,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use timeline::Timeline;
+pub(crate) use totals::Totals;
 
 /// A fault, for readers.
 #[derive(Clone, Debug, Serialize)]
@@ -34,7 +37,7 @@ pub(crate) struct Report {
     says: &'static str,
     seed: u64,
     pub(crate) outcome: Outcome,
-    took_seconds: f64,
+    pub(crate) took_seconds: f64,
     /// Whether something was planted that had to be found.
     planted: bool,
     /// Why the run did not come to its end.
@@ -42,7 +45,7 @@ pub(crate) struct Report {
     verdicts: Vec<Verdict>,
     faults: Vec<FaultLine>,
     timeline: Timeline,
-    replay: String,
+    pub(crate) replay: String,
     /// Where the nodes' data, logs and the history are, when they were kept.
     pub(crate) kept: Option<PathBuf>,
 }
@@ -90,9 +93,33 @@ impl Report {
         }
     }
 
+    /// It was another store, as this file describes it.
+    pub(crate) fn with_peer(&mut self, file: &Path) {
+        self.replay += &format!(" --peer {}", file.display());
+    }
+
+    /// The run without its timeline, for a list of very many.
+    pub(crate) fn brief(&self) -> serde_json::Value {
+        serde_json::json!({
+            "scenario": self.scenario, "seed": self.seed, "outcome": self.outcome, "tookSeconds": self.took_seconds,
+            "broken": self.broken, "verdicts": self.verdicts, "faults": self.faults, "replay": self.replay,
+            "kept": self.kept,
+        })
+    }
+
     /// Whether nothing was done because this machine cannot.
     pub(crate) fn skipped(&self) -> bool {
         self.faults.iter().any(|fault| fault.state == FaultState::Skipped)
+    }
+
+    /// What checkers have found: each with its first finding. And why the run did not come to its end.
+    pub(crate) fn findings(&self) -> (Vec<(&'static str, String)>, Option<&str>) {
+        let failed = self.verdicts.iter().filter(|verdict| verdict.outcome == Outcome::Failed);
+        let first = |verdict: &Verdict| {
+            let told = verdict.told.first().cloned().unwrap_or_default();
+            (verdict.checker, format!("{} findings, first: {told}", verdict.found))
+        };
+        (failed.map(first).collect(), self.broken.as_deref())
     }
 
     fn word(&self) -> &'static str {
@@ -118,11 +145,12 @@ impl Report {
             return self.faults.iter().fold(text, |text, fault| format!("{text}\n  {}", fault.why));
         }
         text += &format!(
-            "\n  {} faults, {} operations; samples: {} acknowledged, {} lost, {} stale, {} doubled, {} phantom",
+            "\n  {} faults, {} operations; samples: {} acknowledged, {} lost ({:.1} s), {} stale, {} doubled, {} phantom",
             of("covered", "faults"),
             of("covered", "operations"),
             of("samples", "acknowledged"),
             of("samples", "lost"),
+            of("samples", "lost window"),
             of("samples", "stale"),
             of("samples", "doubled"),
             of("samples", "phantom") + of("samples", "wrong tenant") + of("samples", "wrong series"),
@@ -163,16 +191,17 @@ impl Report {
 pub(crate) struct Reports {
     what: String,
     seed: u64,
-    engram: PathBuf,
+    /// What was attacked, with its version.
+    store: String,
     version: &'static str,
     pub(crate) interrupted: bool,
     runs: Vec<Report>,
 }
 
 impl Reports {
-    pub(crate) fn new(what: &str, seed: u64, engram: &Path) -> Self {
-        let (what, engram) = (what.to_owned(), engram.to_owned());
-        Self { what, seed, engram, version: env!("CARGO_PKG_VERSION"), interrupted: false, runs: Vec::new() }
+    pub(crate) fn new(what: &str, seed: u64, store: &str) -> Self {
+        let (what, store) = (what.to_owned(), store.to_owned());
+        Self { what, seed, store, version: env!("CARGO_PKG_VERSION"), interrupted: false, runs: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, report: Report) {
@@ -195,7 +224,8 @@ impl Reports {
         let skipped = self.runs.iter().filter(|report| report.skipped()).count();
         let skipped = if skipped > 0 { format!(" ({skipped} skipped)") } else { String::new() };
         format!(
-            "chaos: seed {}{skipped}\nchaos: {passed} passed, {} failed",
+            "{}\nchaos: seed {}{skipped}\nchaos: {passed} passed, {} failed",
+            Totals::of(&self.runs).text(),
             self.seed,
             failed + usize::from(self.interrupted)
         )
@@ -207,7 +237,10 @@ impl Reports {
     /// The disk.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
         std::fs::create_dir_all(folder)?;
-        let json = serde_json::to_vec_pretty(self).map_err(|e| Error::Usage(e.to_string()))?;
+        let failed = |e: serde_json::Error| Error::Usage(e.to_string());
+        let mut all = serde_json::to_value(self).map_err(failed)?;
+        all["totals"] = serde_json::to_value(Totals::of(&self.runs)).map_err(failed)?;
+        let json = serde_json::to_vec_pretty(&all).map_err(|e| Error::Usage(e.to_string()))?;
         std::fs::write(folder.join("report.json"), json)?;
         Ok(std::fs::write(folder.join("report.html"), html::page(self))?)
     }

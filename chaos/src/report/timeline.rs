@@ -75,6 +75,18 @@ impl Timeline {
         line
     }
 
+    /// Seconds in which at least one fault was there.
+    pub(super) fn broken_seconds(&self) -> f64 {
+        let mut spans: Vec<(f64, f64)> = self.faults.iter().map(|band| (band.from, band.to)).collect();
+        spans.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut sum, mut until) = (0.0, 0.0_f64);
+        for (from, to) in spans {
+            sum += (to - from.max(until)).max(0.0);
+            until = until.max(to);
+        }
+        sum
+    }
+
     fn look(&mut self, at: f64, leader: Option<u64>, epochs: u64) {
         if let Some(leader) = leader.filter(|leader| self.leaders.last().is_none_or(|(_, last)| last != leader)) {
             self.leaders.push((at, leader));
@@ -129,5 +141,8 @@ mod tests {
         assert_eq!((line.buckets[0].acknowledged, line.buckets[1].acknowledged, line.buckets[1].failed), (1, 1, 1));
         assert!((line.buckets[1].slowest_ms - 100.0).abs() < 1e-6);
         assert_eq!(line.faults, [Band { from: 0.1, to: 0.2, name: "f".into() }]);
+        let band = |from, to| Band { from, to, name: String::new() };
+        let line = Timeline { faults: vec![band(4.0, 5.0), band(0.0, 2.0), band(1.0, 3.0)], ..Timeline::default() };
+        assert!((line.broken_seconds() - 4.0).abs() < 1e-9);
     }
 }

@@ -4,17 +4,25 @@
 //! - `append`: writers, in order and late, resending what has no known end
 //! - `reader`: raw reads, at any node, at any time
 //! - `register`: a tenant's configuration as a compare-and-set register
+//! - `totals`: range queries in the same words for every tenant, whose answer follows from what was written
+//! - `ledger`: what the store says of its blocks at the end, held against the bucket
+//! - `flush`: memory goes to blocks while all this happens
 //!
 //! Each client mostly asks a node of its own, and another one at once when nobody listens there, as a load balancer would. All
 //! chance comes from the run's seed.
 
 mod append;
+mod flush;
+mod ledger;
 mod numbered;
 mod reader;
 mod register;
+mod totals;
 
+pub(crate) use ledger::{flush_all, look};
 pub(crate) use numbered::Numbers;
 pub(crate) use reader::read;
+pub(crate) use totals::{STEPS, WIDTH};
 
 use crate::client::Client;
 use crate::cluster::Roster;
@@ -37,6 +45,10 @@ pub(crate) struct Size {
     pub(crate) readers: usize,
     pub(crate) registers: u32,
     pub(crate) configurers: usize,
+    /// Whether totals are asked and checked.
+    pub(crate) totals: bool,
+    /// Mean pause between two flushes of a tenant; none: nobody flushes.
+    pub(crate) flush_every: Option<Duration>,
     /// Mean pause of a client between two operations.
     pub(crate) pause: Duration,
 }
@@ -111,7 +123,7 @@ impl Shared {
 /// Sorts a failure: nobody took it, or nobody knows. A node that says it is starting has taken nothing: whoever spreads
 /// requests over nodes looks at `/-/ready`, which says so too.
 fn failure(why: &str) -> (End, String) {
-    let nobody = ["Connection refused", "tcp connect error", "the node is starting"];
+    let nobody = ["Connection refused", "tcp connect error", "the node is starting, see /-/ready"];
     if nobody.iter().any(|text| why.contains(text)) {
         (End::Fail, format!("{NOT_REACHED}: {why}"))
     } else {
@@ -143,6 +155,12 @@ impl Load {
         for client in 0..size.configurers {
             let mine = register::Mine { client, clients: size.configurers, registers: size.registers };
             clients.spawn(register::run(shared.clone(), mine, StdRng::seed_from_u64(chance.random())));
+        }
+        if size.totals {
+            clients.spawn(totals::run(shared.clone(), StdRng::seed_from_u64(chance.random())));
+        }
+        if let Some(every) = size.flush_every {
+            clients.spawn(flush::run(shared.clone(), every, StdRng::seed_from_u64(chance.random())));
         }
         Ok(Self { shared, clients })
     }

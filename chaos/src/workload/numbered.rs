@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! chaos_numbered{writer="w", series="s"}   of tenant chaos-t     t = w mod tenants
-//!   time  = base + n · 10 ms
+//!   time  = base + n · step
 //!   value = (w · 1000 + s) · 2^32 + n
 //! ```
 //!
@@ -14,13 +14,9 @@ use crate::error::Error;
 use crate::history::{Found, Odd, Runs};
 use crate::load::{points, seconds};
 use crate::wire;
-use engram_model::time::Millis;
+use engram_model::{Labels, Millis};
 use serde_json::Value;
 use std::collections::BTreeMap;
-
-const METRIC: &str = "chaos_numbered";
-/// Milliseconds between two numbers.
-const STEP_MS: Millis = 10;
 
 /// Which numbers there are.
 #[derive(Clone, Copy, Debug)]
@@ -30,20 +26,32 @@ pub(crate) struct Numbers {
     pub(crate) tenants: u32,
     pub(crate) writers: u32,
     pub(crate) series: u32,
+    /// Milliseconds between two numbers.
+    pub(crate) step_ms: Millis,
+    /// Whether half of the tenants get samples late.
+    pub(crate) late: bool,
 }
 
 impl Numbers {
+    /// The name of all series.
+    pub(super) const METRIC: &str = "chaos_numbered";
+
     pub(crate) fn tenant(&self, writer: u32) -> String {
         format!("chaos-{}", writer % self.tenants)
     }
 
     /// Whether this writer also sends late: its tenant has a window for that.
     pub(crate) fn is_late(&self, writer: u32) -> bool {
-        (writer % self.tenants) % 2 == 1
+        self.late && (writer % self.tenants) % 2 == 1
+    }
+
+    pub(crate) fn labels(writer: u32, series: u32) -> Labels {
+        let (writer, series) = (writer.to_string(), series.to_string());
+        Labels::from_pairs([("__name__", Self::METRIC), ("series", series.as_str()), ("writer", writer.as_str())])
     }
 
     pub(crate) fn time(&self, number: u32) -> Millis {
-        self.base + Millis::from(number) * STEP_MS
+        self.base + Millis::from(number) * self.step_ms
     }
 
     pub(crate) fn value(writer: u32, series: u32, number: u32) -> f64 {
@@ -66,7 +74,7 @@ impl Numbers {
         let mut body = Vec::with_capacity(self.series as usize * 80);
         for series in 0..self.series {
             let labels = [
-                ("__name__".to_owned(), METRIC.to_owned()),
+                ("__name__".to_owned(), Self::METRIC.to_owned()),
                 ("series".to_owned(), series.to_string()),
                 ("writer".to_owned(), writer.to_string()),
             ];
@@ -82,7 +90,7 @@ impl Numbers {
     /// No answer, or not a successful one.
     pub(super) async fn read(&self, client: &Client, writer: u32, first: u32, last: u32) -> Result<Found, Error> {
         let range_ms = self.time(last) - self.time(first) + 1;
-        let query = format!("{METRIC}{{writer=\"{writer}\"}}[{range_ms}ms]");
+        let query = format!("{}{{writer=\"{writer}\"}}[{range_ms}ms]", Self::METRIC);
         let params = [("query", query), ("time", seconds(self.time(last)))];
         let answer = client.ask("query", &params, Some(&self.tenant(writer))).await?;
         Ok(self.found(writer, &answer["data"]["result"]))
@@ -94,7 +102,7 @@ impl Numbers {
         for row in result.as_array().into_iter().flatten() {
             let labels = &row["metric"];
             let text = |name: &str| labels[name].as_str().unwrap_or_default();
-            let mine = text("writer").parse() == Ok(writer) && text("__name__") == METRIC;
+            let mine = text("writer").parse() == Ok(writer) && text("__name__") == Self::METRIC;
             let series = text("series").parse::<u32>().ok().filter(|s| mine && *s < self.series);
             let runs = self.runs(writer, series, &labels.to_string(), &points(&row["values"]), &mut odd);
             if let Some(series) = series {
@@ -112,7 +120,7 @@ impl Numbers {
         for (at, value) in points {
             let doubled = before.is_some_and(|before| *at <= before);
             before = Some(*at);
-            let number = u32::try_from((at - self.base) / STEP_MS).unwrap_or(0);
+            let number = u32::try_from((at - self.base) / self.step_ms).unwrap_or(0);
             let told = series.is_some_and(|s| {
                 self.time(number) == *at && number > 0 && Self::value(writer, s, number).to_bits() == value.to_bits()
             });
@@ -134,7 +142,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const NUMBERS: Numbers = Numbers { base: 1_790_000_000_000, tenants: 2, writers: 8, series: 3 };
+    const NUMBERS: Numbers =
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 8, series: 3, step_ms: 10, late: true };
 
     fn row(series: u32, points: &[(u32, f64)]) -> Value {
         let point = |(n, value): &(u32, f64)| {
@@ -142,7 +151,7 @@ mod tests {
             json!([at, value.to_string()])
         };
         let values: Vec<Value> = points.iter().map(point).collect();
-        json!({"metric": {"__name__": METRIC, "writer": "3", "series": series.to_string()}, "values": values})
+        json!({"metric": {"__name__": Numbers::METRIC, "writer": "3", "series": series.to_string()}, "values": values})
     }
 
     #[test]

@@ -87,7 +87,19 @@ pub(super) fn merge(hash: u128, parts: &[Part], window_ms: i64) -> Result<Outcom
             }
         }
     }
+    #[cfg(feature = "mutants")]
+    drop_last(hash, &mut out)?;
     Ok(out)
+}
+
+#[cfg(feature = "mutants")]
+fn drop_last(hash: u128, out: &mut Outcome) -> Result<(), Broken> {
+    let lives = engram_model::mutant::Mutant::CompactionDropsChunk.lives();
+    let Some(chunk) = out.chunks.pop_if(|_| lives) else { return Ok(()) };
+    let mut columns = Columns::default();
+    chunk.decode(&mut columns)?;
+    each(columns, |at, value| out.duplicates.add(digest_of(hash, at, &value)));
+    Ok(())
 }
 
 fn crosses(chunk: &Chunk, window_ms: i64) -> bool {

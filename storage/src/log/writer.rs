@@ -141,6 +141,8 @@ impl Writer {
                 for (position, job) in (first..).zip(jobs) {
                     (job.done)(Ok(Position(position)));
                 }
+                #[cfg(feature = "mutants")]
+                self.file.sync_data()?;
                 Ok(())
             }
             Err(error) => {
@@ -165,7 +167,7 @@ impl Writer {
         let bytes = self.group.finish(self.next, self.header.salt_crc());
         self.file.write_at(self.at, bytes)?;
         let watch = Stopwatch::start();
-        self.file.sync_data()?;
+        sync(&*self.file)?;
         self.metrics.synced(watch.elapsed());
         self.metrics.wrote(jobs.len(), payload_bytes, bytes.len());
         let first = self.next;
@@ -246,6 +248,15 @@ impl Writer {
         }
         self.metrics.segments.store(self.sealed.len() as u64 + 1, Ordering::Relaxed);
     }
+}
+
+/// Makes a group durable before it is answered.
+fn sync(file: &dyn DiskFile) -> Result<(), Error> {
+    #[cfg(feature = "mutants")]
+    if engram_model::mutant::Mutant::AckBeforeFsync.lives() {
+        return Ok(());
+    }
+    file.sync_data()
 }
 
 /// A file of zeros under the name that replay ignores.

@@ -124,7 +124,11 @@ impl Inner {
 
     /// Catches up with the coordinator where that is needed, then stores.
     async fn store(&self, mut request: Append, within: Duration) -> Result<Appended, Error> {
-        self.meta.fence(request.partition, request.epoch, within).await?;
+        let fenced = self.meta.fence(request.partition, request.epoch, within).await;
+        #[cfg(feature = "mutants")]
+        let fenced =
+            fenced.or_else(|stale| engram_model::mutant::Mutant::StaleEpoch.lives().then_some(()).ok_or(stale));
+        fenced?;
         if self.meta.tenant(&request.tenant).version == 0 {
             self.meta.reached(request.as_of, within).await?;
         }

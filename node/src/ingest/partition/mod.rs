@@ -424,7 +424,10 @@ impl State {
         reply: Reply<Result<Appended, Error>>,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Error> {
-        if let Err(stale) = self.config.meta.is_at(request.partition, request.epoch) {
+        let at = self.config.meta.is_at(request.partition, request.epoch);
+        #[cfg(feature = "mutants")]
+        let at = at.or_else(|stale| engram_model::mutant::Mutant::StaleEpoch.lives().then_some(()).ok_or(stale));
+        if let Err(stale) = at {
             let _gone = reply.send(Err(stale));
             return Ok(());
         }

@@ -146,6 +146,10 @@ async fn quorum<F: Future<Output = Result<Appended, Error>>>(
                 if worst.as_ref().is_none_or(|have| done.refused.count > have.refused.count) {
                     worst = Some(done);
                 }
+                #[cfg(feature = "mutants")]
+                if engram_model::mutant::Mutant::MajorityOfOne.lives() {
+                    return Ok(worst.unwrap_or_default());
+                }
                 if sets.have_majority(&good) {
                     return Ok(worst.unwrap_or_default());
                 }
