@@ -41,7 +41,7 @@ impl Queryable for Memory {
         _: &'a SelectHints,
     ) -> BoxFuture<'a, Result<Selection, SourceError>> {
         let series = self.0.clone();
-        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
     }
 }
 

@@ -32,7 +32,7 @@ impl Queryable for Memory {
     ) -> BoxFuture<'a, Result<Selection, SourceError>> {
         let passes = |one: &Series| matchers.iter().all(|m| m.matches(one.labels.get(&m.name).unwrap_or_default()));
         let series = self.0.iter().filter(|one| passes(one)).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
     }
 }
 

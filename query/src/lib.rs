@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod fragment;
 pub mod functions;
 pub mod histogram;
 pub mod parse;

@@ -7,6 +7,8 @@ use engram_model::series::{ReadError, Series};
 use engram_model::{Matcher, TimeRange};
 use futures::future::BoxFuture;
 
+use crate::fragment::{Fragment, Partial};
+
 /// What a select is for; the answerer may use it to read less, and may ignore it.
 #[derive(Clone, Debug, Default)]
 pub struct SelectHints {
@@ -21,6 +23,8 @@ pub struct SelectHints {
     pub projection: Option<Vec<String>>,
     /// Only the last sample of the range is looked at.
     pub last_only: bool,
+    /// All that the select is for: the answerer may give [`Selection::partials`] of it instead of series.
+    pub fragment: Option<Arc<Fragment>>,
 }
 
 /// Why the world could not answer.
@@ -64,6 +68,20 @@ pub struct Selection {
     pub series: Vec<Series>,
     /// Warnings for the user (partial data and the like).
     pub warnings: Vec<String>,
+    /// Where the hints had a fragment: what was summed up already, of series that are not among `series`. All are of
+    /// the same number of steps.
+    pub partials: Vec<Partial>,
+    /// The series of the partials, for the steps after theirs: samples that those can look at. Empty when the partials
+    /// are of all steps.
+    pub late: Vec<Series>,
+}
+
+impl Selection {
+    /// Series that were selected, in whatever form they came.
+    #[must_use]
+    pub fn series_count(&self) -> u64 {
+        self.series.len() as u64 + self.partials.iter().map(|partial| partial.series).sum::<u64>()
+    }
 }
 
 /// One tenant's data at one moment.

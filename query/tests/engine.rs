@@ -37,7 +37,7 @@ impl Queryable for Memory {
         self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
         let series = self.series.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
     }
 }
 

@@ -34,7 +34,7 @@ impl Queryable for Memory {
         let series: Vec<Series> = self.series.iter().filter(fits).cloned().collect();
         let text: Vec<String> = matchers.iter().map(|m| format!("{}{}{}", m.name, m.op.as_str(), m.value)).collect();
         self.asked.lock().unwrap().push((text.join(","), series.len()));
-        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
     }
 }
 

@@ -606,7 +606,7 @@ impl Queryable for View {
             if max > 0 && series.len() as u64 > max {
                 return Err(SourceError::Limited(too_many_series(&self.tenant, series.len() as u64, max).message));
             }
-            Ok(Selection { series, warnings: Vec::new() })
+            Ok(Selection { series, ..Selection::default() })
         })
     }
 }

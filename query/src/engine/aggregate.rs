@@ -20,6 +20,8 @@ use crate::plan::Aggregate;
 use super::eval::Evaluator;
 use super::row::{Bits, Column, Numbers, Row, Steps, histogram_weight};
 
+mod partial;
+
 /// Labels of the group a series belongs to. `grouping` is sorted.
 pub(super) fn group_labels(labels: &Labels, aggregate: &Aggregate) -> Labels {
     let named = |name: &str| aggregate.grouping.binary_search_by(|have| have.as_str().cmp(name)).is_ok();
@@ -32,7 +34,7 @@ pub(super) fn group_labels(labels: &Labels, aggregate: &Aggregate) -> Labels {
 
 /// Writes the group's labels into `key`, in the form of [`Labels::as_bytes`] or any other that tells groups apart, and
 /// without an allocation for each series.
-fn group_key(labels: &Labels, aggregate: &Aggregate, key: &mut Vec<u8>) {
+pub(super) fn group_key(labels: &Labels, aggregate: &Aggregate, key: &mut Vec<u8>) {
     key.clear();
     let named = |name: &str| aggregate.grouping.binary_search_by(|have| have.as_str().cmp(name)).is_ok();
     for (name, value) in labels.iter() {
@@ -192,10 +194,11 @@ impl Evaluator<'_> {
         if aggregate.op == AggregateOp::Quantile {
             self.check_quantile(aggregate, &param);
         }
-        let groups = match self.in_shards(aggregate, steps)? {
+        let mut groups = match self.in_shards(aggregate, steps)? {
             Some(groups) => groups,
             None => self.groups(aggregate, steps, true)?.unwrap_or_else(|| Groups::new(aggregate, steps)),
         };
+        self.add_pushed(aggregate, &mut groups, steps)?;
         let held = groups.held;
         let mut out = Vec::new();
         for group in groups.list {
@@ -222,27 +225,33 @@ impl Evaluator<'_> {
                 refused = true;
                 return Err(Error::Cancelled { stage: "a shard" });
             }
-            let (at, is_new) = groups.of(&row.labels);
-            let mut more = if is_new { steps.count as u64 } else { 0 };
-            if aggregate.op == AggregateOp::Quantile {
-                more += row.column.weight();
-            }
-            groups.held += more;
-            self.hold(more)?;
-            self.tick(steps.count as u64 / 8)?;
-            let group = &mut groups.list[at];
-            group.drop_name |= row.drop_name;
-            self.add_floats(aggregate, group, &row.column)?;
-            if !row.column.histograms.is_empty() {
-                groups.held += self.add_histograms(aggregate, group, row)?;
-            }
-            Ok(())
+            self.add_row(&mut groups, row)
         });
         if refused {
             self.release(groups.held);
             return Ok(None);
         }
         streamed.map(|()| Some(groups))
+    }
+
+    /// Puts a row into its group.
+    fn add_row(&self, groups: &mut Groups<'_>, row: &Row) -> Result<(), Error> {
+        let (aggregate, count) = (groups.aggregate, groups.steps.count as u64);
+        let (at, is_new) = groups.of(&row.labels);
+        let mut more = if is_new { count } else { 0 };
+        if aggregate.op == AggregateOp::Quantile {
+            more += row.column.weight();
+        }
+        groups.held += more;
+        self.hold(more)?;
+        self.tick(count / 8)?;
+        let group = &mut groups.list[at];
+        group.drop_name |= row.drop_name;
+        self.add_floats(aggregate, group, &row.column)?;
+        if !row.column.histograms.is_empty() {
+            groups.held += self.add_histograms(aggregate, group, row)?;
+        }
+        Ok(())
     }
 
     /// The parameter over all steps; zeros where there is none.

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::functions::Point;
 use crate::parse::ast::ValueType;
 use crate::plan::{Node, chooses};
+use crate::port::Selection;
 use crate::value::{InstantSample, RangeSeries, SamplesByStep, Stats, Value};
 
 use super::call::is_row_by_row;
@@ -49,7 +50,7 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
         }),
         samples_peak: counters.peak.load(Ordering::Relaxed),
         bytes_peak: counters.bytes(counters.peak.load(Ordering::Relaxed)),
-        series_total: prepared.selections.iter().map(|s| s.series.len() as u64).sum(),
+        series_total: prepared.selections.iter().map(Selection::series_count).sum(),
         select_seconds: prepared.select_seconds,
         eval_seconds: (prepared.watch.elapsed() - started).as_secs_f64(),
     };

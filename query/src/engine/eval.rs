@@ -62,7 +62,7 @@ impl Counters {
 
 /// Bytes of the series of a selection: their labels, and what stands around each.
 pub(super) fn selection_bytes(selection: &Selection) -> u64 {
-    selection.series.iter().map(|one| one.labels.as_bytes().len() as u64 + SERIES_BYTES).sum()
+    selection.series.iter().chain(&selection.late).map(|one| one.labels.as_bytes().len() as u64 + SERIES_BYTES).sum()
 }
 
 /// However a query ends, what it held is free again.
@@ -127,7 +127,8 @@ impl<'a> Evaluator<'a> {
 
     /// Whether series come in an order that depends on where they lie.
     pub(super) fn is_unordered(&self) -> bool {
-        self.selections.iter().any(|selection| selection.series.len() > SORTED_MAX)
+        let is_unordered = |s: &Selection| s.series.len() > SORTED_MAX || !s.partials.is_empty();
+        self.selections.iter().any(is_unordered)
     }
 
     /// Puts rows into the order Prometheus has them in, where it decides which are chosen or which comes first.

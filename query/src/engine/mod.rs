@@ -12,6 +12,7 @@
 //! relabel.rs   label_replace, label_join      info.rs       info()
 //! histograms.rs operators on histograms       answer.rs     rows → answer
 //! shards.rs    aggregations on several threads   shared.rs  what is written twice
+//! push.rs      what may run where series lie
 //! profile.rs   what each node did        tally.rs      samples looked at and read, by step
 //! wanted.rs    what of the series is looked at   pace.rs   whether to stop
 //! ```
@@ -30,6 +31,8 @@ use crate::plan::{self, Plan, Times};
 use crate::port::{Selection, SharedQueryable};
 use crate::value::{Annotations, Stats, Step, Value};
 
+use row::Steps;
+
 mod aggregate;
 mod answer;
 mod binary;
@@ -41,6 +44,7 @@ mod info;
 mod matching;
 mod pace;
 mod profile;
+mod push;
 mod range;
 mod ranked;
 mod relabel;
@@ -50,6 +54,8 @@ mod shards;
 mod shared;
 mod tally;
 mod wanted;
+
+pub use push::{has_kind, sum_up};
 
 /// What to evaluate, and over which times.
 #[derive(Clone, Debug)]
@@ -137,6 +143,8 @@ pub struct Budget {
     pub parallelism: usize,
     /// Whether the plan is made cheaper before it is run; off only to compare.
     pub optimise: bool,
+    /// Whether aggregations may run where their series lie.
+    pub push_down: bool,
     /// Whether the answer comes with what each operator did, which costs some time.
     pub explain: bool,
     /// Whether samples are counted by step, and those read, too; costs a little for each step of each series.
@@ -159,6 +167,7 @@ impl Default for Budget {
             type_and_unit_labels: false,
             parallelism: 1,
             optimise: true,
+            push_down: true,
             explain: false,
             count_steps: false,
         }
@@ -278,6 +287,9 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
         plan::optimise(&mut plan);
     }
     wanted::fill_hints(&mut plan, &request.budget);
+    if request.budget.push_down {
+        push::fill_fragments(&mut plan, Steps::new(request.start, request.end, request.step_ms), &request.budget);
+    }
     if request.step_ms != 0 {
         check_range_type(plan.yields)?;
     }
@@ -289,7 +301,7 @@ pub async fn prepare(request: &Request, source: &SharedQueryable) -> Result<Prep
         Ok::<_, Error>((selection, watch.elapsed().as_secs_f64()))
     });
     let (selections, fetch_seconds): (Vec<_>, Vec<_>) = try_join_all(selects).await?.into_iter().unzip();
-    let series = selections.iter().map(|s| s.series.len() as u64).sum::<u64>();
+    let series = selections.iter().map(Selection::series_count).sum::<u64>();
     if request.budget.series_max != 0 && series > request.budget.series_max {
         return Err(Error::OverBudget(format!(
             "the query selects {series} series, which is more than the limit of {} ({}): narrow its selectors",

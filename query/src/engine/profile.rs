@@ -13,6 +13,7 @@ use engram_model::time::Stopwatch;
 use crate::error::Error;
 use crate::parse::ast::Span;
 use crate::plan::{Node, Selector};
+use crate::port::Selection;
 use crate::value::{SelectCost, Step};
 
 use super::Prepared;
@@ -148,7 +149,7 @@ fn selector(node: &Node) -> Option<&Selector> {
 fn select_cost(selector: &Selector, prepared: &Prepared) -> SelectCost {
     SelectCost {
         select: selector.select,
-        series: prepared.selections.get(selector.select).map_or(0, |s| s.series.len() as u64),
+        series: prepared.selections.get(selector.select).map_or(0, Selection::series_count),
         bytes: prepared.selections.get(selector.select).map_or(0, selection_bytes),
         fetch_seconds: prepared.fetch_seconds.get(selector.select).copied().unwrap_or(0.0),
     }
@@ -185,6 +186,11 @@ fn marks(node: &Node, prepared: &Prepared) -> Vec<String> {
     };
     if select.is_empty {
         marks.push("never fetched".to_owned());
+    }
+    let pushed = prepared.selections.get(selector.select).map(|s| &s.partials).filter(|partials| !partials.is_empty());
+    if let Some(partials) = pushed {
+        let series: u64 = partials.iter().map(|partial| partial.series).sum();
+        marks.push(format!("{series} series summed up on {} other nodes", partials.len()));
     }
     let added = select.matchers.iter().filter(|m| {
         !selector.matchers.iter().any(|have| have.name == m.name && have.op == m.op && have.value == m.value)

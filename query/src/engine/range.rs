@@ -477,7 +477,7 @@ fn check_extension(function: &Function, extension: Extension) -> Result<(), Erro
 }
 
 /// The evaluation times of a subquery: multiples of its step, whatever the query's own times are.
-fn inner_steps(subquery: &Subquery, outer: Steps) -> Steps {
+pub(super) fn inner_steps(subquery: &Subquery, outer: Steps) -> Steps {
     let end = subquery.data_time(outer.last());
     let open = subquery.data_time(outer.start).saturating_sub(subquery.range_ms);
     let mut start = open / subquery.step_ms * subquery.step_ms;

@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use engram_model::Millis;
 
 use super::calendar::rfc3339;
+use crate::fragment::Remark;
 use crate::histogram::text::{go_float, go_float_precision, go_quote};
 use crate::parse::ast::Span;
 use crate::value::Annotations;
@@ -206,6 +207,21 @@ impl Notes {
             self.fail(text);
         }
         self.last = None;
+    }
+
+    /// As they travel; none where one of them counts, which does not.
+    #[must_use]
+    pub fn into_remarks(self) -> Option<Vec<Remark>> {
+        let remark = |(text, entry): (String, Entry)| match entry.extra {
+            Extra::None => Some(Remark { text, info: entry.info, span: entry.span }),
+            _ => None,
+        };
+        self.entries.into_iter().map(remark).collect()
+    }
+
+    /// Takes over what was said elsewhere.
+    pub fn add_remark(&mut self, remark: &Remark) {
+        self.put(remark.text.clone(), Entry { info: remark.info, span: remark.span, extra: Extra::None });
     }
 
     /// The finished texts; `query` turns positions into lines and columns. An empty query gives texts without.

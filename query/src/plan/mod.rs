@@ -328,7 +328,7 @@ impl Node {
     }
 
     /// Calls `f` for each selector whose series are read.
-    fn each_selector(&mut self, f: &mut impl FnMut(&mut Selector)) {
+    pub(crate) fn each_selector(&mut self, f: &mut impl FnMut(&mut Selector)) {
         match self {
             Self::Instant(selector) => f(selector),
             Self::Range(range) => f(&mut range.of),

@@ -90,7 +90,7 @@ impl Queryable for Frozen {
     ) -> BoxFuture<'a, Result<Selection, SourceError>> {
         let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
         let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, warnings: Vec::new() }) })
+        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
     }
 }
 
