@@ -317,6 +317,7 @@ pub(crate) fn start(
         partitions,
         complete: door.complete.clone(),
         every: config.cluster.repair_every,
+        patience: repair::Patience::default(),
         stop: stop.clone(),
     }));
     supervisor.spawn(reconciler::child(reconciler::Config {

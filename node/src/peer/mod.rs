@@ -329,6 +329,8 @@ pub struct Peers(Arc<Inner>);
 
 struct Inner {
     local: (NodeId, Arc<dyn Replica>),
+    /// Replicas of this process beside its own.
+    beside: BTreeMap<NodeId, Arc<dyn Replica>>,
     others: Option<Others>,
 }
 
@@ -345,7 +347,13 @@ impl Peers {
     /// Only this node.
     #[must_use]
     pub fn local_only(node: NodeId, replica: Arc<dyn Replica>) -> Self {
-        Self(Arc::new(Inner { local: (node, replica), others: None }))
+        Self::among((node, replica), BTreeMap::new())
+    }
+
+    /// This node and others of the same process.
+    #[must_use]
+    pub fn among(local: (NodeId, Arc<dyn Replica>), beside: BTreeMap<NodeId, Arc<dyn Replica>>) -> Self {
+        Self(Arc::new(Inner { local, beside, others: None }))
     }
 
     /// This node, in `zone` of `cluster`, and all that the directory knows, spoken to by `tls`.
@@ -356,7 +364,7 @@ impl Peers {
         (directory, tls): (Box<dyn Directory>, Tls),
     ) -> Self {
         let others = Others { zone, cluster, directory, tls, open: Mutex::default() };
-        Self(Arc::new(Inner { local: (node, replica), others: Some(others) }))
+        Self(Arc::new(Inner { local: (node, replica), beside: BTreeMap::new(), others: Some(others) }))
     }
 
     /// This node.
@@ -373,6 +381,9 @@ impl Peers {
         let here = self.0.local.0;
         if node == here {
             return Ok(self.0.local.1.clone());
+        }
+        if let Some(beside) = self.0.beside.get(&node) {
+            return Ok(beside.clone());
         }
         let unknown = || Error::unavailable(format!("node {} is not known on node {}", node.0, here.0));
         let others = self.0.others.as_ref().ok_or_else(unknown)?;

@@ -1,0 +1,147 @@
+//! Completing: a node of a new replica set takes everything that was acknowledged before the change.
+//!
+//! Why apart from comparing: nothing may be lacking here, and the leader waits for it. Who no longer belongs to a partition
+//! forgets it here, too.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use engram_model::digest::Digest;
+use engram_model::error::Class;
+use engram_model::place::{Epoch, NodeId, PartitionId, Sets};
+use engram_model::{Millis, TimeRange};
+use futures::{StreamExt, stream};
+
+use super::Config;
+use super::take::{At, absent, on_thread, ranges};
+use crate::error::Error;
+
+/// Partitions completed at once.
+const COMPLETE_AT_ONCE: usize = 4;
+/// How long a partition's actor may take to forget.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+
+impl Config {
+    /// Completes replicas whose set changes and forgets those that are no longer here. Whether something is left to do.
+    pub(super) async fn change(&self) -> bool {
+        let changes = stream::iter(self.all()).map(|partition| self.change_of(partition));
+        changes.buffer_unordered(COMPLETE_AT_ONCE).fold(false, async |any, left| any || left).await
+    }
+
+    /// The same of one partition.
+    async fn change_of(&self, partition: PartitionId) -> bool {
+        let Some((sets, epoch, comes)) = self.sets(partition) else {
+            self.complete.lock().remove(&partition);
+            let (at, known) = (partition.0 as usize, self.meta.epoch(partition).is_some());
+            if known && self.heads.get(at).is_some_and(|heads| !heads.all().is_empty()) {
+                let Some(actor) = self.partitions.get(at) else { return false };
+                match actor.leave(LEAVE_WITHIN).await {
+                    Ok(()) => tracing::info!(partition = partition.0, "this node holds the partition no more"),
+                    Err(error) => tracing::warn!(partition = partition.0, %error, "forgotten later"),
+                }
+            }
+            return false;
+        };
+        if !comes {
+            self.complete.lock().remove(&partition);
+            return false;
+        }
+        if self.complete.lock().get(&partition) == Some(&epoch) {
+            return false;
+        }
+        match self.complete(partition, &sets, epoch).await {
+            Ok(()) => {
+                self.complete.lock().insert(partition, epoch);
+                false
+            }
+            Err(error) => {
+                tracing::info!(partition = partition.0, %error, "a new replica is completed later");
+                true
+            }
+        }
+    }
+
+    /// Takes everything that a majority of the present set acknowledged before `epoch`.
+    async fn complete(&self, partition: PartitionId, sets: &Sets, epoch: Epoch) -> Result<(), Error> {
+        let mut done = Vec::new();
+        let mut why = Vec::new();
+        let is_done = |done: &[NodeId]| Sets::new(sets.current(), None).have_majority(done);
+        // This node first: as one of the old set it only has to make visible what it accepted.
+        let mut order: Vec<NodeId> = sets.current().to_vec();
+        order.sort_by_key(|node| *node != self.here());
+        for node in order {
+            let taken = if node == self.here() {
+                self.inventory(node, partition, epoch).await.map(drop)
+            } else {
+                self.take_all(node, partition, epoch).await
+            };
+            match taken {
+                Ok(()) => done.push(node),
+                Err(error) => why.push(error.message),
+            }
+            if is_done(&done) {
+                return Ok(());
+            }
+        }
+        Err(Error::unavailable(format!("no majority of the old replicas gives what it has: {}", why.join("; "))))
+    }
+
+    /// Pulls every slot in which another replica has something that this one lacks.
+    async fn take_all(&self, node: NodeId, partition: PartitionId, epoch: Epoch) -> Result<(), Error> {
+        for (tenant, total) in self.inventory(node, partition, epoch).await? {
+            if total.count == 0 {
+                continue;
+            }
+            let spot = At { node, partition, epoch, tenant };
+            let before = self.differing(&spot, TimeRange::ALL).await?;
+            let slots: Vec<(Millis, u64)> = before.iter().map(|(slot, (_, other))| (*slot, other.count)).collect();
+            let refused = self.pull(&spot, &slots).await?;
+            let left = self.differing(&spot, TimeRange::ALL).await?;
+            let lacking = self.lacking(&spot, &unchanged(&before, &left)).await?;
+            if refused + lacking > 0 {
+                let (from, tenant) = (node.0, &spot.tenant);
+                return Err(Error::new(
+                    Class::Internal,
+                    format!(
+                        "of what node {from} has of tenant {tenant}, {refused} samples were refused here and {lacking} are lacking"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples in slots at whose times the other replica has one and this one has none.
+    async fn lacking(&self, at: &At, slots: &[(Millis, u64)]) -> Result<u64, Error> {
+        let mut lacking = 0;
+        for range in ranges(slots) {
+            let (own, other) = self.both(at, range).await?;
+            lacking += on_thread(move || absent(&own, &other, range)).await?;
+        }
+        Ok(lacking)
+    }
+}
+
+/// Slots that differ still, although the other replica has in them what it had before.
+fn unchanged(
+    before: &BTreeMap<Millis, (Digest, Digest)>,
+    left: &BTreeMap<Millis, (Digest, Digest)>,
+) -> Vec<(Millis, u64)> {
+    let same = left.iter().filter(|(slot, (_, other))| before.get(slot).is_some_and(|(_, had)| had == other));
+    same.map(|(slot, (_, other))| (*slot, other.count)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_is_written_is_not_looked_at_again() {
+        let digest = |count: u64| Digest { count, low: count, high: count };
+        let before =
+            BTreeMap::from([(0, (digest(1), digest(5))), (1, (digest(1), digest(6))), (2, (digest(1), digest(7)))]);
+        let left =
+            BTreeMap::from([(0, (digest(4), digest(5))), (1, (digest(6), digest(8))), (9, (digest(0), digest(1)))]);
+        assert_eq!(unchanged(&before, &left), vec![(0, 5)]);
+    }
+}
