@@ -262,6 +262,14 @@ pub enum Command {
         /// The lease as it was got.
         fence: Fence,
     },
+    /// Goes on without nodes that are gone for good, the majority among them: they are dead, and every partition is held by
+    /// those of its replicas that are left, or by the survivor alone. Nobody proposes it: [`crate::recover`] writes it.
+    TakeOver {
+        /// Who goes on.
+        survivor: NodeId,
+        /// Who does not.
+        lost: Vec<NodeId>,
+    },
 }
 
 /// A lease as its holder got it: a command that carries it is refused once somebody else has the lease.
@@ -312,6 +320,7 @@ impl Command {
             Self::RemoveDeletion { .. } => "remove_deletion",
             Self::AcquireLease { .. } => "acquire_lease",
             Self::ReleaseLease { .. } => "release_lease",
+            Self::TakeOver { .. } => "take_over",
         }
     }
 }

@@ -23,4 +23,4 @@ pub use command::{Command, Fence, Holder, Outcome, Proposal};
 pub use error::{Error, Hint, Refusal};
 pub use group::{Group, GroupOptions};
 pub use state::View;
-pub use store::backup;
+pub use store::{backup, recover};

@@ -1,5 +1,6 @@
-//! `engram metadata …`: a backup of the agreed metadata, and a new cluster made of it.
+//! `engram metadata …`: a backup of the agreed metadata, a new cluster made of it, and going on when the majority is lost.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use engram_model::place::NodeId;
 use engram_raft::backup::{self, About};
+use engram_raft::recover;
 use engram_raft::state::NodeSpec;
 
 use super::client::{Target, causes};
@@ -36,6 +39,15 @@ pub enum Metadata {
         zone: String,
         /// Whether the cluster gets another name.
         new_cluster_id: bool,
+    },
+    /// Have a node that does not run go on without those that are lost.
+    Recover {
+        /// Its data directory.
+        data_dir: PathBuf,
+        /// Who is lost for good.
+        lost: Vec<String>,
+        /// The cluster's name, typed by a person who means it; none: only look.
+        force: Option<String>,
     },
 }
 
@@ -71,6 +83,33 @@ pub(super) fn command() -> Command {
                         .help("Give the cluster another name: when nodes of the old one still run or may come back"),
                 ),
         )
+        .subcommand(recover_command())
+}
+
+fn recover_command() -> Command {
+    Command::new("recover")
+        .about("The majority of the voters is lost for good: have this node, which does not run, go on without them")
+        .long_about(
+            "Says what the data directory of a node that does not run knows of its cluster. With --lost and --force-single \
+             it makes that node the only voter and declares the lost ones dead. What they had answered and this node had \
+             not received is lost for ever, and none of them may be started again with its data.",
+        )
+        .arg(Arg::new("data-dir").long("data-dir").required(true).value_name("DIR").help("Of the node that is to go on"))
+        .arg(
+            Arg::new("lost")
+                .long("lost")
+                .value_name("ID,ID")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .help("Nodes that will never come back"),
+        )
+        .arg(
+            Arg::new("force-single")
+                .long("force-single")
+                .value_name("CLUSTER")
+                .requires("lost")
+                .help("Do it; the cluster's name says that you mean this one"),
+        )
 }
 
 /// What the words ask for.
@@ -85,6 +124,11 @@ pub(super) fn wanted(metadata: &ArgMatches, target: impl Fn(&ArgMatches) -> Targ
             zone: text(inner, "zone").unwrap_or_default(),
             new_cluster_id: inner.get_flag("new-cluster-id"),
         },
+        "recover" => Metadata::Recover {
+            data_dir: text(inner, "data-dir").unwrap_or_default().into(),
+            lost: inner.get_many::<String>("lost").into_iter().flatten().cloned().collect(),
+            force: text(inner, "force-single"),
+        },
         _ => Metadata::Check(file),
     }
 }
@@ -95,6 +139,7 @@ pub(super) fn run(what: &Metadata) -> ExitCode {
         Metadata::Backup(target, file) => back_up(target, file),
         Metadata::Check(file) => backup::check(file).map(|about| shown(&about)).map_err(|e| e.to_string()),
         Metadata::Restore { file, data_dir, zone, new_cluster_id } => restore(file, data_dir, zone, *new_cluster_id),
+        Metadata::Recover { data_dir, lost, force } => recover(data_dir, lost, force.as_deref()),
     };
     match done {
         Ok(text) => say(&text),
@@ -183,4 +228,51 @@ fn restore(file: &Path, data_dir: &Path, zone: &str, new_cluster_id: bool) -> Re
         restored.cluster,
         restored.id.0
     ))
+}
+
+fn recover(data_dir: &Path, lost: &[String], force: Option<&str>) -> Result<String, String> {
+    let number = |id: &String| id.parse().map(NodeId).map_err(|_| format!("{id:?} is no id of a node"));
+    let lost: BTreeSet<NodeId> = lost.iter().map(number).collect::<Result<_, _>>()?;
+    if !data_dir.exists() {
+        return Err(format!("there is no {}", data_dir.display()));
+    }
+    // Held to the end: a node that runs is not recovered from under its feet.
+    let dir = DataDir::open(data_dir).map_err(|e| e.to_string())?;
+    let Some(cluster) = force else {
+        let about = recover::look(&dir.meta()).map_err(|e| e.to_string())?;
+        return Ok(survivor(&about, &lost, data_dir));
+    };
+    let about = recover::take_over(&dir.meta(), &lost, cluster).map_err(|e| e.to_string())?;
+    let lost: Vec<String> = lost.iter().map(|id| id.0.to_string()).collect();
+    let (lost, id) = (lost.join(", "), about.id.0);
+    Ok(format!(
+        "Node {id} is now the only voter of cluster {cluster}. Dead for it: node {lost}; delete their data directories, they must \
+         never be started with them again.\nStart node {id} as before. It answers queries with what it has, and takes writes; \
+         others join it with empty data directories, and get copies by themselves.\n"
+    ))
+}
+
+/// What a survivor knows, and what would be next.
+fn survivor(about: &recover::Survivor, lost: &BTreeSet<NodeId>, data_dir: &Path) -> String {
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let voters: Vec<String> = about.voters.iter().map(|id| id.0.to_string()).collect();
+    let mut rows = vec![
+        row("cluster", about.cluster.clone()),
+        row("this node", about.id.0.to_string()),
+        row("log", format!("ends at term {}, entry {}; applied {}", about.last.0, about.last.1, about.applied)),
+        row("voters", voters.join(", ")),
+        row("not here", format!("{} of its partitions have no replica on this node", about.foreign)),
+    ];
+    for (id, (state, address)) in &about.nodes {
+        let is_lost = if lost.contains(id) { ", LOST" } else { "" };
+        rows.push(row(&format!("node {}", id.0), format!("{state} at {address}{is_lost}")));
+    }
+    format!(
+        "{}\nNothing has been changed. Only when the nodes that are lost will NEVER come back, and those that are left are no majority of \
+         the voters:\n  engram metadata recover --data-dir {} --lost ID,ID --force-single {}\nOf several nodes that are left take the \
+         one whose log has the greatest term, then the greatest entry. What the lost ones had answered and it had not received is lost.\n",
+        table(&rows),
+        data_dir.display(),
+        about.cluster
+    )
 }

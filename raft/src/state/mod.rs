@@ -105,6 +105,7 @@ fn step(draft: &mut Draft<'_>, command: &Command, stamp: Stamp) -> Result<Outcom
         Command::SetReplicas { partition, expected, replicas, next } => {
             ring::set_replicas(draft, (*partition, *expected), replicas, next.as_deref(), stamp)
         }
+        Command::TakeOver { survivor, lost } => ring::go_on_without(draft, *survivor, lost, &stamp),
         Command::CreateTenant { tenant, limits, shard_size } => {
             tenants::create(draft, tenant, limits, *shard_size, stamp)
         }

@@ -358,6 +358,38 @@ fn check_set(draft: &Draft<'_>, partition: PartitionId, set: &[NodeId], now: &[N
     Ok(())
 }
 
+/// Takes nodes that are gone for good out of everything.
+pub(super) fn go_on_without(
+    draft: &mut Draft<'_>,
+    survivor: NodeId,
+    lost: &[NodeId],
+    stamp: &Stamp,
+) -> Result<Outcome, Stop> {
+    if lost.contains(&survivor) {
+        return Err(Refusal::NodeState { id: survivor, from: NodeState::Active, to: NodeState::Dead }.into());
+    }
+    let goes_on = node(draft, survivor)?;
+    draft.put(&survivor, NodeRow { state: NodeState::Active, changed: stamp.clone(), ..goes_on })?;
+    for id in lost {
+        let row = node(draft, *id)?;
+        draft.put(id, NodeRow { state: NodeState::Dead, changed: stamp.clone(), ..row })?;
+    }
+    for partition in (0..cluster(draft)?.partition_count).map(PartitionId) {
+        let Some(row) = draft.row::<PartitionRow>(&partition)? else { continue };
+        let left = |set: &[NodeId]| set.iter().copied().filter(|id| !lost.contains(id)).collect::<Vec<_>>();
+        // A set that was to replace the present one may not be complete: it is better than nothing, and no more.
+        let of_both = [left(&row.current.replicas), left(row.next.as_deref().unwrap_or_default()), vec![survivor]];
+        let Some(replicas) = of_both.into_iter().find(|set| !set.is_empty()) else { continue };
+        if replicas == row.current.replicas && row.next.is_none() {
+            continue;
+        }
+        let current = ReplicaSet { epoch: Epoch(row.current.epoch.0.saturating_add(1)), replicas };
+        draft.put(&partition, PartitionRow { current, next: None, changed: stamp.clone() })?;
+    }
+    touch(draft, stamp)?;
+    Ok(Outcome::Done)
+}
+
 /// After a restore: a node that nobody has heard of holds every partition alone, and those of before are dead to it.
 pub(crate) fn take_over(
     draft: &mut Draft<'_>,

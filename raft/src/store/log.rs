@@ -91,6 +91,12 @@ struct Known {
     purged: Option<LogId>,
 }
 
+impl Known {
+    fn read(db: &Db) -> Result<Self, Error> {
+        Ok(Self { vote: db.raft_get("vote")?, committed: db.raft_get("committed")?, purged: db.raft_get("purged")? })
+    }
+}
+
 impl LogStore {
     /// Opens the log and checks that it is whole.
     ///
@@ -98,8 +104,7 @@ impl LogStore {
     /// [`Error::Corrupt`] if entries are missing in the middle, or the log ends before what was committed: then this
     /// node may have forgotten what it promised, must not vote, and must rejoin under a new id.
     pub(crate) fn open(db: Arc<Db>, applied: Option<LogId>) -> Result<Self, Error> {
-        let known =
-            Known { vote: db.raft_get("vote")?, committed: db.raft_get("committed")?, purged: db.raft_get("purged")? };
+        let known = Known::read(&db)?;
         check(&db, &known, applied)?;
         let tail = Arc::new(Mutex::new(Tail::default()));
         let jobs = writer::start(db.clone(), tail.clone())?;
@@ -193,6 +198,11 @@ fn last_stored(db: &Db) -> Result<Option<LogId>, Error> {
     let Some(row) = db.rocks.iterator_cf(db.family(LOG)?, IteratorMode::End).next() else { return Ok(None) };
     let (_, value) = row?;
     Ok(Some(codec::decode::<Entry>("log", &value)?.log_id))
+}
+
+/// Whether the log is whole, as [`LogStore::open`] finds out.
+pub(super) fn whole(db: &Db, applied: Option<LogId>) -> Result<(), Error> {
+    check(db, &Known::read(db)?, applied)
 }
 
 fn check(db: &Db, known: &Known, applied: Option<LogId>) -> Result<(), Error> {

@@ -9,9 +9,11 @@
 //! log has one writer thread, the rest runs on the blocking pool.
 //!
 //! Map: [`log`] entries and vote · [`writer`] the thread that groups commits · [`machine`] applied state ·
-//! [`snapshot`] files · [`backup`] for another cluster. Column families and keys are drawn in `docs/formats/raft.md`.
+//! [`snapshot`] files · [`backup`] for another cluster ·
+//! [`recover`] when the majority is gone. Column families and keys are drawn in `docs/formats/raft.md`.
 
 pub mod backup;
+pub mod recover;
 
 mod log;
 mod machine;
