@@ -1,6 +1,7 @@
 //! The parts of the assembly that a cluster needs: the services other nodes call, how this node comes to its part of the
 //! metadata, and the actors that keep replicas alike.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -36,8 +37,9 @@ use crate::peer::{self, Peers, Replica};
 use crate::reconciler::{self, Operator};
 use crate::tls::Tls;
 
-/// How long another voter may take to lead, and how often that is looked at.
-const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// How long other voters may take to lead, each of them, and how often that is looked at.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(8);
+const OFFER_WITHIN: Duration = Duration::from_secs(2);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(20);
 
 /// The services of the gRPC port that come later than the port.
@@ -236,19 +238,19 @@ pub(crate) async fn or_close<T>(group: &Group, done: Result<T, StartError>) -> R
 
 /// What answers operators.
 pub(crate) fn operator(config: &Config, meta: &Meta, door: &Arc<Door>, metrics: &Metrics) -> Operator {
-    let (told, of) = (meta.clone(), door.clone());
-    metrics.collect(move || readings(&told, &of));
+    let (told, of, option) = (meta.clone(), door.clone(), config.replication_factor as usize);
+    metrics.collect(move || readings(&told, &of, option));
     Operator {
         meta: meta.clone(),
         door: door.clone(),
         calls: Arc::new(Calls::new(&door.tls)),
-        replication_factor: config.replication_factor as usize,
+        replication_factor: option,
     }
 }
 
 /// What a cluster is watched by. What is left to copy only the leader knows: take the greatest of all nodes.
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
-fn readings(meta: &Meta, door: &Door) -> Vec<Reading> {
+fn readings(meta: &Meta, door: &Door, replication_factor: usize) -> Vec<Reading> {
     let (members, states) = (meta.members(), [NodeState::Joining, NodeState::Active, NodeState::Suspect]);
     let states = states.into_iter().chain([NodeState::Draining, NodeState::Dead]);
     let nodes = states.map(|state| {
@@ -261,8 +263,8 @@ fn readings(meta: &Meta, door: &Door) -> Vec<Reading> {
     all.extend([
         gauge(
             "cluster_under_replicated_partitions",
-            "Partitions with too few replicas on active nodes",
-            meta.under_replicated() as f64,
+            "Partitions with fewer replicas that live than they should have",
+            meta.under_replicated(replication_factor) as f64,
         ),
         gauge("cluster_moving_partitions", "Partitions whose replica set is being replaced", meta.moving() as f64),
         gauge("cluster_backfill_copies", "Copies of partitions still to be made, on the leader", left.copies as f64),
@@ -279,25 +281,50 @@ fn readings(meta: &Meta, door: &Door) -> Vec<Reading> {
 
 /// Gives the lead of the metadata group to another voter before this node goes, so that nobody has to notice its
 /// silence first.
+///
+/// An offer is one message. It is lost with its connection, and an heir whose disk has not confirmed the last entry in a
+/// second, or who stops as well, lets it pass. So it is made again, to the one that is nearest among those that had the
+/// fewest offers, until somebody leads.
 pub(crate) async fn hand_over(group: &Group) {
-    let (status, progress) = (group.status(), group.progress());
-    if status.role != "leader" {
-        return;
-    }
-    let others = status.voters.iter().filter(|id| **id != group.id());
-    let Some(heir) = others.max_by_key(|id| progress.get(id).copied().unwrap_or(0)) else { return };
-    if let Err(error) = group.transfer_leader(*heir).await {
-        return tracing::info!(%error, "the lead is not handed over");
-    }
-    let gone = async {
-        while group.status().role == "leader" {
-            tokio::time::sleep(HAND_OVER_LOOK).await;
+    let mut offered: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < HAND_OVER_WITHIN {
+        let (status, progress) = (group.status(), group.progress());
+        if status.role != "leader" {
+            if let Some(leader) = status.leader.filter(|_| !offered.is_empty()) {
+                tracing::info!(heir = leader.id.0, "the lead of the metadata group is handed over");
+            } else if !offered.is_empty() {
+                tracing::info!("the lead of the metadata group is handed over");
+            }
+            return;
         }
-    };
-    match tokio::time::timeout(HAND_OVER_WITHIN, gone).await {
-        Ok(()) => tracing::info!(heir = heir.0, "the lead of the metadata group is handed over"),
-        Err(_) => tracing::info!(heir = heir.0, "the lead of the metadata group is not taken over"),
+        let Some(heir) = heir(group.id(), &status.voters, &progress, &offered) else { return };
+        if let Err(error) = group.transfer_leader(heir).await {
+            return tracing::info!(%error, "the lead is not handed over");
+        }
+        *offered.entry(heir).or_default() += 1;
+        let gone = async {
+            while group.status().role == "leader" {
+                tokio::time::sleep(HAND_OVER_LOOK).await;
+            }
+        };
+        // Late: another one is offered it.
+        let _late = tokio::time::timeout(OFFER_WITHIN, gone).await;
     }
+    tracing::warn!(?offered, "the lead of the metadata group is not taken over");
+}
+
+/// Who is offered the lead: of those that had the fewest offers the one whose log is the longest.
+fn heir(
+    here: NodeId,
+    voters: &[NodeId],
+    progress: &BTreeMap<NodeId, u64>,
+    offered: &BTreeMap<NodeId, u32>,
+) -> Option<NodeId> {
+    let others = voters.iter().copied().filter(|id| *id != here);
+    let known = |id: &NodeId| progress.get(id).copied().unwrap_or(0);
+    let key = |id: &NodeId| (std::cmp::Reverse(offered.get(id).copied().unwrap_or(0)), known(id));
+    others.max_by_key(key)
 }
 
 /// The actors that only a cluster of several nodes needs: repair, and on the leader the reconciler.
@@ -334,4 +361,24 @@ pub(crate) fn start(
         meta: meta.clone(),
         stop: stop.clone(),
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lead_is_offered_to_the_nearest_and_then_to_the_others() {
+        let ids = [1, 2, 3].map(NodeId);
+        let progress = BTreeMap::from([(NodeId(2), 10), (NodeId(3), 12)]);
+        let mut offered = BTreeMap::new();
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            let next = heir(NodeId(1), &ids, &progress, &offered).unwrap();
+            *offered.entry(next).or_default() += 1;
+            order.push(next.0);
+        }
+        assert_eq!(order, [3, 2, 3, 2]);
+        assert_eq!(heir(NodeId(1), &ids[..1], &progress, &offered), None);
+    }
 }

@@ -44,7 +44,7 @@ impl http::port::Node for Status {
     }
 
     fn cluster_json(&self) -> String {
-        self.meta.status_json().to_string()
+        self.operator.status().to_string()
     }
 
     fn metrics_text(&self) -> String {

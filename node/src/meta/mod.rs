@@ -16,7 +16,6 @@ use std::time::Duration;
 use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId, ReplicaSet};
 use engram_model::tenant::{TenantId, TenantLimits};
-use engram_raft::state::{NodeState, PartitionRow};
 use engram_raft::{Command, Group, Outcome, Proposal, View};
 use serde_json::json;
 use tokio::sync::watch;
@@ -167,9 +166,10 @@ impl Meta {
         Ok(self.group.propose(Proposal { by: by.to_owned(), command }, within).await?.outcome)
     }
 
-    /// The whole cluster as `engram cluster status` shows it.
+    /// The whole cluster as `engram cluster status` shows it; `option` is this node's replication factor, for clusters
+    /// that have agreed on none.
     #[must_use]
-    pub fn status_json(&self) -> serde_json::Value {
+    pub fn status_json(&self, option: usize) -> serde_json::Value {
         let view = self.view();
         let status = self.group.status();
         let nodes: Vec<_> = view
@@ -200,7 +200,7 @@ impl Meta {
             "partitions": partitions,
             "ring": view.ring(),
             "replicationFactor": view.cluster.as_ref().and_then(|cluster| cluster.replication_factor),
-            "underReplicated": under_replicated(&view),
+            "underReplicated": self.under_replicated(option),
             "moving": view.partitions.iter().filter(|(_, row)| row.next.is_some()).count(),
             "tenants": view.tenants.len(),
             "tenantsDeleted": view.tenants.iter().filter(|(_, row)| row.deleted.is_some()).count(),
@@ -212,12 +212,4 @@ impl Meta {
     pub fn tenant_names(&self) -> Vec<TenantId> {
         self.view().tenants.iter().map(|(tenant, _)| tenant.clone()).collect()
     }
-}
-
-/// Partitions with fewer replicas on active nodes than the best one has replicas; all of them when none has any.
-fn under_replicated(view: &View) -> usize {
-    let active = |id: &NodeId| view.nodes.get(id).is_some_and(|node| node.state == NodeState::Active);
-    let wanted = view.partitions.iter().map(|(_, row)| row.current.replicas.len()).max().unwrap_or(0).max(1);
-    let lives = |row: &PartitionRow| row.current.replicas.iter().filter(|id| active(id)).count();
-    view.partitions.iter().filter(|(_, row)| lives(row) < wanted).count()
 }

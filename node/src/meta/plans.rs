@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use engram_model::error::Class;
 use engram_raft::placement::preview::preview;
-use engram_raft::{Command, Proposal};
+use engram_raft::placement::under_replicated;
+use engram_raft::{Command, Proposal, Refusal};
 
-pub use engram_raft::placement::preview::{Load, Margin, PlanName, Preview, What};
+pub use engram_raft::placement::preview::{Load, Margin, PlanName, Preview, Shard, ShardSize, What};
 
 use super::Meta;
 use super::nodes::NodeState;
@@ -42,6 +43,15 @@ impl Meta {
             What::ReplicationFactor(factor) => {
                 Command::SetReplicationFactor { factor: u32::try_from(factor).unwrap_or(u32::MAX), ring }
             }
+            What::ShardSize(ShardSize { ref tenant, size, version: Some(expected) }) => {
+                // The tenant's version is compared when it is applied; what the preview said of nodes is of this ring.
+                let found = self.view().ring();
+                if found != ring {
+                    return Err(engram_raft::Error::from(Refusal::Ring { expected: ring, found }).into());
+                }
+                Command::UpdateTenant { tenant: tenant.clone(), expected, limits: None, shard_size: Some(size) }
+            }
+            What::ShardSize(_) => return only("it does not say of which version of the tenant: ask for a plan first"),
             What::Rebalance => return only("the cluster does that by itself"),
             What::AddNodes(..) => return only("start the nodes, with --join and the zone, and it happens"),
             What::LoseNode(_) => return only("it is a question; `engram cluster remove` takes a silent node out"),
@@ -51,10 +61,11 @@ impl Meta {
         Ok(())
     }
 
-    /// Partitions with fewer replicas on active nodes than the best one has replicas.
+    /// Partitions with fewer replicas that live than they should have; `option` as in [`Meta::preview`].
     #[must_use]
-    pub fn under_replicated(&self) -> usize {
-        super::under_replicated(&self.view())
+    pub fn under_replicated(&self, option: usize) -> usize {
+        let view = self.view();
+        under_replicated(&view, view.replication_factor(option))
     }
 
     /// Partitions whose replica set is being replaced.

@@ -17,7 +17,7 @@ use crate::members::proto::Beating;
 use crate::members::service::Door;
 use crate::meta::Meta;
 use crate::meta::nodes::{ClusterView, NodeState, Why};
-use crate::meta::plans::{Margin, PlanName, Preview, What};
+use crate::meta::plans::{Margin, PlanName, Preview, Shard, What};
 
 /// How long a change may take.
 const APPLY_WITHIN: Duration = Duration::from_secs(10);
@@ -64,7 +64,13 @@ impl Operator {
     pub async fn overview(&self) -> Value {
         let answers = ask_all(&self.meta, &self.door, &self.calls, true).await;
         let preview = self.meta.preview(&What::Rebalance, self.replication_factor);
-        overview_json(&self.meta, &self.meta.cluster(), preview.ok().as_ref(), &answers)
+        overview_json(self, &self.meta.cluster(), preview.ok().as_ref(), &answers)
+    }
+
+    /// The cluster as the metadata on this node has it.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        self.meta.status_json(self.replication_factor)
     }
 }
 
@@ -127,11 +133,18 @@ fn plan_json(preview: &Preview, view: &ClusterView, answers: &Answers) -> Value 
     json!({
         "plan": preview.name.to_string(), "what": preview.name.what.to_string(), "ring": preview.name.ring,
         "applicable": !is_question, "replicationFactor": preview.replication_factor,
+        "tenant": preview.shard.as_ref().map(shard_json),
         "moves": moves, "copies": copies, "bytes": bytes, "samples": samples, "nodes": nodes, "silent": silent,
         "quorum": { "now": margin_json(&preview.now), "during": margin_json(&preview.during), "after": margin_json(&preview.after) },
         "metadata": { "voters": view.voters.len(), "left": left, "hasQuorum": has_quorum },
         "warnings": warnings(preview, view, (&silent, has_quorum)),
     })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a number in thousandths")]
+fn shard_json(shard: &Shard) -> Value {
+    json!({ "name": shard.tenant.as_str(), "before": shard.before, "after": shard.after, "read": shard.read,
+            "seriesShare": shard.series_permille as f64 / 1000.0 })
 }
 
 /// What a person should know before they go on.
@@ -168,8 +181,8 @@ fn warnings(preview: &Preview, view: &ClusterView, (silent, has_quorum): (&[u64]
     all
 }
 
-fn overview_json(meta: &Meta, view: &ClusterView, preview: Option<&Preview>, answers: &Answers) -> Value {
-    let (held, status) = (held_of(answers), meta.status_json());
+fn overview_json(operator: &Operator, view: &ClusterView, preview: Option<&Preview>, answers: &Answers) -> Value {
+    let (held, status) = (held_of(answers), operator.status());
     let leader = status["raft"]["leader"].as_u64();
     let of_leader = leader.and_then(|id| answers.get(&NodeId(id))).and_then(|answer| answer.as_ref().ok());
     let backfill = of_leader.and_then(|beating| beating.backfill.as_ref()).map(|left| {
@@ -200,7 +213,7 @@ fn overview_json(meta: &Meta, view: &ClusterView, preview: Option<&Preview>, ans
     let moving = view.partitions.iter().filter(|placed| placed.next.is_some()).count();
     let problems = problems(view, preview, leader, answers);
     json!({
-        "cluster": meta.cluster_id(), "node": meta.node_id().0, "leader": leader, "term": status["raft"]["term"],
+        "cluster": operator.meta.cluster_id(), "node": operator.meta.node_id().0, "leader": leader, "term": status["raft"]["term"],
         "applied": view.applied, "ring": status["ring"], "nodes": nodes, "partitions": view.partitions.len(),
         "underReplicated": status["underReplicated"], "moving": moving,
         "pending": preview.map_or(0, |preview| preview.changes.len()),

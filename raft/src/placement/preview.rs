@@ -1,4 +1,4 @@
-//! What would happen if: a drain, a loss, new nodes, another replication factor, before any of it is done.
+//! What would happen if: a drain, a loss, new nodes, another replication factor or shard size, before any of it is done.
 //!
 //! Why here: the answer is [`plan`] over a ring changed in thought, so what is shown is what the reconciler would do. A
 //! plan has a name, `drain:3@1742`: what is meant, and the index of the last change of nodes or replica sets it was made
@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-use engram_model::place::{NodeId, PartitionId, Zone, majority};
+use engram_model::place::{NodeId, PartitionId, Zone, majority, tenant_partitions};
+use engram_model::tenant::TenantId;
 
 use super::{Change, Member, Ring, Standing, plan};
 use crate::state::{NodeState, REPLICAS_MAX, View};
@@ -36,6 +37,19 @@ pub enum What {
     AddNodes(u64, Zone),
     /// Another number of replicas.
     ReplicationFactor(usize),
+    /// A tenant uses another number of partitions.
+    ShardSize(ShardSize),
+}
+
+/// Another number of partitions for a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardSize {
+    /// Whose.
+    pub tenant: TenantId,
+    /// How many; 0: all.
+    pub size: u32,
+    /// The version of the tenant it was thought of; none in a question.
+    pub version: Option<u64>,
 }
 
 impl fmt::Display for What {
@@ -48,6 +62,10 @@ impl fmt::Display for What {
             Self::LoseZone(zone) => write!(f, "lose-zone:{}", zone.0),
             Self::AddNodes(count, zone) => write!(f, "add-nodes:{count}:{}", zone.0),
             Self::ReplicationFactor(factor) => write!(f, "replication-factor:{factor}"),
+            Self::ShardSize(ShardSize { tenant, size, version: None }) => write!(f, "shard-size:{tenant}:{size}"),
+            Self::ShardSize(ShardSize { tenant, size, version: Some(version) }) => {
+                write!(f, "shard-size:{tenant}:{size}:{version}")
+            }
         }
     }
 }
@@ -77,11 +95,28 @@ impl FromStr for What {
                 let factor = rest.parse().ok().filter(|factor| (1..=REPLICAS_MAX).contains(factor));
                 Ok(Self::ReplicationFactor(factor.ok_or_else(|| format!("it must be 1 to {REPLICAS_MAX}"))?))
             }
+            "shard-size" => shard_size(rest).map(Self::ShardSize),
             _ => Err(format!(
-                "{text:?} is none of rebalance, drain:NODE, undrain:NODE, lose-node:NODE, lose-zone:ZONE, add-nodes:COUNT:ZONE, replication-factor:COUNT"
+                "{text:?} is none of rebalance, drain:NODE, undrain:NODE, lose-node:NODE, lose-zone:ZONE, add-nodes:COUNT:ZONE, replication-factor:COUNT, shard-size:TENANT:COUNT"
             )),
         }
     }
+}
+
+/// `TENANT:COUNT` or `TENANT:COUNT:VERSION`; no name of a tenant has a colon.
+fn shard_size(text: &str) -> Result<ShardSize, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (tenant, size, version) = match parts.as_slice() {
+        [tenant, size] => (*tenant, *size, None),
+        [tenant, size, version] => (*tenant, *size, Some(*version)),
+        _ => return Err("say whose and how many: shard-size:acme:8".to_owned()),
+    };
+    let number = |what: &str| format!("{what:?} is no number");
+    Ok(ShardSize {
+        tenant: TenantId::new(tenant).map_err(|e| e.to_string())?,
+        size: size.parse().map_err(|_| number(size))?,
+        version: version.map(|v| v.parse().map_err(|_| number(v))).transpose()?,
+    })
 }
 
 /// The name of a plan: what, and of which ring.
@@ -139,6 +174,22 @@ pub struct Load {
     pub comes: usize,
 }
 
+/// The partitions of one tenant before and after. Nothing is copied: what was written stays where it is, and queries go on
+/// covering every partition the tenant ever used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Partitions that take its samples now.
+    pub before: usize,
+    /// Partitions that will.
+    pub after: usize,
+    /// Partitions its queries will cover.
+    pub read: usize,
+    /// Series in a thousand whose samples go to another partition from then on, as far as hashes are even.
+    pub series_permille: usize,
+}
+
 /// What would happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preview {
@@ -158,6 +209,8 @@ pub struct Preview {
     pub during: Margin,
     /// What may fail when all is done.
     pub after: Margin,
+    /// Whose partitions change, if anybody's; then the margins speak of these alone.
+    pub shard: Option<Shard>,
 }
 
 /// Thinks it through. `replication_factor` is the one in force.
@@ -165,6 +218,9 @@ pub struct Preview {
 /// # Errors
 /// What is wrong with the question: a node or zone that is not there, or one in another state.
 pub fn preview(view: &View, what: &What, replication_factor: usize) -> Result<Preview, String> {
+    if let What::ShardSize(wanted) = what {
+        return reshard(view, wanted, replication_factor);
+    }
     let mut ring = Ring::of(view, replication_factor);
     let before = ring.clone();
     let added = imagine(view, what, &mut ring)?;
@@ -199,6 +255,53 @@ pub fn preview(view: &View, what: &What, replication_factor: usize) -> Result<Pr
         after: after_margin,
         changes,
         lost,
+        shard: None,
+    })
+}
+
+/// Another number of partitions of one tenant: no replica moves, other series go to other partitions.
+fn reshard(view: &View, wanted: &ShardSize, replication_factor: usize) -> Result<Preview, String> {
+    let (tenant, size) = (&wanted.tenant, wanted.size);
+    let row = view.tenants.get(tenant).filter(|row| row.deleted.is_none());
+    let row = row.ok_or_else(|| format!("there is no tenant {tenant}"))?;
+    if let Some(version) = wanted.version.filter(|version| *version != row.version) {
+        return Err(format!("tenant {tenant} has changed since: it is at version {}, not {version}", row.version));
+    }
+    let ring = Ring::of(view, replication_factor);
+    let count = u32::try_from(ring.sets.len()).unwrap_or(u32::MAX);
+    let of = |size: u32| tenant_partitions(tenant, count, size);
+    let (before, after) = (of(row.shard_size()), of(size));
+    let read = of(row.shard_size_ever());
+    // A larger shard holds every partition of a smaller one.
+    let will = if after.len() > read.len() { after.clone() } else { read.clone() };
+    let picture = Picture { members: &ring.members, factor: ring.replication_factor };
+    let speaks =
+        |id: &NodeId| view.nodes.get(id).is_some_and(|row| !matches!(row.state, NodeState::Suspect | NodeState::Dead));
+    let margin = |partitions: &[PartitionId]| {
+        let rows = partitions.iter().filter_map(|id| Some((*id, view.partitions.get(id)?)));
+        let sets = rows.map(|(id, row)| (id, [Some(row.current.replicas.as_slice()), row.next.as_deref()]));
+        picture.margin(sets, speaks)
+    };
+    // Of n partitions that become m, the fuller set's surplus share of the series has another place.
+    let (few, many) = (before.len().min(after.len()), before.len().max(after.len()));
+    let shard = Shard {
+        tenant: tenant.clone(),
+        before: before.len(),
+        after: after.len(),
+        read: will.len(),
+        series_permille: ((many - few) * 1000).checked_div(many).unwrap_or(0),
+    };
+    let what = What::ShardSize(ShardSize { version: Some(row.version), ..wanted.clone() });
+    Ok(Preview {
+        name: PlanName { what, ring: view.ring() },
+        nodes: loads(&ring, &ring, &[], &BTreeSet::new(), view),
+        replication_factor,
+        now: margin(&read),
+        during: margin(&will),
+        after: margin(&will),
+        changes: Vec::new(),
+        lost: BTreeSet::new(),
+        shard: Some(shard),
     })
 }
 
@@ -240,6 +343,7 @@ fn imagine(view: &View, what: &What, ring: &mut Ring) -> Result<BTreeSet<NodeId>
             }
         }
         What::ReplicationFactor(factor) => ring.replication_factor = *factor,
+        What::ShardSize(_) => {}
     }
     Ok(added)
 }

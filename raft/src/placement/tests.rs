@@ -262,6 +262,38 @@ fn a_preview_is_the_plan_of_the_ring_it_thinks_of() {
 }
 
 #[test]
+fn a_preview_of_a_shard_speaks_of_that_tenant() {
+    use super::preview::{What, preview};
+    use crate::state::{ShardSize, Stamp, TenantRow};
+    let stamp = || Stamp { index: 1, at: 0, by: "test".to_owned() };
+    let mut view = view(&["a", "b", "c"], &[&[1, 2, 3], &[1, 2, 3], &[1, 2, 3], &[1, 2]]);
+    let acme = engram_model::tenant::TenantId::new("acme").unwrap();
+    let sizes = [2, 1].map(|size| ShardSize { size, index: 1, at: 0 });
+    let row = TenantRow {
+        version: 7,
+        limits: engram_model::tenant::TenantLimits::default(),
+        shards: sizes.to_vec(),
+        created: stamp(),
+        changed: stamp(),
+        deleted: None,
+    };
+    view.tenants.insert(acme.clone(), std::sync::Arc::new(row));
+    let ask = |text: &str| preview(&view, &text.parse::<What>().unwrap(), 3);
+    let seen = ask("shard-size:acme:4").unwrap();
+    let shard = seen.shard.clone().unwrap();
+    assert_eq!((shard.before, shard.after, shard.read, shard.series_permille), (1, 4, 4, 750));
+    // All four partitions from then on, the one with two replicas among them.
+    assert_eq!((seen.changes.len(), seen.after.nodes, seen.after.short), (0, 0, 1));
+    assert_eq!(seen.name.what.to_string(), "shard-size:acme:4:7");
+    assert!(
+        ask("shard-size:acme:4:7").is_ok() && ask("shard-size:acme:4:6").unwrap_err().contains("has changed since")
+    );
+    let smaller = ask("shard-size:acme:1").unwrap().shard.unwrap();
+    assert_eq!((smaller.after, smaller.read, smaller.series_permille), (1, 2, 0), "queries cover what it ever used");
+    assert!(ask("shard-size:nobody:1").is_err());
+}
+
+#[test]
 fn a_partition_is_short_of_what_there_could_be() {
     use super::under_replicated;
     use crate::state::{NodeRow, NodeState};
@@ -298,13 +330,24 @@ fn names_of_plans_read_back() {
         "lose-zone:eu@x@9",
         "add-nodes:3:a:b@4",
         "replication-factor:5@1",
+        "shard-size:acme:8@1",
+        "shard-size:acme:0:17@1",
     ];
     for name in names {
         assert_eq!(name.parse::<PlanName>().unwrap().to_string(), name);
     }
-    for none in
-        ["drain:3", "drain:x@1", "add-nodes:0:a@1", "replication-factor:99@1", "rebalance:1@1", "@", "lose-zone:@3"]
-    {
+    for none in [
+        "drain:3",
+        "drain:x@1",
+        "add-nodes:0:a@1",
+        "replication-factor:99@1",
+        "rebalance:1@1",
+        "@",
+        "lose-zone:@3",
+        "shard-size:acme@1",
+        "shard-size:a b:1@1",
+        "shard-size:acme:x@1",
+    ] {
         assert!(none.parse::<PlanName>().is_err(), "{none}");
     }
 }

@@ -65,6 +65,11 @@ fn plan_command() -> Command {
         .subcommand(
             what("replication-factor", "Another number of replicas of each partition").arg(count("COUNT", "How many")),
         )
+        .subcommand(
+            what("shard-size", "A tenant uses another number of partitions")
+                .arg(Arg::new("TENANT").required(true).help("Which"))
+                .arg(count("COUNT", "How many; 0: all")),
+        )
 }
 
 /// What the words after `engram cluster` ask for.
@@ -92,7 +97,7 @@ pub(crate) fn wanted(cluster: &ArgMatches, env: &[(String, String)]) -> Action {
 
 fn preview(target: &Target, what: &str, inner: &ArgMatches) -> Ask {
     let number = |name: &str| inner.try_get_one::<u64>(name).ok().flatten().map(u64::to_string);
-    let parts = [number("NODE"), number("COUNT"), text(inner, "ZONE"), text(inner, "zone")];
+    let parts = [number("NODE"), text(inner, "TENANT"), number("COUNT"), text(inner, "ZONE"), text(inner, "zone")];
     let named = std::iter::once(what.to_owned()).chain(parts.into_iter().flatten()).collect::<Vec<_>>().join(":");
     Ask::of(target, &format!("/api/v1/cluster/plan?what={}", escape(&named)), Verb::Get, Shape::Preview)
 }

@@ -56,6 +56,9 @@ pub(crate) fn plan(data: &Value) -> Option<String> {
         row(["afterwards", &margin(&data["quorum"]["after"])]),
         row(["metadata", &metadata]),
     ]);
+    if let Some(tenant) = data.get("tenant").filter(|tenant| tenant.is_object()) {
+        out.push_str(&shard(tenant));
+    }
     let mut rows = vec![row(["NODE", "ZONE", "REPLICAS", "AFTER", "TO FETCH", "BYTES"])];
     for node in nodes {
         let cell = |name: &str| brief(&node[name]);
@@ -77,6 +80,20 @@ pub(crate) fn plan(data: &Value) -> Option<String> {
         _ => "\nNothing has been changed.\n".to_owned(),
     });
     Some(out)
+}
+
+/// What becomes of one tenant.
+fn shard(tenant: &Value) -> String {
+    let share = tenant["seriesShare"].as_f64().unwrap_or(0.0) * 100.0;
+    let cell = |name: &str| brief(&tenant[name]);
+    format!(
+        "tenant      {}: its samples go to {} partitions, now {}; {share:.1} % of its series to another one\n            nothing \
+         is copied: queries cover {} partitions, those of before among them\n",
+        cell("name"),
+        cell("after"),
+        cell("before"),
+        cell("read")
+    )
 }
 
 fn list(moves: &[Value]) -> String {
