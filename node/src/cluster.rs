@@ -185,7 +185,10 @@ pub(crate) async fn open_group(
         Start::Member { cluster, id } => FirstStart::Join { cluster_id: cluster, id },
     };
     let tls = door.tls.clone();
+    let snapshot_every = config.cluster.snapshot_every as u64;
     let options = GroupOptions {
+        snapshot_every,
+        snapshot_keep: snapshot_every / 10,
         dial: Dial::new(move |endpoint| tls.channel(endpoint)),
         ..GroupOptions::new(dir.meta(), door.about.spec(), first_start, door.clock.clone())
     };

@@ -84,6 +84,7 @@ pub struct ClusterConfig {
     pub dead_after: Duration,
     pub clock_skew_max: Duration,
     pub repair_every: Duration,
+    pub snapshot_every: usize,
     pub plain_text: bool,
     pub tls: TlsConfig,
 }
@@ -220,6 +221,7 @@ impl Default for Config {
                 dead_after: Duration::from_secs(900),
                 clock_skew_max: Duration::from_secs(30),
                 repair_every: Duration::from_secs(5),
+                snapshot_every: 10_000,
                 plain_text: false,
                 tls: TlsConfig {
                     cert: String::new(),

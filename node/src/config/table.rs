@@ -192,6 +192,12 @@ pub static KEYS: &[Key] = &[
         "How often a node compares its replicas with those of others and takes what it lacks."
     ),
     key!(
+        "cluster.snapshot-every",
+        Some1,
+        cluster.snapshot_every,
+        "Entries of the metadata's log after which it is written out as a whole, and all but a tenth of so many are forgotten; a node that lacks some of those gets the whole. Small ones are for tests."
+    ),
+    key!(
         "cluster.plain-text",
         Switch,
         cluster.plain_text,
