@@ -53,6 +53,9 @@ pub(crate) struct How {
     /// The engram binary; default: the one beside this program.
     #[arg(long)]
     pub(crate) engram: Option<PathBuf>,
+    /// An older engram binary, for `rolling-upgrade`.
+    #[arg(long)]
+    pub(crate) engram_old: Option<PathBuf>,
     /// Another store in place of Engram: the file that describes it, as in docs/examples.
     #[arg(long)]
     pub(crate) peer: Option<PathBuf>,

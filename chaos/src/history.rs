@@ -41,6 +41,8 @@ pub(crate) enum Call {
     Read { writer: u32, first: u32, last: u32, stage: Stage },
     /// Register `key` to `value` if it is at version `expected`.
     Set { key: u32, expected: u64, value: u64 },
+    /// A question about data that never changes.
+    Constant { question: usize },
     /// The version of a register, as a majority knows it.
     Probe { key: u32 },
     /// The register as this node knows it.
@@ -107,6 +109,11 @@ pub(crate) enum Answer {
     Done,
     Totals {
         cells: Vec<Cell>,
+    },
+    Constant {
+        right: bool,
+        /// What was said, where it is wrong.
+        told: String,
     },
     Ledger {
         blocks: Vec<BlockSeen>,

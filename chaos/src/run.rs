@@ -26,8 +26,6 @@ use std::time::Duration;
 const HISTORY_BYTES_MAX: u64 = 1 << 30;
 /// Clients give up on one request after this.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Load before the first fault.
-const HEALTHY: Duration = Duration::from_secs(2);
 /// Longest time until the cluster is whole and agrees; the verdict's bound is shorter.
 const HEAL_WITHIN: Duration = Duration::from_secs(90);
 /// Options of every node: small, and quick to notice.
@@ -164,6 +162,8 @@ pub(crate) async fn one(
     let numbers = numbers(scenario, peer.as_ref(), args);
     let promise = if peer.is_some() { scenario::HONEST } else { scenario.promise };
     let possible = peer.as_ref().map_or(Ok(()), |peer| peer.bears(scenario.act)).and_then(|()| scenario.possible());
+    let older = scenario.kit.older && args.engram_old.is_none();
+    let possible = if older { Err("name an older binary with --engram-old".to_owned()) } else { possible };
     let mut broken = None;
     if let Err(why) = possible {
         recorder.fault(scenario.name, FaultState::Skipped, &why);
@@ -171,12 +171,14 @@ pub(crate) async fn one(
         let (nodes, zones) = peer.as_ref().map_or((scenario.nodes, scenario.zones), |peer| (peer.nodes, peer.nodes));
         let spec = Spec {
             engram: engram.to_owned(),
+            older: args.engram_old.clone(),
             nodes,
             zones,
             options: options(scenario, folder.path())?,
             peer,
             env,
             disk: scenario.disk,
+            kit: scenario.kit,
             folder: folder.path().to_owned(),
             patience: Duration::from_secs(60),
             seed,
@@ -204,7 +206,9 @@ pub(crate) async fn one(
 
 /// What is written: other stores have no tenants that are made by an API, so nothing is sent late to them.
 fn numbers(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Numbers {
-    let (step_ms, ago_ms) = scenario.blocks.map_or((10, 1_800_000), |blocks| (blocks.step_ms, 86_400_000));
+    // Nobody gets ahead of the clock, however fast the times of samples pass.
+    let own = (scenario.step_ms, (scenario.step_ms * 5_400).max(1_800_000));
+    let (step_ms, ago_ms) = scenario.blocks.map_or(own, |blocks| (blocks.step_ms, 86_400_000));
     let base = (Clock::real().now() - ago_ms) / 1000 * 1000;
     let tenants = if peer.is_some_and(|peer| peer.tenant_header.is_none()) { 1 } else { 4 };
     Numbers { base, tenants, writers: args.writers, series: args.series, step_ms, late: peer.is_none() }
@@ -218,11 +222,19 @@ fn size(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Size {
         registers: 2,
         configurers: 3,
         totals: true,
+        constants: true,
         flush_every,
         pause: Duration::from_millis(args.pause_ms),
     };
     match peer {
-        Some(peer) => Size { registers: 0, configurers: 0, totals: peer.exact_ranges, flush_every: None, ..ours },
+        Some(peer) => Size {
+            registers: 0,
+            configurers: 0,
+            totals: peer.exact_ranges,
+            constants: false,
+            flush_every: None,
+            ..ours
+        },
         None => ours,
     }
 }
@@ -256,7 +268,7 @@ async fn play(
     let shared = Shared::new(recorder.clone(), cluster.roster.clone(), numbers, &size);
     let load = Load::start(shared, &size, seed).await?;
     recorder.mark("load");
-    tokio::time::sleep(HEALTHY).await;
+    tokio::time::sleep(Duration::from_millis(scenario.healthy_ms)).await;
     let mut nemesis = Nemesis::new(recorder.clone(), seed.rotate_left(32) ^ 0x5eed, CLIENT_TIMEOUT);
     nemesis.rounds(cluster, scenario.act, scenario.pace).await?;
     recorder.mark(check::FAULTS_OVER);

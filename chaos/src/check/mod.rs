@@ -7,6 +7,7 @@
 //! - `forward`: terms, applied indexes, epochs and versions only grow (I7)
 //! - `agreement`: after the healing, the same question has the same answer at every node (I2b, I8)
 //! - `available`: acknowledgements do not stop for longer than promised, and nothing fails without a fault (I2)
+//! - `constants`: questions about data that never changes have one answer (I2, I3)
 //! - `healed`: the cluster is whole and at one with itself soon after the faults (I8)
 //! - `covered`: the faults were there, and work was done while they were
 //!
@@ -15,6 +16,7 @@
 
 mod agreement;
 mod available;
+mod constants;
 mod covered;
 mod forward;
 mod healed;
@@ -114,6 +116,7 @@ pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise) -> Vec<
         agreement::check(history),
         available::check(history, promise),
         healed::check(history),
+        constants::check(history),
         covered::check(history),
     ]
 }

@@ -1,6 +1,6 @@
-//! Syncs of a running node that fail, are slow, or do nothing: what a bad disk says to the real binary.
+//! Syncs and writes of a running node that fail, are slow, or do nothing: what a bad disk says to the real binary.
 //!
-//! `strace` is attached to the node and changes what `fsync` and `fdatasync` do; when it is taken away the node goes on
+//! `strace` is attached to the node and changes what `fsync` and `fdatasync` do, or other calls on files; when it is taken away the node goes on
 //! as if nothing had been. Where there is no `strace`, or it may not attach, such faults are skipped.
 //!
 //! Source: strace(1), "Tampering".
@@ -18,12 +18,51 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) enum Syncs {
     /// They take so many milliseconds longer.
     Slow(u64),
-    /// They begin so many milliseconds later.
+    /// They begin so many milliseconds late: what was written stays unsynced meanwhile.
     Held(u64),
+    /// Other calls fail now and then.
+    Flawed(Flaw),
     /// They fail with an error of the disk.
     Fail,
     /// They say they are done and are not: the fault no store can bear, for testing the tests.
     Lie,
+}
+
+/// System calls that fail for a while: each thread's `first` one, and every `then`th after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    /// Their names, with commas between. None that sockets and wake-ups use: those are other faults.
+    pub(crate) calls: &'static str,
+    /// The error, as C names it.
+    pub(crate) error: &'static str,
+    pub(crate) first: u32,
+    pub(crate) then: u32,
+}
+
+impl Syncs {
+    /// The calls, and what becomes of them, as strace wants it.
+    fn rule(self) -> (&'static str, String) {
+        let syncs = "fsync,fdatasync";
+        match self {
+            Self::Slow(ms) => (syncs, format!("delay_exit={}", ms * 1000)),
+            Self::Held(ms) => (syncs, format!("delay_enter={}", ms * 1000)),
+            Self::Fail => (syncs, "error=EIO".to_owned()),
+            Self::Lie => (syncs, "retval=0".to_owned()),
+            Self::Flawed(flaw) => (flaw.calls, format!("error={}:when={}+{}", flaw.error, flaw.first, flaw.then)),
+        }
+    }
+}
+
+impl std::fmt::Display for Syncs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Slow(ms) => write!(f, "syncs {ms} ms slower"),
+            Self::Held(ms) => write!(f, "syncs held for {ms} ms"),
+            Self::Fail => f.write_str("syncs fail"),
+            Self::Lie => f.write_str("syncs lie"),
+            Self::Flawed(flaw) => write!(f, "{} answer {} now and then", flaw.calls, flaw.error),
+        }
+    }
 }
 
 /// Something that is done to a node while this lives.
@@ -47,15 +86,12 @@ impl Injected {
     /// # Errors
     /// It may not, or the process is gone.
     pub(super) async fn attach(pid: u32, syncs: Syncs) -> Result<Self, Error> {
-        let what = match syncs {
-            Syncs::Slow(ms) => format!("delay_exit={}", ms * 1000),
-            Syncs::Held(ms) => format!("delay_enter={}", ms * 1000),
-            Syncs::Fail => "error=EIO".to_owned(),
-            Syncs::Lie => "retval=0".to_owned(),
-        };
+        let (calls, what) = syncs.rule();
         let child = Command::new(std::env::current_exe()?)
-            .args(["guard", "--", "strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"])
-            .arg(format!("inject=fsync,fdatasync:{what}"))
+            .args(["guard", "--", "strace", "-f", "-q", "-o", "/dev/null", "-e"])
+            .arg(format!("trace={calls}"))
+            .arg("-e")
+            .arg(format!("inject={calls}:{what}"))
             .args(["-p", &pid.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

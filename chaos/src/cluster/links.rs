@@ -8,6 +8,9 @@ use rand::rngs::StdRng;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// Stands for all clients where rules say who sends to whom.
+pub(crate) const CLIENTS: usize = 63;
+
 /// What happens to bytes on their way from one node to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rule {

@@ -4,25 +4,44 @@
 //! - `process`: one node as a process that never outlives us
 //! - `proxy`, `links`, `origin`: every byte between two nodes, and what may happen to it
 //! - `disk`, `disk_off`, `mounts`: a disk of one node's own, that can lose its power or be full
-//! - `inject`: syncs that fail, are slow or lie
+//! - `inject`: syncs and writes that fail, are slow or lie
+//! - `damage`: files that are torn or rot
+//! - `certs`: the certificates of nodes
+//! - `limits`: less than a node needs
+//! - `store`: the object store blocks are kept in
+//! - `clock`: the time of day as one node sees it
+//! - `view`, `roster`: what the cluster says of itself, whom clients may ask
 //!
 //! A node keeps its ports, its name and its directory over all restarts, so a client's address never changes and what
 //! a client sees is the node's doing.
 
+mod certs;
+mod clock;
+mod damage;
 mod disk;
 mod disk_off;
 mod inject;
+mod limits;
 mod links;
 mod mounts;
 mod origin;
 mod process;
 mod proxy;
+mod roster;
+mod store;
+mod view;
 
+pub(crate) use certs::Certs;
+pub(crate) use clock::FakeClock;
+pub(crate) use damage::{Damage, Part, inflict};
 pub(crate) use disk::{Disk, Kind as DiskKind};
-pub(crate) use inject::{Injected, Syncs};
-pub(crate) use links::{Links, Rule, between};
+pub(crate) use inject::{Flaw, Injected, Syncs};
+pub(crate) use limits::{Limit, Scarce};
+pub(crate) use links::{CLIENTS, Links, Rule, between};
 pub(crate) use mounts::enter as enter_own_mounts;
 pub(crate) use process::{Env, guard};
+pub(crate) use roster::Roster;
+pub(crate) use store::{Deed, Mood, Store, Trap, Verb};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -33,11 +52,10 @@ use proxy::{Between, Pids, Proxy};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
-use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Below what systems give to outgoing connections, so that nobody takes the port of a node that is down.
@@ -47,11 +65,38 @@ const REPLICAS: usize = 3;
 /// How long the harness itself waits for an answer of a node.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
+/// What a cluster has besides its nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kit {
+    /// The clock of each node can be set.
+    pub(crate) clock: bool,
+    /// An object store of ours, in which blocks are kept.
+    pub(crate) store: bool,
+    /// Certificates: nodes speak TLS.
+    pub(crate) certs: bool,
+    /// Clients reach nodes through proxies as well.
+    pub(crate) fronts: bool,
+    /// Nodes begin as an older binary.
+    pub(crate) older: bool,
+}
+
+impl Kit {
+    /// Nothing.
+    pub(crate) const NOTHING: Self = Self { clock: false, store: false, certs: false, fronts: false, older: false };
+
+    /// Whether this machine has it; else why not.
+    pub(crate) fn possible(self) -> Result<(), String> {
+        if self.clock { FakeClock::possible() } else { Ok(()) }
+    }
+}
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     /// The binary.
     pub(crate) engram: PathBuf,
+    /// An older one, where nodes begin as that.
+    pub(crate) older: Option<PathBuf>,
     /// Nodes, and zones they are spread over.
     pub(crate) nodes: usize,
     pub(crate) zones: usize,
@@ -63,36 +108,13 @@ pub(crate) struct Spec {
     pub(crate) env: Env,
     /// The disk under each node.
     pub(crate) disk: DiskKind,
+    /// What else there is.
+    pub(crate) kit: Kit,
     /// Everything of this run lies below.
     pub(crate) folder: PathBuf,
     /// Longest time for a start or a stop.
     pub(crate) patience: Duration,
     pub(crate) seed: u64,
-}
-
-/// Whom clients may ask: the nodes by index. Shared with the workload; nodes are added and taken away.
-#[derive(Debug, Default)]
-pub(crate) struct Roster(RwLock<Vec<Option<Client>>>);
-
-impl Roster {
-    /// Nodes that are listed now.
-    pub(crate) fn listed(&self) -> Vec<usize> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().enumerate().filter(|(_, client)| client.is_some()).map(|(node, _)| node).collect()
-    }
-
-    /// The way to a node, `None` for one that is not listed.
-    pub(crate) fn client(&self, node: usize) -> Option<Client> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned().flatten()
-    }
-
-    fn set(&self, node: usize, client: Option<Client>) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if all.len() <= node {
-            all.resize(node + 1, None);
-        }
-        all[node] = client;
-    }
 }
 
 /// One node, running or not.
@@ -104,6 +126,11 @@ struct Node {
     proxy: Proxy,
     folder: PathBuf,
     disk: Disk,
+    clock: Option<FakeClock>,
+    /// What clients reach it through, where that is not the node itself.
+    front: Option<Proxy>,
+    /// Whether it is the older binary.
+    older: bool,
     process: Option<Process>,
 }
 
@@ -113,8 +140,10 @@ pub(crate) struct Cluster {
     spec: Spec,
     nodes: Vec<Node>,
     seeds: Vec<String>,
-    pub(crate) links: Links,
+    pub(crate) links: Arc<Links>,
     pids: Pids,
+    store: Option<Store>,
+    certs: Option<Certs>,
     pub(crate) roster: Arc<Roster>,
     chance: StdRng,
     taken: BTreeSet<u16>,
@@ -128,9 +157,17 @@ impl Cluster {
     pub(crate) async fn new(spec: Spec, client_timeout: Duration) -> Result<Self, Error> {
         // Ports are no part of what a seed replays: two runs side by side must not want the same.
         let chance = StdRng::seed_from_u64(spec.seed ^ u64::from(std::process::id()));
-        let (links, roster, pids) = (Links::new(), Arc::new(Roster::default()), Pids::default());
+        let (links, roster, pids) = (Arc::new(Links::new()), Arc::new(Roster::default()), Pids::default());
         let (count, seeds, taken) = (spec.nodes, Vec::new(), BTreeSet::new());
-        let mut cluster = Self { spec, nodes: Vec::new(), seeds, links, pids, roster, chance, taken };
+        let mut cluster =
+            Self { spec, nodes: Vec::new(), seeds, links, pids, store: None, certs: None, roster, chance, taken };
+        if cluster.spec.kit.store {
+            let (address, pids, seed) = (cluster.free()?, cluster.pids.clone(), cluster.spec.seed);
+            cluster.store = Some(Store::start(address, pids, seed).await?);
+        }
+        if cluster.spec.kit.certs {
+            cluster.certs = Some(Certs::make(&cluster.spec.engram, &cluster.spec.folder.join("certs"))?);
+        }
         for _ in 0..count {
             cluster.add(client_timeout).await?;
         }
@@ -147,13 +184,29 @@ impl Cluster {
         let folder = self.spec.folder.join(format!("node-{index}"));
         std::fs::create_dir_all(&folder)?;
         let disk = Disk::make(self.spec.disk, &folder)?;
+        let clock = if self.spec.kit.clock { Some(FakeClock::make(&folder)?) } else { None };
         let (http, grpc, front) = (self.free()?, self.free()?, self.free()?);
         let (pids, rules, seed) = (self.pids.clone(), self.links.watch(), self.spec.seed ^ index as u64);
         let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
-        let zone = index % self.spec.zones;
-        self.nodes.push(Node { zone, http, grpc, proxy, folder, disk, process: None });
+        let front = self.front(index, http).await?;
+        if let Some(certs) = &self.certs {
+            certs.issue(index, None)?;
+        }
+        let (zone, older) = (index % self.spec.zones, self.spec.kit.older);
+        self.nodes.push(Node { zone, http, grpc, proxy, folder, disk, clock, front, older, process: None });
         self.roster.set(index, Some(self.client(index, client_timeout)?));
         Ok(index)
+    }
+
+    /// What clients go through to reach a node, where they do.
+    async fn front(&mut self, to: usize, target: SocketAddr) -> Result<Option<Proxy>, Error> {
+        if !self.spec.kit.fronts {
+            return Ok(None);
+        }
+        let (address, rules, seed) = (self.free()?, self.links.watch(), self.spec.seed.rotate_left(8) ^ to as u64);
+        // Nobody is looked up: who comes here is a client.
+        let between = Between { to, target, pids: Pids::default(), rules, seed };
+        Ok(Some(Proxy::start(address, between).await?))
     }
 
     fn free(&mut self) -> Result<SocketAddr, Error> {
@@ -173,7 +226,8 @@ impl Cluster {
             let (write, query, ready) = peer.addresses(&self.place(index));
             return Ok(Client::new(&write, &query, timeout)?.of_peer(ready, peer.tenant_header.as_deref()));
         }
-        let root = format!("http://{}", self.nodes[index].http);
+        let node = &self.nodes[index];
+        let root = format!("http://{}", node.front.as_ref().map_or(node.http, |front| front.address));
         Client::new(&format!("{root}/api/v1/push"), &root, timeout)
     }
 
@@ -224,9 +278,44 @@ impl Cluster {
         &mut self.nodes[node].disk
     }
 
+    /// The clock of a node, where it can be set.
+    pub(crate) fn clock(&self, node: usize) -> Option<FakeClock> {
+        self.nodes[node].clock.clone()
+    }
+
+    /// Which binary a node is when it is started next.
+    pub(crate) fn age(&mut self, node: usize, older: bool) {
+        self.nodes[node].older = older;
+    }
+
+    /// The certificates, where there are any.
+    pub(crate) fn certs(&mut self) -> Option<&mut Certs> {
+        self.certs.as_mut()
+    }
+
+    /// Limits a running node while what is returned lives.
+    ///
+    /// # Errors
+    /// This machine cannot, or the node does not run.
+    pub(crate) fn limit(&self, node: usize, scarce: Scarce) -> Result<Limit, Error> {
+        let pid = self.nodes[node].process.as_ref().map(Process::pid);
+        Limit::set(pid.ok_or_else(|| Error::Usage(format!("node {node} does not run")))?, scarce)
+    }
+
+    /// The object store, where there is one of ours.
+    pub(crate) fn store(&mut self) -> Option<&mut Store> {
+        self.store.as_mut()
+    }
+
     /// What the nodes have printed: one file each.
     pub(crate) fn logs(&self) -> Vec<PathBuf> {
         self.nodes.iter().map(|node| node.folder.join("log")).collect()
+    }
+
+    /// Whether a node has ever printed this.
+    pub(crate) fn said(&self, node: usize, text: &str) -> bool {
+        let log = std::fs::read(self.nodes[node].folder.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).contains(text)
     }
 
     /// Starts a node's process; does not wait until it is ready.
@@ -254,7 +343,12 @@ impl Cluster {
         put("join", self.seeds.join(","));
         put("bootstrap-expect", if founder { self.spec.nodes } else { 0 }.to_string());
         args.extend(self.spec.options.iter().cloned());
-        let process = Process::start(&self.spec.engram, &args, env, &log)?;
+        args.extend(self.store.iter().flat_map(Store::options));
+        args.extend(self.certs.iter().flat_map(|certs| certs.options(index)));
+        let env = [env, node.clock.as_ref().map(FakeClock::env).unwrap_or_default()].concat();
+        let newer = &self.spec.engram;
+        let binary = if node.older { self.spec.older.as_ref().unwrap_or(newer) } else { newer };
+        let process = Process::start(binary, &args, env, &log)?;
         let pid = Some(process.pid());
         self.nodes[index].process = Some(process);
         self.know(index, pid);
@@ -325,11 +419,7 @@ impl Cluster {
     /// # Errors
     /// They could not be waited for.
     pub(crate) async fn kill_any(&mut self, nodes: &[usize]) -> Result<(), Error> {
-        for node in nodes {
-            if let Some(process) = &mut self.nodes[*node].process {
-                process.kill();
-            }
-        }
+        self.strike_dead(nodes);
         for node in nodes {
             if let Some(process) = self.nodes[*node].process.take() {
                 process.gone().await?;
@@ -337,6 +427,15 @@ impl Cluster {
             self.know(*node, None);
         }
         Ok(())
+    }
+
+    /// SIGKILL to all of them, without waiting until they are gone; [`Self::kill_any`] does that after.
+    pub(crate) fn strike_dead(&mut self, nodes: &[usize]) {
+        for node in nodes {
+            if let Some(process) = &mut self.nodes[*node].process {
+                process.kill();
+            }
+        }
     }
 
     /// Asks a node to end and waits until it has.
@@ -376,119 +475,6 @@ impl Cluster {
     /// Takes a node off the list clients use.
     pub(crate) fn unlist(&self, index: usize) {
         self.roster.set(index, None);
-    }
-
-    /// What a node says of the cluster.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub(crate) async fn status(&self, index: usize) -> Result<Value, Error> {
-        Ok(self.asker(index)?.ask("cluster/status", &[], None).await?["data"].take())
-    }
-
-    fn asker(&self, index: usize) -> Result<Client, Error> {
-        let root = format!("http://{}", self.nodes[index].http);
-        Client::new(&format!("{root}/api/v1/push"), &root, ASK_WITHIN)
-    }
-
-    /// The node that leads the metadata group, as any running node knows it.
-    pub(crate) async fn leader(&self) -> Option<usize> {
-        for node in self.running() {
-            let Ok(status) = self.status(node).await else { continue };
-            if let Some(leader) = self.index_of(&status, &status["raft"]["leader"]) {
-                return Some(leader);
-            }
-        }
-        None
-    }
-
-    fn index_of(&self, status: &Value, id: &Value) -> Option<usize> {
-        let row = status["nodes"].as_array()?.iter().find(|row| row["id"] == *id)?;
-        let address = row["grpc"].as_str()?;
-        self.nodes.iter().position(|node| node.proxy.address.to_string() == address)
-    }
-
-    /// The id the cluster has given a node.
-    pub(crate) fn id_of(&self, status: &Value, index: usize) -> Option<u64> {
-        let address = self.nodes[index].proxy.address.to_string();
-        let row =
-            status["nodes"].as_array()?.iter().find(|row| row["grpc"] == address.as_str() && row["state"] != "dead");
-        row?["id"].as_u64()
-    }
-
-    /// Has the cluster do something with a node, asked at another.
-    ///
-    /// # Errors
-    /// It was refused, with why.
-    pub(crate) async fn steer(&self, at: usize, id: u64, act: &str) -> Result<(), Error> {
-        self.asker(at)?.post(&format!("cluster/nodes/{id}/{act}")).await
-    }
-
-    /// The nodes of each partition, those it has and those it is about to have, as the node `at` knows it.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub(crate) async fn replicas(&self, at: usize) -> Result<Vec<Vec<usize>>, Error> {
-        let status = self.status(at).await?;
-        let of = |row: &Value, name: &str| {
-            let ids = row[name].as_array().into_iter().flatten();
-            ids.filter_map(|id| self.index_of(&status, id)).collect::<Vec<_>>()
-        };
-        let rows = status["partitions"].as_array().into_iter().flatten();
-        Ok(rows.map(|row| [of(row, "replicas"), of(row, "next")].concat()).collect())
-    }
-
-    /// Waits until every listed node sees all of them active, all partitions whole and nothing moving.
-    ///
-    /// # Errors
-    /// It is not so in time; what is missing is told.
-    pub(crate) async fn whole(&mut self, within: Duration) -> Result<Duration, Error> {
-        let (watch, wanted) = (Stopwatch::start(), self.roster.listed());
-        if self.spec.peer.is_some() {
-            // What it says of itself is not known here; ready is what can be asked.
-            for node in wanted {
-                self.ready(node).await?;
-            }
-            return Ok(watch.elapsed());
-        }
-        let mut missing = String::new();
-        'look: while watch.elapsed() < within {
-            for node in &wanted {
-                self.alive(*node)?;
-                if let Err(why) = self.sees_all(*node, &wanted).await {
-                    missing = format!("node {node}: {why}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue 'look;
-                }
-            }
-            return Ok(watch.elapsed());
-        }
-        Err(Error::Usage(format!("the cluster is not whole after {} s: {missing}", within.as_secs())))
-    }
-
-    async fn sees_all(&self, node: usize, wanted: &[usize]) -> Result<(), String> {
-        let status = self.status(node).await.map_err(|e| e.to_string())?;
-        let number = |name: &str| status[name].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1_000_000);
-        let active: BTreeSet<usize> = status["nodes"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|row| (row["state"] == "active").then(|| self.index_of(&status, &row["id"])).flatten())
-            .collect();
-        let absent: Vec<_> = wanted.iter().filter(|node| !active.contains(node)).collect();
-        let partitions = status["partitions"].as_array().map_or(&[][..], Vec::as_slice);
-        // Counted here: `underReplicated` compares partitions with each other, and is 0 when all have one replica.
-        let few = REPLICAS.min(wanted.len());
-        let short =
-            partitions.iter().filter(|row| row["replicas"].as_array().is_none_or(|all| all.len() < few)).count();
-        let (under, moving, leader) = (number("underReplicated"), number("moving"), status["raft"]["leader"].as_u64());
-        if !absent.is_empty() || partitions.is_empty() || short + under + moving > 0 || leader.is_none() {
-            return Err(format!(
-                "not active: {absent:?}; short of replicas: {short} and {under} of {}, moving: {moving}; leader {leader:?}",
-                partitions.len()
-            ));
-        }
-        Ok(())
     }
 
     fn failed(&self, index: usize, reason: &str) -> Error {

@@ -10,7 +10,7 @@
 //! What it cannot do: lose or turn round single packets. TCP would hide that from the nodes anyway; what they see of a
 //! bad network is bytes that are late and connections that break, and these it makes.
 
-use super::links::{Rule, Rules};
+use super::links::{CLIENTS, Rule, Rules};
 use super::origin;
 use crate::error::Error;
 use rand::rngs::StdRng;
@@ -91,7 +91,11 @@ struct Line {
 
 async fn carry(caller: TcpStream, from: SocketAddr, pids: Pids, mut line: Line) {
     let known = pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let from = tokio::task::spawn_blocking(move || origin::caller(from, &known)).await.ok().flatten();
+    let from = if known.is_empty() {
+        Some(CLIENTS)
+    } else {
+        tokio::task::spawn_blocking(move || origin::caller(from, &known)).await.ok().flatten()
+    };
     // Who is no node of ours is never in the way of a rule.
     let from = from.unwrap_or(usize::MAX);
     // A route that is cut takes no connections either; the caller's waits, as for an answer that does not come.

@@ -6,23 +6,35 @@
 //!
 //! - [`mod@self`]: the kinds of faults, and a round of them
 //! - `hand`: faults of several steps
+//! - `wounds`: how each is done and undone
 //! - `network`: which pairs of nodes a fault of the network hits, and how
+//! - `files`: files that are damaged, syncs that are held, calls that fail
+//! - `clocks`: clocks that are wrong
+//! - `store`: the object store
+//! - `members`: members that come and go
+//! - `whole`, `flood`: what is done to a cluster as a whole
 
+mod clocks;
+mod files;
+mod flood;
 mod hand;
+mod members;
 mod network;
+mod store;
+mod whole;
+mod wounds;
 
-use crate::cluster::{Cluster, Injected, Rule, Syncs};
+use crate::cluster::{Cluster, Damage, Injected, Mood, Rule, Scarce, Syncs, Trap};
 use crate::error::Error;
 use crate::history::{FaultState, Recorder};
-use engram_model::time::Stopwatch;
+use members::{CHURN_WITHIN, steer};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Longest time for a cluster to change its members.
-const CHURN_WITHIN: Duration = Duration::from_secs(120);
+use tokio::task::JoinSet;
+use wounds::{heal, strike};
 
 /// Whom a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +67,34 @@ pub(crate) enum Act {
     DiskFull(Whom),
     /// What a node asks its disk to keep goes wrong.
     Syncs(Whom, Syncs),
+    /// Each round other calls on files fail now and then.
+    Calls(Whom),
+    /// Stopped between a write and its sync, then let go on or killed, by chance.
+    HeldSync(Whom),
+    /// Killed, its files damaged, started again; replaced by an empty node where it refuses.
+    Damage(Whom, &'static [Damage]),
+    /// Its files damaged while it runs, then killed; as above after that.
+    LiveDamage(Whom, Damage),
+    /// Its clock is wrong.
+    Clock(Whom, Shift),
+    /// The object store is in one mood after the other.
+    Store(&'static [Mood]),
+    /// Nodes are killed or stopped at one request to the object store after the other.
+    Trap(&'static [Trap]),
+    /// Members change while lines are cut.
+    ChurnCut,
+    /// A member lags behind what is kept of the metadata's log.
+    Lag,
+    /// Each node becomes another binary.
+    Upgrade,
+    /// Certificates are replaced under load, and their CA.
+    Rotate,
+    /// A certificate ends under load.
+    Expire,
+    /// Too little of something, at each node in turn.
+    Scarce(&'static [Scarce]),
+    /// Far too much to do.
+    Flood,
     /// For testing the tests: all disks lie about syncs for a while, then all lose their power.
     PlantedLie,
     /// Every sync of all takes longer, and then all lose their power.
@@ -73,6 +113,7 @@ pub(crate) enum Act {
     Any,
 }
 
+pub(crate) use clocks::Shift;
 pub(crate) use network::Shape;
 
 /// What is broken now.
@@ -85,6 +126,7 @@ enum Wound {
     NoPower(Vec<usize>),
     Full(Vec<usize>),
     Syncs { nodes: Vec<usize>, syncs: Syncs, held: Vec<Injected> },
+    Clocks { nodes: Vec<usize>, shift: Shift, strobes: JoinSet<()> },
 }
 
 /// Times of a round; each is taken half as long to one and a half times as long, by chance.
@@ -122,6 +164,20 @@ impl Nemesis {
                 Act::SlowThenDark => self.slow_then_dark(cluster, pace).await?,
                 Act::BridgeThenKill => self.bridge_then_kill(cluster, pace).await?,
                 Act::Strand => self.strand(cluster, pace).await?,
+                Act::HeldSync(whom) => self.held_sync(cluster, whom, round, pace).await?,
+                Act::Damage(whom, kinds) => {
+                    self.damage(cluster, whom, in_turn(kinds, round), round, pace).await?;
+                }
+                Act::Store(moods) => self.mood(cluster, in_turn(moods, round), pace).await?,
+                Act::Trap(traps) => self.trap(cluster, in_turn(traps, round), pace).await?,
+                Act::ChurnCut => self.churn_cut(cluster).await?,
+                Act::Lag => self.lag(cluster, pace).await?,
+                Act::Upgrade => self.upgrade(cluster, round, pace).await?,
+                Act::Rotate => self.rotate(cluster, round).await?,
+                Act::Expire => self.expire(cluster, round, pace).await?,
+                Act::Scarce(kinds) => self.scarce(cluster, in_turn(kinds, round), round, pace).await?,
+                Act::Flood => self.flood(cluster, pace).await?,
+                Act::LiveDamage(whom, damage) => self.live_damage(cluster, whom, damage, round, pace).await?,
                 _ => self.round(cluster, act, round, pace).await?,
             }
             self.wait(pace.rest_ms).await;
@@ -155,6 +211,11 @@ impl Nemesis {
         strike(cluster, &mut wound).await?;
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
+        if let Wound::Full(nodes) = &wound
+            && !nodes.iter().all(|node| cluster.said(*node, "No space left"))
+        {
+            self.recorder.fault(&name, FaultState::Unknown, "no node said that its disk is full");
+        }
         heal(cluster, &mut wound).await?;
         self.recorder.fault(&name, FaultState::Healed, "");
         Ok(())
@@ -219,12 +280,18 @@ impl Nemesis {
             }
             Act::Syncs(whom, syncs) => {
                 let nodes = self.targets(cluster, whom, round).await;
-                let what = match syncs {
-                    Syncs::Slow(ms) | Syncs::Held(ms) => format!("syncs {ms} ms slower"),
-                    Syncs::Fail => "syncs fail".to_owned(),
-                    Syncs::Lie => "syncs lie".to_owned(),
-                };
-                (format!("{what} at {}", names(&nodes)), Wound::Syncs { nodes, syncs, held: Vec::new() })
+                (format!("{syncs} at {}", names(&nodes)), Wound::Syncs { nodes, syncs, held: Vec::new() })
+            }
+            Act::Calls(whom) => {
+                let nodes = self.targets(cluster, whom, round).await;
+                let syncs = Syncs::Flawed(files::FLAWS[round as usize % files::FLAWS.len()]);
+                (format!("{syncs} at {}", names(&nodes)), Wound::Syncs { nodes, syncs, held: Vec::new() })
+            }
+            Act::Clock(whom, shift) => {
+                let nodes = self.targets(cluster, whom, round).await;
+                let shift = shift.in_round(round);
+                let name = format!("the clock of {} {shift}", names(&nodes));
+                (name, Wound::Clocks { nodes, shift, strobes: JoinSet::new() })
             }
             Act::Churn
             | Act::WipeNode
@@ -233,30 +300,22 @@ impl Nemesis {
             | Act::Strand
             | Act::BridgeThenKill
             | Act::AnyOf(_)
-            | Act::Any => {
+            | Act::Any
+            | Act::HeldSync(_)
+            | Act::Damage(..)
+            | Act::Store(_)
+            | Act::Trap(_)
+            | Act::ChurnCut
+            | Act::Lag
+            | Act::Upgrade
+            | Act::Rotate
+            | Act::Expire
+            | Act::Scarce(_)
+            | Act::Flood
+            | Act::LiveDamage(..) => {
                 unreachable!("decided before")
             }
         }
-    }
-
-    /// A node joins; when it has its share, one of the old is drained, removed and ended.
-    async fn churn(&mut self, cluster: &mut Cluster) -> Result<(), Error> {
-        let old = cluster.running().choose(&mut self.chance).copied().unwrap_or(0);
-        let new = cluster.add(self.client_timeout).await?;
-        let name = format!("node {new} joins, node {old} is drained and removed");
-        self.recorder.fault(&name, FaultState::Installed, "");
-        cluster.start(&[new]).await?;
-        cluster.whole(CHURN_WITHIN).await?;
-        let at = cluster.running().into_iter().find(|node| *node != old).unwrap_or(new);
-        let id = cluster.id_of(&cluster.status(at).await?, old);
-        let id = id.ok_or_else(|| Error::Usage(format!("node {old} has no id in the cluster")))?;
-        steer(cluster, at, id, "drain").await?;
-        cluster.unlist(old);
-        steer(cluster, at, id, "remove").await?;
-        cluster.kill_any(&[old]).await?;
-        cluster.whole(CHURN_WITHIN).await?;
-        self.recorder.fault(&name, FaultState::Healed, "");
-        Ok(())
     }
 
     /// All disks say that they have synced and have not; then the power goes.
@@ -273,111 +332,11 @@ impl Nemesis {
         self.recorder.fault(name, FaultState::Healed, "");
         Ok(())
     }
-
-    /// A node's disk is lost for good. It is removed from the cluster, and comes back empty, as a new node.
-    async fn wipe(&mut self, cluster: &mut Cluster) -> Result<(), Error> {
-        let node = cluster.running().choose(&mut self.chance).copied().unwrap_or(0);
-        let at = cluster.running().into_iter().find(|other| *other != node).unwrap_or(node);
-        let name = format!("node {node} loses its disk for good");
-        let id = cluster.id_of(&cluster.status(at).await?, node);
-        let id = id.ok_or_else(|| Error::Usage(format!("node {node} has no id in the cluster")))?;
-        cluster.kill(&[node]).await?;
-        self.recorder.fault(&name, FaultState::Installed, "");
-        std::fs::remove_dir_all(cluster.data(node))?;
-        steer(cluster, at, id, "remove").await?;
-        cluster.start(&[node]).await?;
-        cluster.whole(CHURN_WITHIN).await?;
-        self.recorder.fault(&name, FaultState::Healed, "");
-        Ok(())
-    }
 }
 
-/// Asks until the cluster agrees: it refuses while the node still holds something, or is not known to be away.
-async fn steer(cluster: &Cluster, at: usize, id: u64, act: &str) -> Result<(), Error> {
-    let watch = Stopwatch::start();
-    loop {
-        match cluster.steer(at, id, act).await {
-            Ok(()) => return Ok(()),
-            Err(error) if watch.elapsed() > CHURN_WITHIN => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-        }
-    }
-}
-
-async fn strike(cluster: &mut Cluster, wound: &mut Wound) -> Result<(), Error> {
-    match wound {
-        Wound::Killed(nodes) => cluster.kill(nodes).await?,
-        Wound::Stopped(nodes) => {
-            for node in nodes.iter() {
-                cluster.stop(*node).await?;
-            }
-        }
-        Wound::Paused(nodes) => nodes.iter().for_each(|node| cluster.pause(*node, true)),
-        Wound::Network { pairs, rule } => cluster.links.set(pairs, *rule),
-        Wound::NoPower(nodes) => {
-            for node in nodes.iter() {
-                cluster.disk(*node).power_off()?;
-            }
-            cluster.kill_any(nodes).await?;
-        }
-        Wound::Full(nodes) => {
-            for node in nodes.iter() {
-                cluster.disk(*node).fill()?;
-            }
-        }
-        Wound::Syncs { nodes, syncs, held } => {
-            for node in nodes.iter() {
-                held.push(cluster.inject(*node, *syncs).await?);
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn heal(cluster: &mut Cluster, wound: &mut Wound) -> Result<(), Error> {
-    match wound {
-        Wound::Killed(nodes) | Wound::Stopped(nodes) => {
-            cluster.start(nodes).await?;
-        }
-        Wound::Paused(nodes) => {
-            nodes.iter().for_each(|node| cluster.pause(*node, false));
-            for node in nodes.iter() {
-                cluster.ready(*node).await?;
-            }
-        }
-        Wound::Network { .. } => cluster.links.heal(),
-        Wound::NoPower(nodes) => {
-            for node in nodes.iter() {
-                cluster.disk(*node).power_on()?;
-            }
-            cluster.start(nodes).await?;
-        }
-        Wound::Full(nodes) => {
-            for node in nodes.iter() {
-                cluster.disk(*node).empty()?;
-            }
-            revive(cluster, nodes).await?;
-        }
-        Wound::Syncs { nodes, held, .. } => {
-            held.clear();
-            revive(cluster, nodes).await?;
-        }
-    }
-    Ok(())
-}
-
-/// A node ends itself when its disk does not keep what it must: whoever runs it starts it again.
-async fn revive(cluster: &mut Cluster, nodes: &[usize]) -> Result<(), Error> {
-    // It may be just about to.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    for node in nodes {
-        // One that is ending answers no more and is waited for; one that is ready has borne it.
-        if cluster.ready(*node).await.is_err() {
-            cluster.kill_any(&[*node]).await?;
-            cluster.start(&[*node]).await?;
-        }
-    }
-    Ok(())
+/// One of several, in turn.
+fn in_turn<T: Copy>(all: &[T], round: u32) -> T {
+    all[round as usize % all.len()]
 }
 
 fn names(nodes: &[usize]) -> String {

@@ -7,7 +7,7 @@
 //! al., "Toward a Generic Fault Tolerance Technique for Partial Network Partitioning" (OSDI 2020); Jepsen `nemesis.clj`.
 
 use super::CUT;
-use crate::cluster::{Rule, between};
+use crate::cluster::{CLIENTS, Rule, between};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -34,6 +34,8 @@ pub(crate) enum Shape {
     Lossy,
     /// The lines to one node carry so many bytes a second.
     Narrow(u64),
+    /// Of ten thousand pieces of answers to clients so many end their connection instead: what was asked was done.
+    LostAnswers(u32),
 }
 
 /// The directions that a shape hits, of nodes in an order of chance, with the rule for them and a name for people.
@@ -87,6 +89,11 @@ pub(super) fn plan(
                 all(),
                 Rule { breaks, ..Rule::default() },
             )
+        }
+        Shape::LostAnswers(breaks) => {
+            let pairs = nodes.iter().map(|node| (*node, CLIENTS)).collect();
+            let name = format!("{} % of answers to clients are lost", f64::from(breaks) / 100.0);
+            (name, pairs, Rule { breaks, ..Rule::default() })
         }
         Shape::Narrow(bytes_per_second) => {
             let pairs = between(&[vec![one], rest(one)]);

@@ -3,6 +3,7 @@
 //! - `numbered`: samples whose time and value prove who wrote them, and how answers are taken apart
 //! - `append`: writers, in order and late, resending what has no known end
 //! - `reader`: raw reads, at any node, at any time
+//! - `constant`: questions about data that never changes, native histograms among it
 //! - `register`: a tenant's configuration as a compare-and-set register
 //! - `totals`: range queries in the same words for every tenant, whose answer follows from what was written
 //! - `ledger`: what the store says of its blocks at the end, held against the bucket
@@ -12,6 +13,7 @@
 //! chance comes from the run's seed.
 
 mod append;
+mod constant;
 mod flush;
 mod ledger;
 mod numbered;
@@ -19,6 +21,7 @@ mod reader;
 mod register;
 mod totals;
 
+pub(crate) use constant::QUESTIONS;
 pub(crate) use ledger::{flush_all, look};
 pub(crate) use numbered::Numbers;
 pub(crate) use reader::read;
@@ -47,6 +50,8 @@ pub(crate) struct Size {
     pub(crate) configurers: usize,
     /// Whether totals are asked and checked.
     pub(crate) totals: bool,
+    /// Whether questions about constant data are asked and checked.
+    pub(crate) constants: bool,
     /// Mean pause between two flushes of a tenant; none: nobody flushes.
     pub(crate) flush_every: Option<Duration>,
     /// Mean pause of a client between two operations.
@@ -146,6 +151,10 @@ impl Load {
     pub(crate) async fn start(shared: Shared, size: &Size, seed: u64) -> Result<Self, Error> {
         let (mut chance, mut clients) = (StdRng::seed_from_u64(seed), JoinSet::new());
         append::prepare(&shared).await?;
+        if size.constants {
+            constant::prepare(&shared).await?;
+            clients.spawn(constant::run(shared.clone(), StdRng::seed_from_u64(chance.random())));
+        }
         for writer in 0..shared.numbers.writers {
             clients.spawn(append::write(shared.clone(), writer, StdRng::seed_from_u64(chance.random())));
         }

@@ -1,0 +1,242 @@
+//! What is done to a cluster as a whole: members change while the network is cut, a member lags behind a snapshot,
+//! binaries and certificates are replaced, there is too much to do or too little to do it with.
+
+use super::flood::Flood;
+use super::members::CHURN_WITHIN;
+use super::wounds::revive;
+use super::{Nemesis, Pace, Shape, Whom, names, network};
+use crate::cluster::{Cluster, Links, Rule, Scarce};
+use crate::error::Error;
+use crate::history::FaultState;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// Changes of the metadata that a member misses: several times what is kept for those who are late.
+const MISSED: u32 = 500;
+/// How long the certificate lives that ends under a node's feet.
+const SHORT_LIFE: Duration = Duration::from_secs(8);
+/// By then nodes have read files anew that were changed.
+const READ_AGAIN: Duration = Duration::from_secs(5);
+/// Memory of each node in a flood.
+const FLOOD_BYTES: u64 = 512 << 20;
+
+impl Nemesis {
+    /// Members change, while lines are cut and healed all the time.
+    pub(super) async fn churn_cut(&mut self, cluster: &mut Cluster) -> Result<(), Error> {
+        let (name, nodes) = ("lines between nodes are cut again and again", cluster.running());
+        self.recorder.fault(name, FaultState::Installed, "");
+        let mut cutting = JoinSet::new();
+        cutting.spawn(cut(cluster.links.clone(), nodes, StdRng::seed_from_u64(self.chance.random())));
+        let changed = self.churn(cluster).await;
+        cutting.shutdown().await;
+        cluster.links.heal();
+        changed?;
+        cluster.whole(CHURN_WITHIN).await?;
+        self.recorder.fault(name, FaultState::Healed, "");
+        Ok(())
+    }
+
+    /// A member is away while the metadata's log is written out and forgotten; when it is back its lines break, and it is
+    /// killed once more in the middle of what it is sent.
+    pub(super) async fn lag(&mut self, cluster: &mut Cluster, pace: Pace) -> Result<(), Error> {
+        let leader = cluster.leader().await;
+        let followers: Vec<usize> = cluster.running().into_iter().filter(|node| Some(*node) != leader).collect();
+        let node = followers.choose(&mut self.chance).copied().unwrap_or(0);
+        let others: Vec<usize> = cluster.running().into_iter().filter(|other| *other != node).collect();
+        let name = format!("node {node} misses {MISSED} changes of the metadata and more, then its lines break");
+        self.recorder.fault(&name, FaultState::Installed, "");
+        cluster.kill(&[node]).await?;
+        self.recorder.fault(&name, FaultState::Struck, "");
+        let (before, at) = (applied(cluster, &others).await, others.first().copied().unwrap_or(0));
+        for change in 0..MISSED {
+            let Some(client) = cluster.roster.client(at) else { break };
+            // One tenant again and again: a conflict is a change of the log as well.
+            let body = json!({ "version": change, "limits": { "max_global_series_per_user": change } });
+            let _refused = client.put("admin/tenants/missed", &body).await;
+        }
+        let missed = applied(cluster, &others).await.saturating_sub(before);
+        let lines: Vec<_> = others.iter().flat_map(|other| [(node, *other), (*other, node)]).collect();
+        cluster.links.set(&lines, Rule { breaks: 5_000, delay_ms: 20, ..Rule::default() });
+        cluster.launch(node)?;
+        self.wait(pace.hold_ms).await;
+        cluster.kill(&[node]).await?;
+        cluster.launch(node)?;
+        self.wait(pace.hold_ms).await;
+        cluster.links.heal();
+        cluster.ready(node).await?;
+        cluster.whole(CHURN_WITHIN).await?;
+        let (wanted, mut has) = (applied(cluster, &others).await, 0);
+        for _ in 0..100 {
+            has = applied(cluster, &[node]).await;
+            if has >= wanted {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        if has < wanted {
+            return Err(Error::Usage(format!("node {node} has applied {has} of {wanted} entries and gets no further")));
+        }
+        self.recorder.fault(&name, FaultState::Healed, &format!("{missed} entries were missed"));
+        Ok(())
+    }
+
+    /// Each node gets another binary, in turn.
+    pub(super) async fn upgrade(&mut self, cluster: &mut Cluster, round: u32, pace: Pace) -> Result<(), Error> {
+        let nodes = self.targets(cluster, Whom::EachNode, round).await;
+        let turn = round as usize / cluster.count();
+        // There, and half of the way back.
+        let older = turn % 2 == 1;
+        let name = format!("{} begins anew as the {} binary", names(&nodes), if older { "older" } else { "newer" });
+        self.recorder.fault(&name, FaultState::Installed, "");
+        for node in &nodes {
+            cluster.stop(*node).await?;
+            cluster.age(*node, older);
+        }
+        self.recorder.fault(&name, FaultState::Struck, "");
+        self.wait(pace.hold_ms).await;
+        cluster.start(&nodes).await?;
+        self.recorder.fault(&name, FaultState::Healed, "");
+        Ok(())
+    }
+
+    /// All certificates are made anew; in every second round the CA as well, in its three steps.
+    pub(super) async fn rotate(&mut self, cluster: &mut Cluster, round: u32) -> Result<(), Error> {
+        let every: Vec<usize> = (0..cluster.count()).collect();
+        let whole = round % 2 == 1;
+        let name = if whole { "the CA and all certificates are replaced" } else { "all certificates are replaced" };
+        self.recorder.fault(name, FaultState::Installed, "");
+        let certs = certs(cluster)?;
+        if whole {
+            certs.next_authority()?;
+            tokio::time::sleep(READ_AGAIN).await;
+        }
+        self.recorder.fault(name, FaultState::Struck, "");
+        for node in every {
+            certs.issue(node, None)?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        tokio::time::sleep(READ_AGAIN).await;
+        if whole {
+            certs.forget_the_last()?;
+            tokio::time::sleep(READ_AGAIN).await;
+        }
+        // What is open was made with what was before.
+        self.break_lines(cluster).await;
+        self.recorder.fault(name, FaultState::Healed, "");
+        Ok(())
+    }
+
+    /// A node's certificate ends while it is used; then it gets another.
+    pub(super) async fn expire(&mut self, cluster: &mut Cluster, round: u32, pace: Pace) -> Result<(), Error> {
+        let nodes = self.targets(cluster, Whom::EachNode, round).await;
+        let name = format!("the certificate of {} ends", names(&nodes));
+        for node in &nodes {
+            certs(cluster)?.issue(*node, Some(SHORT_LIFE))?;
+        }
+        self.recorder.fault(&name, FaultState::Installed, "");
+        tokio::time::sleep(SHORT_LIFE + READ_AGAIN).await;
+        self.break_lines(cluster).await;
+        self.recorder.fault(&name, FaultState::Struck, "");
+        self.wait(pace.hold_ms).await;
+        for node in &nodes {
+            certs(cluster)?.issue(*node, None)?;
+        }
+        tokio::time::sleep(READ_AGAIN).await;
+        self.recorder.fault(&name, FaultState::Healed, "");
+        Ok(())
+    }
+
+    /// Every connection between nodes ends with its next piece.
+    async fn break_lines(&mut self, cluster: &Cluster) {
+        let all: Vec<Vec<usize>> = (0..cluster.count()).map(|node| vec![node]).collect();
+        let always = Rule { breaks: 10_000, ..Rule::default() };
+        cluster.links.set(&crate::cluster::between(&all), always);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        cluster.links.heal();
+    }
+
+    /// There is too little of something for a while.
+    pub(super) async fn scarce(
+        &mut self,
+        cluster: &mut Cluster,
+        scarce: Scarce,
+        round: u32,
+        pace: Pace,
+    ) -> Result<(), Error> {
+        let nodes = self.targets(cluster, Whom::EachNode, round).await;
+        let name = format!("too little at {}: {scarce:?}", names(&nodes));
+        if let Err(why) = scarce.possible() {
+            self.recorder.fault(&name, FaultState::Skipped, &why);
+            return Ok(());
+        }
+        self.recorder.fault(&name, FaultState::Installed, "");
+        let mut limits = Vec::new();
+        for node in &nodes {
+            limits.push(cluster.limit(*node, scarce)?);
+        }
+        self.wait(pace.hold_ms).await;
+        let ended = nodes.iter().filter(|node| cluster.alive(**node).is_err()).count();
+        drop(limits);
+        revive(cluster, &nodes).await?;
+        self.recorder.fault(&name, FaultState::Healed, &format!("{ended} ended by it"));
+        Ok(())
+    }
+
+    /// Far more than the cluster can take, with little memory.
+    pub(super) async fn flood(&mut self, cluster: &mut Cluster, pace: Pace) -> Result<(), Error> {
+        let name = "a flood of writes and queries, with 512 MiB a node";
+        if let Err(why) = Scarce::MemoryTo(FLOOD_BYTES).possible() {
+            self.recorder.fault(name, FaultState::Skipped, &why);
+            return Ok(());
+        }
+        let nodes = cluster.running();
+        self.recorder.fault(name, FaultState::Installed, "");
+        let mut limits = Vec::new();
+        for node in &nodes {
+            limits.push(cluster.limit(*node, Scarce::MemoryTo(FLOOD_BYTES))?);
+        }
+        let flood = Flood::begin(&cluster.roster);
+        self.wait(pace.hold_ms).await;
+        let heard = flood.end().await;
+        for node in &nodes {
+            cluster.alive(*node)?;
+        }
+        drop(limits);
+        self.recorder.fault(name, FaultState::Healed, &heard);
+        Ok(())
+    }
+}
+
+fn certs(cluster: &mut Cluster) -> Result<&mut crate::cluster::Certs, Error> {
+    cluster.certs().ok_or_else(|| Error::Usage("this cluster has no certificates".to_owned()))
+}
+
+/// The highest entry one of them has applied.
+async fn applied(cluster: &Cluster, nodes: &[usize]) -> u64 {
+    let mut most = 0;
+    for node in nodes {
+        let status = cluster.status(*node).await;
+        most = most.max(status.ok().and_then(|status| status["raft"]["applied"].as_u64()).unwrap_or(0));
+    }
+    most
+}
+
+/// Cuts lines and heals them, for ever.
+async fn cut(links: Arc<Links>, nodes: Vec<usize>, mut chance: StdRng) {
+    const SHAPES: [Shape; 4] = [Shape::IsolateNode, Shape::Bridge, Shape::OneWay, Shape::Lossy];
+    let mut nodes = nodes;
+    loop {
+        nodes.shuffle(&mut chance);
+        let shape = SHAPES.choose(&mut chance).copied().unwrap_or(Shape::IsolateNode);
+        let (_, pairs, rule) = network::plan(shape, &nodes, None, &mut chance);
+        links.set(&pairs, rule);
+        tokio::time::sleep(Duration::from_millis(chance.random_range(500..2_500))).await;
+        links.heal();
+        tokio::time::sleep(Duration::from_millis(chance.random_range(1_500..4_000))).await;
+    }
+}

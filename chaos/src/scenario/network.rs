@@ -1,0 +1,99 @@
+//! Networks that are cut, slow, narrow or break.
+
+use super::{Scenario, THREE};
+use crate::cluster::Kit;
+use crate::nemesis::{Act, Pace, Shape};
+
+pub(super) static NETWORK: &[Scenario] = &[
+    Scenario {
+        name: "isolate-node",
+        number: "10, 14",
+        fault: "one node cut off from the others, clients still reach it",
+        says: "it acknowledges nothing alone and answers nothing old",
+        act: Act::Network(Shape::IsolateNode),
+        ..THREE
+    },
+    Scenario {
+        name: "isolate-leader",
+        number: "10b",
+        fault: "the metadata leader cut off from the others",
+        says: "it acknowledges nothing alone and answers nothing old; the others elect another",
+        act: Act::Network(Shape::IsolateLeader),
+        smoke: true,
+        ..THREE
+    },
+    Scenario {
+        name: "shatter",
+        number: "11",
+        fault: "every node cut off from every other",
+        says: "no write succeeds without a majority",
+        act: Act::Network(Shape::Shatter),
+        ..THREE
+    },
+    Scenario {
+        name: "ring",
+        number: "12",
+        fault: "five nodes, each sees a majority, no two the same",
+        nodes: 5,
+        zones: 5,
+        act: Act::Network(Shape::Ring),
+        pace: Pace { rounds: 2, hold_ms: 8_000, rest_ms: 4_000 },
+        ..THREE
+    },
+    Scenario {
+        name: "halves",
+        number: "12b",
+        fault: "five nodes cut into two and three",
+        nodes: 5,
+        zones: 5,
+        act: Act::Network(Shape::Halves),
+        pace: Pace { rounds: 2, hold_ms: 8_000, rest_ms: 4_000 },
+        ..THREE
+    },
+    Scenario {
+        name: "bridge",
+        number: "13",
+        fault: "two nodes do not see each other, both see the third",
+        act: Act::Network(Shape::Bridge),
+        ..THREE
+    },
+    Scenario {
+        name: "one-way",
+        number: "13b",
+        fault: "what one node sends does not arrive, what is sent to it does",
+        act: Act::Network(Shape::OneWay),
+        ..THREE
+    },
+    Scenario {
+        name: "slow-net",
+        number: "15",
+        fault: "every line between nodes late by 50 to 100 ms each way",
+        act: Act::Network(Shape::Slow(50)),
+        ..THREE
+    },
+    Scenario {
+        name: "lossy-net",
+        number: "15b",
+        fault: "connections between nodes break again and again",
+        act: Act::Network(Shape::Lossy),
+        ..THREE
+    },
+    Scenario {
+        name: "narrow-net",
+        number: "15c",
+        fault: "the lines of one node carry 1 Mbit/s",
+        says: "a slow zone does not slow acknowledgements down",
+        act: Act::Network(Shape::Narrow(125_000)),
+        ..THREE
+    },
+    Scenario {
+        name: "lost-answers",
+        number: "33",
+        fault: "one in five answers to clients is lost after the work was done; they ask again, at every other node",
+        says: "what was written twice or more is there once",
+        act: Act::Network(Shape::LostAnswers(2_000)),
+        kit: Kit { fronts: true, ..Kit::NOTHING },
+        pace: Pace { rounds: 2, hold_ms: 10_000, rest_ms: 4_000 },
+        ..THREE
+    },
+];
