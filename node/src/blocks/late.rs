@@ -72,10 +72,21 @@ pub struct Shipped {
     pub late: Digest,
 }
 
+/// What is known of the block of a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It can be read from here, or others have replaced it.
+    There,
+    /// It lies nowhere that this node sees.
+    Missing,
+    /// A block of this time is in quarantine, this one or one it went into: what is set aside may be the last copy.
+    Damaged,
+}
+
 /// Looks into committed cuts, and completes them.
 pub trait Cuts: Send + Sync {
-    /// Whether a block can be read from here; one that the metadata no longer names has been replaced by others.
-    fn is_there(&self, tenant: &TenantId, block: BlockId) -> BoxFuture<'_, Result<bool, Error>>;
+    /// What can be relied on of a block that holds a window.
+    fn seen(&self, tenant: &TenantId, block: BlockId, window: TimeRange) -> BoxFuture<'_, Result<Seen, Error>>;
     /// Sees to it that blocks hold all of `mine`, whose cut is committed: what they lack becomes a late block. A sample
     /// counts as held when a block has one with a greater value at its time, or when its deletion is ordered.
     fn complete(&self, key: &SealKey, cut: Cut, mine: Frozen) -> BoxFuture<'_, Result<Shipped, Error>>;
@@ -121,15 +132,19 @@ impl LateBlocks {
 }
 
 impl Cuts for LateBlocks {
-    fn is_there(&self, tenant: &TenantId, block: BlockId) -> BoxFuture<'_, Result<bool, Error>> {
+    fn seen(&self, tenant: &TenantId, block: BlockId, window: TimeRange) -> BoxFuture<'_, Result<Seen, Error>> {
         let tenant = tenant.clone();
         async move {
-            let Some(row) = self.0.meta.block(&tenant, block) else { return Ok(true) };
+            let view = self.0.meta.blocks(&tenant);
+            if view.blocks.iter().any(|row| row.quarantined.is_some() && row.meta.range.overlaps(window)) {
+                return Ok(Seen::Damaged);
+            }
+            let Some(row) = self.0.meta.block(&tenant, block) else { return Ok(Seen::There) };
             let key = block_key(&tenant, block, "meta.json");
             let size = self.0.store.size(&key).await.map_err(|e| uploader::storage_error(&e))?;
             let agreed = row.meta.files.iter().find(|file| file.name == "meta.json").map(|file| file.bytes);
             // Objects of a block that was replaced may be gone before its row is.
-            Ok(row.marked.is_some() || size == agreed)
+            Ok(if row.marked.is_some() || size == agreed { Seen::There } else { Seen::Missing })
         }
         .boxed()
     }

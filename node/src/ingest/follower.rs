@@ -23,13 +23,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use engram_model::Millis;
 use engram_model::block::{Cut, Seal};
 use engram_model::digest::Digest;
 use engram_model::error::Class;
 use engram_model::place::{NodeId, PartitionId, Sets};
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
+use engram_model::{Millis, TimeRange};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use super::LocalReplica;
 use super::partition::{Forgetting, Handle, Proof};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
-use crate::blocks::late::{Cuts, SealKey};
+use crate::blocks::late::{Cuts, SealKey, Seen};
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::metrics::Reading;
@@ -258,7 +258,7 @@ async fn follow(config: &Config, open: OpenSeals) {
         let done = if seal.forgotten_by.contains(&me) {
             close(config, &sets, &key, &seal).await
         } else {
-            forget(config, handle, &key, cut).await
+            forget(config, handle, &key, (seal.window, cut)).await
         };
         if let Err(error) = done {
             later(number, error);
@@ -293,7 +293,7 @@ async fn close(config: &Config, sets: &Sets, key: &SealKey, seal: &Seal) -> Resu
 }
 
 /// Forgets what was set aside once blocks hold it.
-async fn forget(config: &Config, handle: &Handle, key: &SealKey, cut: Cut) -> Result<(), Error> {
+async fn forget(config: &Config, handle: &Handle, key: &SealKey, (window, cut): (TimeRange, Cut)) -> Result<(), Error> {
     let now = config.clock.now();
     if config.held.looked_at_lately(key, now) {
         return Ok(());
@@ -304,11 +304,14 @@ async fn forget(config: &Config, handle: &Handle, key: &SealKey, cut: Cut) -> Re
         config.held.keep(key, own.count, now);
         error
     };
-    if own != Digest::EMPTY {
-        check_there(config, tenant, cut).await.map_err(keep)?;
-    }
-    let proof = Proof { digest: cut.digest, index: cut.index };
-    let mut done = handle.forget(tenant, number, proof, STEP_WITHIN).await?;
+    let relied_on = own == Digest::EMPTY || is_relied_on(config, tenant, window, cut).await.map_err(keep)?;
+    let mut done = if relied_on {
+        let proof = Proof { digest: cut.digest, index: cut.index };
+        handle.forget(tenant, number, proof, STEP_WITHIN).await?
+    } else {
+        // What is damaged proves nothing, whatever its digest was.
+        Forgetting::Differs(own)
+    };
     if let Forgetting::Differs(digest) = done {
         let index = prove(config, key, cut).await.map_err(keep)?;
         done = handle.forget(tenant, number, Proof { digest, index }, STEP_WITHIN).await?;
@@ -320,17 +323,18 @@ async fn forget(config: &Config, handle: &Handle, key: &SealKey, cut: Cut) -> Re
     Ok(())
 }
 
-/// Whether the block of a cut can be seen from here: what is the same by its digest may still lie where only one node
-/// finds it.
-async fn check_there(config: &Config, tenant: &TenantId, cut: Cut) -> Result<(), Error> {
-    let (Some(cuts), Some(block)) = (&config.cuts, cut.block) else { return Ok(()) };
-    if cuts.is_there(tenant, block).await? {
-        return Ok(());
+/// Whether the blocks of a cut prove what their digest says. No: one is damaged, compare them with what is here. An error
+/// when the block cannot be seen from here: it may lie where only one node finds it.
+async fn is_relied_on(config: &Config, tenant: &TenantId, window: TimeRange, cut: Cut) -> Result<bool, Error> {
+    let (Some(cuts), Some(block)) = (&config.cuts, cut.block) else { return Ok(true) };
+    match cuts.seen(tenant, block, window).await? {
+        Seen::There => Ok(true),
+        Seen::Damaged => Ok(false),
+        Seen::Missing => Err(Error::unavailable(format!(
+            "block {block} of tenant {tenant} is not in the object store as this node sees it, its samples are kept \
+             here: do all nodes use the same object-store.url?"
+        ))),
     }
-    Err(Error::unavailable(format!(
-        "block {block} of tenant {tenant} is not in the object store as this node sees it, its samples are kept here: do \
-         all nodes use the same object-store.url?"
-    )))
 }
 
 /// Since which index of the metadata blocks hold everything that is frozen here, although another digest was cut.

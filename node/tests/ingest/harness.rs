@@ -14,7 +14,7 @@ use engram_model::series::{Columns, ReadError};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
 use engram_node::actor::{Health, Supervisor};
-use engram_node::blocks::late::{Cuts, SealKey, Shipped};
+use engram_node::blocks::late::{Cuts, SealKey, Seen, Shipped};
 use engram_node::ingest::follower::{self, Agreed, Held, OpenSeals};
 use engram_node::ingest::heads::Heads;
 use engram_node::ingest::partition::{self, LogBudget};
@@ -207,11 +207,16 @@ impl Ingest {
 
     /// Carries out what is agreed, once.
     pub async fn follow(&self, agreed: &Arc<Told>, lacks: Digest) -> Arc<Held> {
+        self.follow_with(agreed, Blocks { lack: lacks, seen: Seen::There }).await
+    }
+
+    /// Carries out what is agreed, once, beside these blocks.
+    pub async fn follow_with(&self, agreed: &Arc<Told>, blocks: Blocks) -> Arc<Held> {
         let held = Arc::new(Held::default());
         follower::pass(&follower::Config {
             local: self.local.clone(),
             agreed: agreed.clone(),
-            cuts: Some(Arc::new(Lacks(lacks))),
+            cuts: Some(Arc::new(blocks)),
             clock: self.clock.clone(),
             every: LONG,
             held: held.clone(),
@@ -243,7 +248,7 @@ impl Told {
     pub fn cut(&self, number: u64, digest: Digest, index: u64) {
         let mut seals = self.seals.lock().unwrap();
         let seal = seals.iter_mut().find(|seal| seal.number == number).unwrap();
-        seal.cut = Some(Cut { block: None, digest, index });
+        seal.cut = Some(Cut { block: Some(BlockId::new(1, 1)), digest, index });
     }
 }
 
@@ -282,15 +287,23 @@ impl Agreed for Told {
 }
 
 /// Every cut lacks this; what is lacking cannot be shipped.
-pub struct Lacks(Digest);
+pub struct Blocks {
+    pub lack: Digest,
+    pub seen: Seen,
+}
 
-impl Cuts for Lacks {
-    fn is_there(&self, _: &TenantId, _: BlockId) -> BoxFuture<'_, Result<bool, engram_node::error::Error>> {
-        async { Ok(true) }.boxed()
+impl Cuts for Blocks {
+    fn seen(
+        &self,
+        _: &TenantId,
+        _: BlockId,
+        _: TimeRange,
+    ) -> BoxFuture<'_, Result<Seen, engram_node::error::Error>> {
+        async { Ok(self.seen) }.boxed()
     }
 
     fn complete(&self, _: &SealKey, cut: Cut, _: Frozen) -> BoxFuture<'_, Result<Shipped, engram_node::error::Error>> {
-        let done = if self.0 == Digest::EMPTY {
+        let done = if self.lack == Digest::EMPTY {
             Ok(Shipped { index: cut.index, late: Digest::EMPTY })
         } else {
             Err(engram_node::error::Error::unavailable("the store does not answer"))

@@ -16,6 +16,7 @@ use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
 use engram_node::actor::{Health, Supervisor};
+use engram_node::blocks::late::Seen;
 use engram_node::ingest::entry::{self, Kind};
 use engram_node::ingest::partition::{self, LogBudget};
 use engram_node::ingest::recover::Recovery;
@@ -24,7 +25,7 @@ use engram_storage::log::{NodeLog, Options, Position};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-use harness::{Ingest, LONG, Told, append, heads, meta};
+use harness::{Blocks, Ingest, LONG, Told, append, heads, meta};
 
 const WINDOW: TimeRange = TimeRange { start: 0, end: 7_200_000 };
 
@@ -85,6 +86,32 @@ async fn a_window_is_sealed_cut_and_forgotten_and_a_restart_agrees() {
     let ingest = Ingest::open(dir.path(), &meta, &clock);
     assert!(ingest.live().await.is_empty() && ingest.times(59).await.unwrap_err().is_stale_view());
     assert!(ingest.times(60).await.unwrap().is_empty());
+    ingest.close().await;
+    group.shutdown().await.unwrap();
+}
+
+/// Goal: the last good copy of a window is not dropped because a block that has been damaged since once held it. Method:
+/// a cut of the very digest that is set aside, with a block that is missing, then in quarantine, then whole again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_damaged_block_held_is_not_forgotten_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (meta, group) = meta(dir.path()).await;
+    let (clock, told) = (Clock::test(1000), Arc::new(Told::default()));
+    let ingest = Ingest::open(dir.path(), &meta, &clock);
+    ingest.write(10).await;
+    told.seal(1, WINDOW);
+    ingest.follow(&told, Digest::EMPTY).await;
+    let digest = ingest.frozen(1).await.unwrap().unwrap().digest();
+    told.cut(1, digest, 9);
+    // The store does not answer, so what the block lacks cannot be shipped.
+    for seen in [Seen::Missing, Seen::Damaged] {
+        ingest.follow_with(&told, Blocks { lack: digest, seen }).await;
+        assert_eq!(ingest.times(0).await.unwrap(), [10], "{seen:?}");
+        assert!(told.forgot.lock().unwrap().is_empty(), "{seen:?}");
+    }
+    // Shipped beside the damaged block.
+    ingest.follow_with(&told, Blocks { lack: Digest::EMPTY, seen: Seen::Damaged }).await;
+    assert_eq!(*told.forgot.lock().unwrap(), [1]);
     ingest.close().await;
     group.shutdown().await.unwrap();
 }
