@@ -113,6 +113,18 @@ impl Refused {
             self.add(reason, other.limited, count, || first.clone());
         }
     }
+
+    /// Counts no more than there were samples.
+    pub fn at_most(&mut self, samples: u64) {
+        let mut excess = self.count.saturating_sub(samples);
+        self.count -= excess;
+        for (_, count) in self.by_reason.iter_mut().rev() {
+            let less = excess.min(*count);
+            *count -= less;
+            excess -= less;
+        }
+        self.by_reason.retain(|(_, count)| *count > 0);
+    }
 }
 
 /// What to read from one partition.

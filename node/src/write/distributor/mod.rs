@@ -128,8 +128,8 @@ async fn store(
 }
 
 /// One partition under one replica set: all replicas at once, the answer when each set has its majority, or as soon as
-/// it cannot have it any more. Counts are those of the replica that refused most: what a majority refused is not stored,
-/// and a sample is promised only when it is.
+/// it cannot have it any more. What any replica of the majority refused counts as refused ([`of_both`]): a sample is
+/// promised only when all of these have stored it.
 async fn quorum<F: Future<Output = Result<Appended, Error>>>(
     partition: PartitionId,
     sets: &Sets,
@@ -137,21 +137,19 @@ async fn quorum<F: Future<Output = Result<Appended, Error>>>(
 ) -> Result<Appended, Error> {
     let append = &append;
     let mut answers: FuturesUnordered<_> = sets.nodes().map(|node| async move { (node, append(node).await) }).collect();
-    let (mut good, mut bad, mut worst) = (Vec::new(), Vec::new(), None::<Appended>);
+    let (mut good, mut bad, mut stored) = (Vec::new(), Vec::new(), None::<Appended>);
     let mut why = Vec::new();
     while let Some((node, answer)) = answers.next().await {
         match answer {
             Ok(done) => {
                 good.push(node);
-                if worst.as_ref().is_none_or(|have| done.refused.count > have.refused.count) {
-                    worst = Some(done);
-                }
+                stored = Some(stored.map_or_else(|| done.clone(), |have| of_both(have, &done)));
                 #[cfg(feature = "mutants")]
                 if engram_model::mutant::Mutant::MajorityOfOne.lives() {
-                    return Ok(worst.unwrap_or_default());
+                    return Ok(stored.unwrap_or_default());
                 }
                 if sets.have_majority(&good) {
-                    return Ok(worst.unwrap_or_default());
+                    return Ok(stored.unwrap_or_default());
                 }
             }
             // Others know of a newer set too, or will: what they say for this one is of no use.
@@ -166,6 +164,21 @@ async fn quorum<F: Future<Output = Result<Appended, Error>>>(
         }
     }
     Err(no_majority(partition, sets, &why))
+}
+
+/// What two replicas have both stored of one slice. Refusals that read the same are taken to be of the same samples;
+/// others to be of different ones, as when each replica's room was taken by another series.
+fn of_both(mut have: Appended, other: &Appended) -> Appended {
+    if have.refused == other.refused {
+        return have;
+    }
+    let all = have.samples + have.histograms + have.refused.count;
+    have.refused.merge(other.refused.clone());
+    have.refused.at_most(all);
+    let left = all - have.refused.count;
+    have.samples = have.samples.min(other.samples).min(left);
+    have.histograms = have.histograms.min(other.histograms).min(left - have.samples);
+    have
 }
 
 fn no_majority(partition: PartitionId, sets: &Sets, why: &[Error]) -> Error {

@@ -75,6 +75,23 @@ async fn what_some_replica_of_the_majority_refused_is_not_promised() {
     assert_eq!(done.map(|d| (d.samples, d.refused.count)).unwrap(), (3, 1));
 }
 
+#[test]
+fn refusals_of_different_samples_add_up_and_those_of_the_same_do_not() {
+    let done = |samples, refused, text: &str| {
+        let mut done = Appended { samples, ..Appended::default() };
+        done.refused.add("per_user_series_limit", true, refused, || text.into());
+        done
+    };
+    let both = |a: Appended, b: Appended| {
+        let done = of_both(a, &b);
+        (done.samples, done.refused.count, done.refused.by_reason.iter().map(|(_, n)| n).sum::<u64>())
+    };
+    assert_eq!(both(done(1, 1, "s1"), done(1, 1, "s1")), (1, 1, 1));
+    assert_eq!(both(done(1, 1, "s1"), done(1, 1, "s2")), (0, 2, 2), "each has stored what the other refused");
+    assert_eq!(both(done(2, 1, "s1"), done(0, 3, "s2")), (0, 3, 3), "no more than there were");
+    assert_eq!(both(done(3, 0, ""), done(2, 1, "s1")), (2, 1, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_replica_alone_says_why_in_its_own_words_and_a_newer_ring_is_told_at_once() {
     let full = Error::unavailable("the disk is full");
