@@ -67,6 +67,8 @@ impl Flusher {
     /// # Cancel safety
     /// What is sealed stays sealed, and is cut.
     pub async fn flush(&self, tenant: &TenantId, wait: Option<Duration>) -> Result<Vec<SealedWindow>, Error> {
+        // A node that lags would ask replicas of yesterday, and wait for none of the seals it has not heard of.
+        self.meta.see(PROPOSE_WITHIN).await?;
         let known = self.meta.tenant(tenant);
         if known.version == 0 {
             return Err(Error::new(Class::NotFound, format!("there is no tenant {tenant}: nothing was ever written")));

@@ -32,8 +32,10 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::Semaphore;
 
+use super::check::Depth;
 use super::reach::Reach;
 use super::tar::{Files, Reader};
+use super::uploader;
 use crate::error::Error;
 use crate::meta::Meta;
 
@@ -198,6 +200,7 @@ impl Imports {
         rename(self.0.disk.clone(), work.path.clone(), path.clone(), meta.clone()).await?;
         let files = self.0.store.put_block(&path, tenant, named.id).await.map_err(|e| node_error(&e))?;
         let block = named.row(tenant, &meta, &report, files, self.0.clock.now());
+        uploader::confirm(&self.0.store, &block, Depth::Objects).await?;
         let imported = Imported { series: report.series, digest, bytes: block.bytes(), repaired: damaged.is_some() };
         let _members = self.0.reach.turn().await?;
         match damaged {

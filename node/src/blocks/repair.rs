@@ -24,6 +24,7 @@ use engram_storage::object::{Store, block_key};
 
 use super::check::{self, Depth, Pace};
 use super::import::Named;
+use super::uploader;
 use crate::error::Error;
 use crate::meta::Meta;
 
@@ -119,6 +120,7 @@ impl Workshop {
         let files = self.store.put_block(&written.path, &damaged.tenant, id).await.map_err(|e| failed(&e))?;
         let named = Named::instead_of(id, damaged);
         let row = named.row(&damaged.tenant, &written.meta, &written.report, files, self.clock.now());
+        uploader::confirm(&self.store, &row, Depth::Objects).await?;
         self.meta.repair_block(&damaged.tenant, damaged.id, vec![row], None, PROPOSE_WITHIN).await?;
         Ok(Outcome::Repaired(id))
     }

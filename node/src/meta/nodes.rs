@@ -228,6 +228,18 @@ impl Meta {
         }
     }
 
+    /// Whether this node is one of the replicas, as it knows them: one that has left has forgotten what it held.
+    ///
+    /// # Errors
+    /// Unavailable when it is none.
+    pub fn holds(&self, partition: PartitionId) -> Result<(), Error> {
+        let (ring, me) = (self.ring(), self.node_id());
+        if ring.replicas(partition).is_some_and(|set| set.replicas.contains(&me)) {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!("node {} holds no replica of partition {}", me.0, partition.0)))
+    }
+
     /// Waits until this node has applied the entry at `index`.
     ///
     /// # Errors

@@ -293,12 +293,7 @@ pub struct Blocks {
 }
 
 impl Cuts for Blocks {
-    fn seen(
-        &self,
-        _: &TenantId,
-        _: BlockId,
-        _: TimeRange,
-    ) -> BoxFuture<'_, Result<Seen, engram_node::error::Error>> {
+    fn seen(&self, _: &TenantId, _: BlockId, _: TimeRange) -> BoxFuture<'_, Result<Seen, engram_node::error::Error>> {
         async { Ok(self.seen) }.boxed()
     }
 

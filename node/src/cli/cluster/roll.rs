@@ -148,6 +148,7 @@ fn spared(target: &Target, node: &Node) -> Result<(), String> {
 /// Restarts them.
 pub(in crate::cli) fn run(roll: &Roll) -> ExitCode {
     match rolled(roll) {
+        Ok(count) if roll.dry_run => say(&format!("{count} nodes would be restarted, none was\n")),
         Ok(count) => say(&format!("{count} nodes restarted, the cluster is healthy\n")),
         Err(why) => {
             complain(&why);

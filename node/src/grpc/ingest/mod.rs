@@ -171,7 +171,12 @@ impl Inner {
             Question::Counts => write(local.counts(select, usize::try_from(request.max).unwrap_or(usize::MAX)).await?),
             Question::Digests => write(local.digests(select).await?),
             Question::Inventory => write(local.inventory(select.partition, select.epoch).await?),
-            Question::Windows => write(local.windows(select.partition).await?),
+            Question::Windows => {
+                let held = local.windows(select.partition).await?;
+                // Asked without an epoch: any set that this node is of will do, but not none.
+                self.meta.holds(select.partition)?;
+                write(held)
+            }
             Question::Frozen => {
                 let frozen = local.frozen(&select.tenant, select.partition, request.max).await?;
                 let encode = move || series::put_frozen(frozen.as_ref());
