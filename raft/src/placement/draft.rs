@@ -195,7 +195,7 @@ impl Draft {
         loop {
             let mut moved = false;
             // Who has not been found unable to give in this round, the heaviest last.
-            let mut givers: BTreeSet<(usize, At)> = self.takers.all().map(|(load, at)| (load, at)).collect();
+            let mut givers: BTreeSet<(usize, At)> = self.takers.all().collect();
             while let (Some((heavy, from)), Some(least)) = (givers.last().copied(), self.takers.least()) {
                 if heavy < least + 2 {
                     break;
