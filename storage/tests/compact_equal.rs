@@ -1,10 +1,11 @@
 //! Goal: what a merge gives is the union of its sources, one sample for each series and time, less what was deleted,
 //! and what it says it dropped is exactly the rest; a crash leaves whole blocks or none and never harms a source; a
 //! damaged source is named. Method: random series spread over several blocks beside a map of maps; power cut at each
-//! act; bytes of sources changed.
+//! act, each sync failed, each write damaged, or the disk full after any number of bytes; bytes of sources changed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -268,6 +269,78 @@ fn a_crash_at_any_act_leaves_whole_blocks_or_none_and_the_sources_whole() {
             assert_eq!(again, whole);
             assert!(answer.is_err(), "it was stopped before its end");
         }
+    }
+}
+
+#[test]
+fn a_full_disk_ends_a_merge_and_it_is_done_when_there_is_room() {
+    let whole = whole_merge();
+    for free in (0..).step_by(61) {
+        let disk = FaultDisk::new();
+        let sources = two_sources(&disk);
+        disk.leave_free(free);
+        match merge_two(&disk, &sources) {
+            Ok(_) => {
+                assert!(free > 600, "a merge wants room: {free} bytes");
+                return;
+            }
+            Err(Failure::Other(Error::Io { source, .. })) => assert_eq!(source.kind(), ErrorKind::StorageFull),
+            Err(other) => panic!("{free} bytes of room: {other}"),
+        }
+        disk.fill(false);
+        merged_again(&disk, &sources, whole, &format!("{free} bytes of room"));
+    }
+}
+
+/// Nothing but the sources is left, they are whole, and the merge can be made now.
+fn merged_again(disk: &FaultDisk, sources: &[Written], whole: Digest, what: &str) {
+    clean(disk, Path::new(DIR)).unwrap();
+    assert_eq!(disk.list_dirs(Path::new(DIR)).unwrap().len(), 2, "{what}: only the sources are left");
+    for source in sources {
+        let dir = BlockDir::open(disk, &source.path).unwrap();
+        assert_eq!(verify(&dir, dir.meta()).unwrap(), source.report, "{what}: a source is harmed");
+    }
+    let again: Digest = merge_two(disk, sources).unwrap().blocks.iter().map(|(_, w)| w.report.digest()).sum();
+    assert_eq!(again, whole, "{what}");
+}
+
+fn whole_merge() -> Digest {
+    let disk = FaultDisk::new();
+    let sources = two_sources(&disk);
+    merge_two(&disk, &sources).unwrap().blocks.iter().map(|(_, written)| written.report.digest()).sum()
+}
+
+#[test]
+fn any_sync_may_fail_under_a_merge() {
+    let whole = whole_merge();
+    for syncs in 0.. {
+        let disk = FaultDisk::new();
+        let sources = two_sources(&disk);
+        disk.fail_sync_after(syncs);
+        let merged = merge_two(&disk, &sources);
+        if !disk.has_failed_sync() {
+            assert!(syncs >= 4, "a block of four files has more than {syncs} syncs");
+            return;
+        }
+        assert!(matches!(merged, Err(Failure::Other(Error::Io { .. }))), "sync {syncs}: {merged:?}");
+        merged_again(&disk, &sources, whole, &format!("sync {syncs}"));
+    }
+}
+
+#[test]
+fn what_the_disk_damages_of_a_result_is_noticed() {
+    let whole = whole_merge();
+    for writes in 0.. {
+        let disk = FaultDisk::new();
+        let sources = two_sources(&disk);
+        disk.damage_write(Path::new(DIR), writes);
+        let merged = merge_two(&disk, &sources);
+        if !disk.has_damaged_write() {
+            assert!(writes >= 4, "a block of four files has more than {writes} writes");
+            return;
+        }
+        assert!(merged.is_err(), "write {writes}: a damaged block is handed out");
+        merged_again(&disk, &sources, whole, &format!("write {writes}"));
     }
 }
 

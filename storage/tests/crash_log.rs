@@ -1,4 +1,4 @@
-//! The log is stopped at every act of the disk, torn at every byte and damaged at every byte.
+//! The log is stopped at every act of the disk, torn at every byte and damaged at every byte, and each of its syncs fails.
 //!
 //! Method: the i-th append holds its own number, so what replay gives can be checked without a copy: records are
 //! dense, each is what was sent under its position, none that was acknowledged is missing, none is there that was not
@@ -111,6 +111,28 @@ fn a_crash_at_any_act_loses_nothing_acknowledged_and_invents_nothing() {
                 disk.crash(seed * 3 + life as u64);
             }
             live(&disk, promise, 1);
+        }
+    }
+}
+
+#[test]
+fn any_sync_may_fail_and_nothing_acknowledged_is_lost() {
+    for syncs in 0.. {
+        for restart in 0..4 {
+            let disk = FaultDisk::new();
+            disk.fail_sync_after(syncs);
+            let promise = live(&disk, Promise::default(), 12);
+            let has_failed = disk.has_failed_sync();
+            // The process ends; the machine goes on with the cache it has, or the power fails, too.
+            if restart > 0 {
+                disk.crash(restart);
+            }
+            let again = live(&disk, promise, 12);
+            assert!(again.acked > promise.acked, "sync {syncs}: the next start goes on");
+            if !has_failed {
+                assert!(syncs > 15, "the run has only {syncs} syncs");
+                return;
+            }
         }
     }
 }

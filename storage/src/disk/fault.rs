@@ -6,8 +6,9 @@
 //! them. The same seed gives the same ruin.
 //!
 //! Faults to order: [`FaultDisk::stop_after`] (power fails at the n-th act), [`FaultDisk::fail_sync_after`] (the sync
-//! fails and, as on Linux, the lost bytes stay visible in memory), [`FaultDisk::flip`] (bit rot), [`FaultDisk::fill`]
-//! (no room for new files).
+//! fails and, as on Linux, the lost bytes stay visible in memory), [`FaultDisk::flip`] (bit rot),
+//! [`FaultDisk::damage_write`] (something else is kept than was given), [`FaultDisk::fill`] and [`FaultDisk::leave_free`]
+//! (no room: files do not grow any more; what was reserved before can be written).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,7 +42,12 @@ struct State {
     syncs: u64,
     stop_at: Option<u64>,
     fail_sync_at: Option<u64>,
-    is_full: bool,
+    /// Writes below this directory until one is damaged.
+    damage: Option<(PathBuf, u64)>,
+    /// Bytes by which files may still grow; none: there is always room.
+    free: Option<usize>,
+    /// Acts that found no room.
+    no_room: u64,
 }
 
 #[derive(Debug, Default)]
@@ -173,9 +179,38 @@ impl FaultDisk {
         state.fail_sync_at = Some(state.syncs + syncs);
     }
 
-    /// Whether space can be reserved from now on.
+    /// Whether a sync was failed since it was ordered, or none is ordered.
+    #[must_use]
+    pub fn has_failed_sync(&self) -> bool {
+        let state = self.0.lock();
+        state.fail_sync_at.is_none_or(|at| state.syncs > at)
+    }
+
+    /// Lets `writes` more writes to files below `dir` through and turns a bit of what the next one keeps, once.
+    pub fn damage_write(&self, dir: &Path, writes: u64) {
+        self.0.lock().damage = Some((dir.to_owned(), writes));
+    }
+
+    /// Whether a write was damaged since it was ordered, or none is ordered.
+    #[must_use]
+    pub fn has_damaged_write(&self) -> bool {
+        self.0.lock().damage.is_none()
+    }
+
+    /// Whether files may grow from now on.
     pub fn fill(&self, is_full: bool) {
-        self.0.lock().is_full = is_full;
+        self.0.lock().free = is_full.then_some(0);
+    }
+
+    /// Leaves room for so many bytes more. A write that meets the end of the room writes what fits and fails.
+    pub fn leave_free(&self, bytes: usize) {
+        self.0.lock().free = Some(bytes);
+    }
+
+    /// How many acts found no room so far.
+    #[must_use]
+    pub fn no_room(&self) -> u64 {
+        self.0.lock().no_room
     }
 
     /// How many changing acts were asked so far.
@@ -238,6 +273,36 @@ impl State {
         }
         self.acts += 1;
         Ok(())
+    }
+
+    /// Takes from the room what a file of `have` bytes needs to reach `want`; what it gets to.
+    fn grow(&mut self, have: usize, want: usize) -> usize {
+        let Some(free) = &mut self.free else { return want };
+        let more = want.saturating_sub(have);
+        if more <= *free {
+            *free -= more;
+            return want;
+        }
+        self.no_room += 1;
+        have + std::mem::take(free)
+    }
+
+    /// What is kept of a write: other bytes when that is ordered.
+    fn keep(&mut self, path: &Path, bytes: &[u8]) -> Vec<u8> {
+        let mut kept = bytes.to_vec();
+        if let Some((dir, left)) = &mut self.damage
+            && path.starts_with(dir)
+            && !kept.is_empty()
+        {
+            if *left == 0 {
+                let middle = kept.len() / 2;
+                kept[middle] ^= 1 << (middle % 8);
+                self.damage = None;
+            } else {
+                *left -= 1;
+            }
+        }
+        kept
     }
 
     fn change_name(&mut self, change: NameChange) {
@@ -396,15 +461,26 @@ impl DiskFile for FaultFile {
 
     fn write_at(&self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         let at = self.offset("write", at)?;
-        self.change("write", Change::Write { at, bytes: bytes.to_vec() })
+        let have = self.with("write", |inode| inode.seen.len())?;
+        let want = at + bytes.len();
+        let until = self.disk.0.lock().grow(have, want);
+        let fits = until.saturating_sub(at).min(bytes.len());
+        if until >= want {
+            let bytes = self.disk.0.lock().keep(&self.path, bytes);
+            return self.change("write", Change::Write { at, bytes });
+        }
+        if fits > 0 {
+            self.change("write", Change::Write { at, bytes: bytes[..fits].to_vec() })?;
+        }
+        Err(Error::io("write", &self.path, io::Error::from(io::ErrorKind::StorageFull)))
     }
 
     fn preallocate(&self, len: u64) -> Result<(), Error> {
         let len = self.offset("allocate", len)?;
-        if self.disk.0.lock().is_full {
+        let have = self.with("allocate", |inode| inode.seen.len())?;
+        if self.disk.0.lock().grow(have, len) < len {
             return Err(Error::io("allocate", &self.path, io::Error::from(io::ErrorKind::StorageFull)));
         }
-        let have = self.with("allocate", |inode| inode.seen.len())?;
         self.change("allocate", Change::Length(len.max(have)))
     }
 
@@ -458,6 +534,24 @@ mod tests {
     }
 
     #[test]
+    fn without_room_files_do_not_grow_and_what_was_reserved_can_be_written() {
+        let disk = FaultDisk::new();
+        let file = disk.create(Path::new("d/a")).unwrap();
+        file.preallocate(100).unwrap();
+        disk.leave_free(30);
+        file.write_at(50, &[1; 70]).unwrap();
+        assert!(
+            matches!(file.write_at(110, &[2; 50]), Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull)
+        );
+        assert_eq!((file.len().unwrap(), disk.no_room()), (130, 1), "what fits is written");
+        assert!(file.preallocate(131).is_err() && file.preallocate(130).is_ok());
+        file.write_at(0, &[3; 130]).unwrap();
+        disk.fill(false);
+        file.write_at(130, &[4; 10]).unwrap();
+        assert_eq!(file.len().unwrap(), 140);
+    }
+
+    #[test]
     fn what_was_synced_survives_and_what_was_not_may_be_torn() {
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..200 {
@@ -499,6 +593,22 @@ mod tests {
         assert_eq!(read(&disk, "d/a").unwrap(), b"lost");
         file.drop_cache().unwrap();
         assert_eq!(read(&disk, "d/a").unwrap(), b"");
+    }
+
+    #[test]
+    fn one_write_below_a_directory_is_damaged() {
+        let disk = FaultDisk::new();
+        let (inside, beside) = (disk.create(Path::new("d/a")).unwrap(), disk.create(Path::new("e/a")).unwrap());
+        disk.damage_write(Path::new("d"), 1);
+        beside.write_at(0, &[0; 9]).unwrap();
+        inside.write_at(0, &[0; 9]).unwrap();
+        assert!(!disk.has_damaged_write());
+        inside.write_at(9, &[0; 9]).unwrap();
+        inside.write_at(18, &[0; 9]).unwrap();
+        assert!(disk.has_damaged_write());
+        assert_eq!(read(&disk, "e/a").unwrap(), [0; 9]);
+        let bits: u32 = read(&disk, "d/a").unwrap().iter().map(|byte| byte.count_ones()).sum();
+        assert_eq!(bits, 1);
     }
 
     #[test]

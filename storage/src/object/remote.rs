@@ -54,7 +54,7 @@ fn hosted(endpoint: &str, bucket: &str) -> String {
     }
 }
 
-fn s3(bucket: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+fn s3(bucket: &str, options: &Options) -> Result<AmazonS3Builder, object_store::Error> {
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         .with_virtual_hosted_style_request(!options.path_style)
@@ -72,17 +72,16 @@ fn s3(bucket: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, object_st
     if !options.access_key.is_empty() {
         builder = builder.with_access_key_id(&options.access_key).with_secret_access_key(&options.secret_key.0);
     }
-    builder = match options.encryption {
+    Ok(match options.encryption {
         Encryption::Bucket => builder,
         Encryption::Store => builder.with_config("aws_server_side_encryption".parse::<AmazonS3ConfigKey>()?, "AES256"),
         Encryption::Kms => builder.with_sse_kms_encryption(&options.sse_kms_key),
         Encryption::KmsTwice => builder.with_dsse_kms_encryption(&options.sse_kms_key),
         Encryption::Customer => builder.with_ssec_encryption(&options.sse_customer_key.0),
-    };
-    Ok(Arc::new(builder.build()?))
+    })
 }
 
-fn gcs(bucket: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+fn gcs(bucket: &str, options: &Options) -> GoogleCloudStorageBuilder {
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(bucket)
         .with_skip_signature(options.anonymous)
@@ -94,10 +93,10 @@ fn gcs(bucket: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, object_s
     if !options.service_account.is_empty() {
         builder = builder.with_service_account_path(&options.service_account);
     }
-    Ok(Arc::new(builder.build()?))
+    builder
 }
 
-fn azure(container: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+fn azure(container: &str, options: &Options) -> MicrosoftAzureBuilder {
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(container)
         .with_skip_signature(options.anonymous)
@@ -112,7 +111,15 @@ fn azure(container: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, obj
     if !options.secret_key.0.is_empty() {
         builder = builder.with_access_key(&options.secret_key.0);
     }
-    Ok(Arc::new(builder.build()?))
+    builder
+}
+
+fn build(provider: Provider, bucket: &str, options: &Options) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+    Ok(match provider {
+        Provider::S3 => Arc::new(s3(bucket, options)?.build()?),
+        Provider::Gcs => Arc::new(gcs(bucket, options).build()?),
+        Provider::Azure => Arc::new(azure(bucket, options).build()?),
+    })
 }
 
 /// An object that is read, and how many bytes of it were asked for.
@@ -123,12 +130,8 @@ pub(super) struct Body {
 
 impl Remote {
     pub(super) fn open(provider: Provider, bucket: &str, prefix: &str, options: &Options) -> Result<Self, Error> {
-        let built = match provider {
-            Provider::S3 => s3(bucket, options),
-            Provider::Gcs => gcs(bucket, options),
-            Provider::Azure => azure(bucket, options),
-        };
-        let inner = built.map_err(|e| Error::Misuse { what: format!("the object store: {e}") })?;
+        let inner =
+            build(provider, bucket, options).map_err(|e| Error::Misuse { what: format!("the object store: {e}") })?;
         Ok(Self::over(inner, prefix))
     }
 
@@ -238,4 +241,87 @@ pub(super) fn failed(op: Op, key: &str, error: &object_store::Error) -> Error {
     };
     let why: String = error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(WHY_MAX).collect();
     Error::Remote { act: op.word(), key: key.to_owned(), kind, why: why.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::aws::AmazonS3ConfigKey as S3;
+    use object_store::azure::AzureConfigKey as Azure;
+    use object_store::gcp::GoogleConfigKey as Gcs;
+
+    use super::super::options::Secret;
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            endpoint: "http://store.local:9000/".to_owned(),
+            region: "eu-central-9".to_owned(),
+            access_key: "name".to_owned(),
+            secret_key: Secret("key".to_owned()),
+            service_account: "/etc/account.json".to_owned(),
+            anonymous: true,
+            ..Options::default()
+        }
+    }
+
+    /// What the crate is told of S3.
+    fn told(options: &Options, key: &str) -> Option<String> {
+        s3("b", options).unwrap().get_config_value(&key.parse::<S3>().unwrap())
+    }
+
+    #[test]
+    fn s3_is_told_where_and_who_and_how_to_encrypt() {
+        let mut options = options();
+        for (key, want) in [("region", "eu-central-9"), ("access_key_id", "name"), ("secret_access_key", "key")] {
+            assert_eq!(told(&options, key).as_deref(), Some(want), "{key}");
+        }
+        options.path_style = true;
+        assert_eq!(told(&options, "endpoint").unwrap(), "http://store.local:9000");
+        assert_eq!(told(&options, "virtual_hosted_style_request").unwrap(), "false");
+        options.path_style = false;
+        assert_eq!(told(&options, "endpoint").unwrap(), "http://b.store.local:9000");
+        assert_eq!(told(&options, "virtual_hosted_style_request").unwrap(), "true");
+        (options.sse_kms_key, options.sse_customer_key) = ("alias/k".to_owned(), Secret("c2VjcmV0".to_owned()));
+        let encryption = "server_side_encryption";
+        let key = "sse_kms_key_id";
+        for (how, want, with) in [
+            (Encryption::Bucket, None, None),
+            (Encryption::Store, Some("AES256"), None),
+            (Encryption::Kms, Some("aws:kms"), Some("alias/k")),
+            (Encryption::KmsTwice, Some("aws:kms:dsse"), Some("alias/k")),
+        ] {
+            options.encryption = how;
+            assert_eq!(
+                (told(&options, encryption).as_deref(), told(&options, key).as_deref()),
+                (want, with),
+                "{how:?}"
+            );
+        }
+        options.encryption = Encryption::Customer;
+        assert_eq!(told(&options, "sse_customer_key_base64").as_deref(), Some("c2VjcmV0"));
+    }
+
+    #[test]
+    fn gcs_and_azure_are_told_where_and_who() {
+        let options = options();
+        let told = gcs("b", &options);
+        for (key, want) in [
+            (Gcs::Bucket, "b"),
+            (Gcs::BaseUrl, "http://store.local:9000"),
+            (Gcs::ServiceAccount, "/etc/account.json"),
+            (Gcs::SkipSignature, "true"),
+        ] {
+            assert_eq!(told.get_config_value(&key).as_deref(), Some(want), "{key:?}");
+        }
+        let told = azure("c", &options);
+        for (key, want) in [
+            (Azure::ContainerName, "c"),
+            (Azure::Endpoint, "http://store.local:9000"),
+            (Azure::AccountName, "name"),
+            (Azure::AccessKey, "key"),
+            (Azure::SkipSignature, "true"),
+        ] {
+            assert_eq!(told.get_config_value(&key).as_deref(), Some(want), "{key:?}");
+        }
+    }
 }
