@@ -68,7 +68,7 @@ impl AppendLimits {
 }
 
 /// The part of the limits that apply depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rules {
     pub(super) out_of_order_window_ms: i64,
     pub(super) in_order_age_max_ms: i64,

@@ -89,15 +89,21 @@ impl LabelIndex {
 
     /// A share of the name's text is held for the name, one of the value's for each list.
     fn insert_pair(&mut self, series: u32, name: &str, value: &str) -> (Symbol, Symbol) {
-        let known = self.symbols.find(name).filter(|symbol| self.names.contains_key(symbol));
-        let name = known.unwrap_or_else(|| self.symbols.take(name));
-        let values = self.names.entry(name).or_default();
-        let known = self.symbols.find(value).filter(|symbol| self.lists.contains_key(&key(name, *symbol)));
-        let value = known.unwrap_or_else(|| {
-            let symbol = self.symbols.take(value);
-            values.push(symbol, &self.symbols);
-            symbol
-        });
+        let (known_name, known_value) = {
+            let view = self.symbols.view();
+            (view.find(name), view.find(value))
+        };
+        // A text that another head holds may be gone by now; one that this head has a list for is not.
+        let known_name = known_name.filter(|symbol| self.names.contains_key(symbol));
+        if let (Some(name), Some(value)) = (known_name, known_value)
+            && let Some(list) = self.lists.get_mut(&key(name, value))
+        {
+            list.insert(series);
+            return (name, value);
+        }
+        let name = known_name.unwrap_or_else(|| self.symbols.take(name));
+        let value = self.symbols.take(value);
+        self.names.entry(name).or_default().push(value, &self.symbols);
         self.lists.entry(key(name, value)).or_default().insert(series);
         (name, value)
     }

@@ -12,7 +12,7 @@
 //! One writer (the partition's actor) owns a head; readers take the lock it lies in and leave with shared chunks and
 //! a copy of the open one, so they decode without the lock. The bytes are drawn in `docs/formats/head.md`.
 //!
-//! Map: `append` stage and apply · `payload` bytes of the log · `replay` · `series` one series and late samples ·
+//! Map: `append` stage and apply · `payload` bytes of the log · `replay`, `gather` a log read back · `series` one series and late samples ·
 //! `starts` when counters began · `symbols`, `labels` texts and the index · `select`, `picked` reading · `frozen` sealed
 //! windows · `forget` · `snapshot` · `keep` full chunks into files · `beside` exemplars and metadata · `stats` counts for people.
 
@@ -20,6 +20,7 @@ mod append;
 mod beside;
 mod forget;
 mod frozen;
+mod gather;
 mod keep;
 mod labels;
 mod payload;
@@ -55,6 +56,7 @@ use crate::chunk::{Chunk, ChunkFiles};
 use crate::codec::Broken;
 use beside::{Exemplars, MetadataSet};
 use frozen::FrozenSet;
+use gather::Gathered;
 use keep::Waiting;
 use labels::LabelIndex;
 use series::Series;
@@ -115,6 +117,10 @@ pub struct Head {
     starts: Starts,
     exemplars: Exemplars,
     metadata: MetadataSet,
+    /// What a replay in bulk has not put in yet.
+    gathered: Option<Box<Gathered>>,
+    /// Samples that such a replay has taken.
+    gathered_count: u64,
 }
 
 impl Head {
@@ -144,6 +150,8 @@ impl Head {
             starts: Starts::default(),
             exemplars: Exemplars::default(),
             metadata: MetadataSet::default(),
+            gathered: None,
+            gathered_count: 0,
         }
     }
 

@@ -36,7 +36,7 @@ impl Head {
         let mut from = Reader::new(payload);
         let kind = from.u8()?;
         let receipt = match kind {
-            APPEND | APPEND_STARTS => self.replay_append(&mut from, kind == APPEND_STARTS)?,
+            APPEND | APPEND_STARTS => self.replay_append(&mut from, kind == APPEND_STARTS, None)?,
             FORGET => {
                 let before = from.varint()?;
                 self.forget(before)?;
@@ -78,7 +78,13 @@ impl Head {
         Ok(receipt)
     }
 
-    fn replay_append(&mut self, from: &mut Reader<'_>, with_starts: bool) -> Result<Receipt, Broken> {
+    /// An append; with threads to `gather` for, floats wait until they are put in with others, and are in no receipt.
+    pub(super) fn replay_append(
+        &mut self,
+        from: &mut Reader<'_>,
+        with_starts: bool,
+        gather: Option<usize>,
+    ) -> Result<Receipt, Broken> {
         let (mut receipt, mut slot, mut scratch) = (Receipt::default(), SlotSum::default(), Vec::new());
         let rules = read_rules(from)?;
         let count = from.u32()?;
@@ -96,14 +102,24 @@ impl Head {
                 created.push(series_ref);
             }
             let counts = from.uvarint()?;
-            for _ in 0..counts >> 1 {
-                time = time.wrapping_add(from.varint()?);
-                let value = ValueRef::Float(read_float(from)?);
-                let stamp = Stamp { at: time, start: read_start(from)? };
-                let outcome = self.put(series_ref, stamp, value, &rules, &mut slot);
-                receipt.note(series_ref, time, outcome);
+            if let Some(threads) = gather {
+                let gathered = self.gathered_under(&rules, threads);
+                for _ in 0..counts >> 1 {
+                    time = time.wrapping_add(from.varint()?);
+                    gathered.push(series_ref, time, read_float(from)?);
+                }
+            } else {
+                for _ in 0..counts >> 1 {
+                    time = time.wrapping_add(from.varint()?);
+                    let value = ValueRef::Float(read_float(from)?);
+                    let stamp = Stamp { at: time, start: read_start(from)? };
+                    let outcome = self.put(series_ref, stamp, value, &rules, &mut slot);
+                    receipt.note(series_ref, time, outcome);
+                }
             }
             if counts & 1 == 1 {
+                // Floats of this series that came before are put in before.
+                self.put_gathered();
                 for _ in 0..from.uvarint()? {
                     let (at, histogram) = read_histogram(from)?;
                     let stamp = Stamp { at, start: read_start(from)? };
@@ -113,7 +129,12 @@ impl Head {
             }
         }
         slot.flush(&mut self.digests);
-        self.note_bare(created.into_iter());
+        if let Some(threads) = gather {
+            let gathered = self.gathered_under(&rules, threads);
+            created.into_iter().for_each(|series_ref| gathered.create(series_ref));
+        } else {
+            self.note_bare(created.into_iter());
+        }
         for _ in 0..from.uvarint()? {
             let (series_ref, exemplar) = read_exemplar(from, &mut scratch)?;
             let kept = self.get(series_ref).is_some() && self.exemplars.put(series_ref, &exemplar, rules.exemplars_max);
@@ -223,6 +244,10 @@ impl Head {
         }
         let elsewhere = self.find(labels.hash);
         let there = self.get(series_ref).map(|_| series_ref);
+        if elsewhere.is_some() || there.is_some() {
+            // What is still to be put into them shows whether they may go.
+            self.put_gathered();
+        }
         for gone in elsewhere.into_iter().chain(there) {
             if self.bounds_of(gone).is_some() {
                 return Err(Broken { at: 0, what: "the ref of a series with samples is given to another" });

@@ -353,6 +353,33 @@ fn what_is_frozen_never_changes_and_what_is_late_waits() {
 }
 
 #[test]
+fn a_replay_by_several_threads_is_as_one_by_one() {
+    // So many samples that there is work for three; some late, some twice, some of a series that comes in the middle.
+    let (mut head, mut log) = (new_head(), Vec::new());
+    let names: Vec<String> = (0..1200).map(|n| format!("s{n}")).collect();
+    let late = AppendLimits { out_of_order_window_ms: 1 << 40, ..LIMITS };
+    for scrape in 0..90_i64 {
+        let sample = |(n, name): (i64, &String)| {
+            let odd = if (n + scrape) % 97 == 0 { scrape - 3 } else { scrape };
+            one(name, &[(odd * 10, (n * scrape) as f64)])
+        };
+        let known = if scrape < 40 { 600 } else { names.len() };
+        let series: Vec<_> = (0..).zip(&names[..known]).map(sample).collect();
+        let (batch, picks) = batch_of(&series);
+        let mut payload = Vec::new();
+        let staged = head.stage(&batch, &picks, &late, &mut payload);
+        head.apply(&batch, &staged);
+        log.push(payload);
+    }
+    let mut in_bulk = new_head();
+    log.iter().for_each(|payload| in_bulk.gather(payload, 3).unwrap());
+    assert_eq!(in_bulk.settle(), head.sample_count());
+    assert_same(&head, &in_bulk);
+    assert_eq!(in_bulk.digests(), &in_bulk.recompute_digests().unwrap());
+    assert_same(&head, &replayed(&log));
+}
+
+#[test]
 fn series_that_hold_nothing_are_dropped() {
     let mut head = new_head();
     let mut log = vec![Vec::new()];

@@ -78,10 +78,16 @@ pub fn image(head: &Head) -> Vec<Vec<u8>> {
 }
 
 pub fn replayed<'a>(payloads: impl IntoIterator<Item = &'a Vec<u8>>) -> Head {
-    let mut head = new_head();
-    for payload in payloads {
+    let (mut head, mut in_bulk) = (new_head(), new_head());
+    for (payload, i) in payloads.into_iter().zip(0..) {
         assert_eq!(head.replay(payload).unwrap().unknown, 0);
+        in_bulk.gather(payload, 2).unwrap();
+        if i % 11 == 5 {
+            in_bulk.settle();
+        }
     }
+    in_bulk.settle();
+    assert_same(&head, &in_bulk);
     head
 }
 
