@@ -5,34 +5,37 @@
 //! by the log in that order, *applied* to the head in that order and then answered. Nothing is visible before it is
 //! durable, and replay decides every sample as it was decided the first time.
 //!
-//! Map: here appends and checkpoints · [`sealed`] what is sealed, forgotten and dropped.
+//! Map: here appends and checkpoints · [`handle`] what is asked · [`budget`] what may wait at the log · [`sealed`] what is
+//! sealed, forgotten and dropped.
 //!
 //! Positions: applied ≤ flushed ≤ accepted, checked as answers of the log come in.
 
+mod budget;
+mod handle;
 mod sealed;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
+use engram_model::Millis;
 use engram_model::batch::{BatchSeries, WriteBatch};
-use engram_model::digest::Digest;
 use engram_model::place::PartitionId;
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
-use engram_model::{Millis, TimeRange};
 use engram_storage::head::{AppendLimits, Head, Reason, Receipt, Staged};
 use engram_storage::log::{NodeLog, Position};
 use futures::FutureExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{self, Kind};
 use super::heads::{Heads, SharedHead};
-use crate::actor::{Addr, AskError, ChildSpec, Lease, Mailbox, Reply, RestartLimit, mailbox};
+use crate::actor::{ChildSpec, Lease, Mailbox, Reply, RestartLimit, mailbox};
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::peer::{Append, Appended, Refused};
+pub use budget::LogBudget;
+pub use handle::{Forgetting, Handle, Message, Proof};
 
 /// Appends that may wait to be staged; above it the sender is told to come again.
 const MAILBOX_MAX: usize = 1024;
@@ -45,223 +48,6 @@ const DRAIN_MAX: usize = 64;
 const SHORT_SERIES_MAX: usize = 1000;
 /// Bytes of a checkpoint that may wait at the log.
 const CHECKPOINT_AHEAD_BYTES: usize = 4 << 20;
-
-/// What a partition is asked.
-pub enum Message {
-    /// Store a slice.
-    Append {
-        /// The slice.
-        request: Append,
-        /// Answered after it is durable and applied.
-        reply: Reply<Result<Appended, Error>>,
-    },
-    /// Drop samples older than a tenant's newest by more than it keeps, and series that never had any.
-    Retain {
-        /// How long samples of tenants that do not say stay, in milliseconds, 0: for ever; none: age is not looked at.
-        keep_ms: Option<i64>,
-        /// Answered when done.
-        reply: Reply<()>,
-    },
-    /// Set a window aside.
-    Seal {
-        /// Whose.
-        tenant: TenantId,
-        /// The seal's number.
-        number: u64,
-        /// The window.
-        window: TimeRange,
-        /// Answered when it is durable, also when it had been sealed before; false when damage is in the way.
-        reply: Reply<bool>,
-    },
-    /// Forget what was set aside, if it is what the cut holds.
-    Forget {
-        /// Whose.
-        tenant: TenantId,
-        /// The seal's number.
-        number: u64,
-        /// What is to be forgotten, and when it was committed.
-        proof: Proof,
-        /// Answered when it is durable.
-        reply: Reply<Forgetting>,
-    },
-    /// Drop a head that is empty and has had no append for long.
-    Drop {
-        /// Whose.
-        tenant: TenantId,
-        /// No append at or after this time.
-        since: Millis,
-        /// Answered with whether it is gone.
-        reply: Reply<bool>,
-    },
-    /// Make visible everything that was accepted before this message.
-    Settle {
-        /// Answered when done.
-        reply: Reply<()>,
-    },
-    /// Forget the tenant's head: this node holds the partition no more.
-    Leave {
-        /// Answered when that is in the log.
-        reply: Reply<()>,
-    },
-    /// Write a checkpoint of every head into the log.
-    Checkpoint {
-        /// Answered when all of it is durable.
-        reply: Reply<Result<(), Error>>,
-    },
-}
-
-/// What a block holds, proven, of what a seal set aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proof {
-    /// The digest of the samples that are safe elsewhere.
-    pub digest: Digest,
-    /// The index of the metadata at which that was committed.
-    pub index: u64,
-}
-
-/// What became of samples that were to be forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forgetting {
-    /// They are gone, now or since before.
-    Gone,
-    /// The digest of what is frozen here is another one: nothing was forgotten.
-    Differs(Digest),
-    /// The seal is not applied here.
-    NotSealed,
-}
-
-/// The address of a partition's actor.
-#[derive(Clone)]
-pub struct Handle {
-    addr: Addr<Message>,
-}
-
-impl Handle {
-    /// Stores a slice; the answer comes after it is on disk and visible.
-    ///
-    /// # Errors
-    /// Unavailable for a full mailbox, an old epoch or a failed log, Timeout when the outcome is unknown.
-    pub async fn append(&self, request: Append, within: Duration) -> Result<Appended, Error> {
-        self.addr.ask(|reply| Message::Append { request, reply }, within).await?
-    }
-
-    /// Drops series that never had samples and, unless `keep_ms` is none, samples older than a tenant's newest by more
-    /// than it keeps, or by more than `keep_ms` when it does not say; 0 keeps all.
-    ///
-    /// # Errors
-    /// Why the actor did not answer.
-    pub async fn retain(&self, keep_ms: Option<i64>, within: Duration) -> Result<(), AskError> {
-        self.addr.ask_in_line(|reply| Message::Retain { keep_ms, reply }, within).await
-    }
-
-    /// Sets a window aside under the number of a seal; one that was applied before is left as it is. False when damage
-    /// is in the way.
-    ///
-    /// # Errors
-    /// Why the actor did not answer.
-    pub async fn seal(
-        &self,
-        tenant: &TenantId,
-        number: u64,
-        window: TimeRange,
-        within: Duration,
-    ) -> Result<bool, AskError> {
-        let tenant = tenant.clone();
-        self.addr.ask_in_line(|reply| Message::Seal { tenant, number, window, reply }, within).await
-    }
-
-    /// Forgets what was set aside under a number, if its digest is that of the proof.
-    ///
-    /// # Errors
-    /// Why the actor did not answer.
-    pub async fn forget(
-        &self,
-        tenant: &TenantId,
-        number: u64,
-        proof: Proof,
-        within: Duration,
-    ) -> Result<Forgetting, AskError> {
-        let tenant = tenant.clone();
-        self.addr.ask_in_line(|reply| Message::Forget { tenant, number, proof, reply }, within).await
-    }
-
-    /// Drops the tenant's head if it is empty and had no append at or after `since`; whether it is gone.
-    ///
-    /// # Errors
-    /// Why the actor did not answer.
-    pub async fn drop_head(&self, tenant: &TenantId, since: Millis, within: Duration) -> Result<bool, AskError> {
-        let tenant = tenant.clone();
-        self.addr.ask_in_line(|reply| Message::Drop { tenant, since, reply }, within).await
-    }
-
-    /// Waits until everything that was accepted before is visible.
-    ///
-    /// # Errors
-    /// Why the actor did not answer.
-    pub async fn settle(&self, within: Duration) -> Result<(), AskError> {
-        self.addr.ask_in_line(|reply| Message::Settle { reply }, within).await
-    }
-
-    /// Forgets every head: this node holds the partition no more.
-    ///
-    /// # Errors
-    /// Why the actor did not answer.
-    pub async fn leave(&self, within: Duration) -> Result<(), AskError> {
-        self.addr.ask_in_line(|reply| Message::Leave { reply }, within).await
-    }
-
-    /// Writes a checkpoint of every head into the log.
-    ///
-    /// # Errors
-    /// Why the actor did not answer, or the log failed.
-    pub async fn checkpoint(&self, within: Duration) -> Result<(), Error> {
-        self.addr.ask_in_line(|reply| Message::Checkpoint { reply }, within).await?
-    }
-
-    /// How many messages wait.
-    #[must_use]
-    pub fn depth(&self) -> usize {
-        self.addr.depth()
-    }
-}
-
-/// Bytes that may wait at the log, shared by all partitions of a node. Smaller than the log's own queue, so that an
-/// actor waits here, where waiting costs nothing, and never blocks a thread in the log.
-#[derive(Clone)]
-pub struct LogBudget {
-    free: Arc<Semaphore>,
-    permits: u32,
-}
-
-/// One permit of the budget stands for this many bytes.
-const PERMIT_BYTES: usize = 4096;
-
-impl LogBudget {
-    /// A budget of `bytes`.
-    #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        let permits = u32::try_from((bytes / PERMIT_BYTES).max(1)).unwrap_or(u32::MAX);
-        Self { free: Arc::new(Semaphore::new(permits as usize)), permits }
-    }
-
-    /// Waits for room for the log entry of `request`, whose size is estimated from above.
-    async fn reserve(&self, request: &Append) -> Option<OwnedSemaphorePermit> {
-        let batch = &request.batch;
-        // All labels as if they were new; histograms are no longer in the log than in the body.
-        let labels: usize = request
-            .picks
-            .iter()
-            .flat_map(|pick| &batch.pairs[batch.series[*pick as usize].pairs.range()])
-            .map(|pair| (pair.name.len + pair.value.len + 4) as usize)
-            .sum();
-        let body = if batch.histograms.is_empty() { 0 } else { batch.text.len() };
-        let beside = 64 * (batch.metadata.len() + batch.exemplars.len());
-        let bytes = labels + body + beside + 24 * batch.samples.len() + 256;
-        let permits = u32::try_from(bytes / PERMIT_BYTES + 1).unwrap_or(u32::MAX).min(self.permits);
-        // The semaphore is never closed.
-        self.free.clone().acquire_many_owned(permits).await.ok()
-    }
-}
 
 /// What a partition's actor works with.
 #[derive(Clone)]
