@@ -12,14 +12,11 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use engram_model::place::PartitionId;
-use engram_model::time::{Clock, Stopwatch};
+use engram_model::time::Clock;
 use engram_raft::Group;
-use engram_storage::chunk::ChunkFiles;
-use engram_storage::disk::Disk;
 use engram_storage::disk::real::RealDisk;
-use engram_storage::head::{HeadOptions, Symbols};
 use engram_storage::log::metrics::SYNC_BOUNDS_US;
-use engram_storage::log::{self, LogMetrics, NodeLog};
+use engram_storage::log::{LogMetrics, NodeLog};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,11 +32,11 @@ use crate::http::{self, App, HttpMetrics};
 use crate::ingest::heads::Heads;
 use crate::ingest::partition::{self, LogBudget};
 use crate::ingest::reached::Reached;
-use crate::ingest::recover::{Recovered, Recovery};
 use crate::ingest::{LocalReplica, keeper};
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::read::{ReadOptions, Reader};
+use crate::recovery::{self, Found};
 use crate::shelves::{following, late_blocks, open_store, start_blocks};
 use crate::status::Status;
 use crate::write::{WriteOptions, Writer};
@@ -73,12 +70,10 @@ pub enum StartError {
 
 /// How long the metadata group may take to stop.
 const META_STOP_WITHIN: Duration = Duration::from_secs(20);
-/// Full chunks that lie on the heap, in all partitions, before they are put into files; each partition has its share.
-const FULL_CHUNK_BYTES: usize = 64 << 20;
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 /// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
-const LOG_BUDGET_BYTES: usize = 256 << 20;
+pub(crate) const LOG_BUDGET_BYTES: usize = 256 << 20;
 
 /// A running node.
 pub struct Node {
@@ -124,10 +119,7 @@ impl Node {
         let http_listener = listen(&config.http_listen, "http-listen").await?;
         let grpc_listener = listen(&config.grpc_listen, "grpc-listen").await?;
         let (http_address, grpc_address) = (address_of(&http_listener)?, address_of(&grpc_listener)?);
-        let (metrics, health) = (Metrics::default(), Health::default());
-        health.set("node/metadata", Condition::Starting("opening the group".into()));
-        health.set("node/log", Condition::Starting("waiting for the metadata".into()));
-
+        let (metrics, health) = (Metrics::default(), not_ready());
         let (mut servers, http_metrics) = (JoinSet::new(), HttpMetrics::new(&metrics));
         let tls = cluster::tls(&config, (&clock, &metrics), &mut servers, &stop)?;
         let front = Front::new(http::starting(health.clone()));
@@ -141,8 +133,8 @@ impl Node {
         let meta = door.open(Meta::new(group.clone(), tenant_defaults(&config)));
         let (store, readable) = open_store(&config, &dir, &metrics)?;
         let reach = door.watch(Reach::new(meta.clone(), Kind::of(&config.object_store, !config.join.is_empty())));
-        let recovered = recover(&config, &dir, &meta, &health).await;
-        let (heads, log, reached) = cluster::or_close(&group, recovered).await?;
+        let found = recovery::read(&config, &dir, &meta, &health).await;
+        let Found { heads, log, reached, unfinished } = cluster::or_close(&group, found).await?;
         let log_failure = end_on_failure(&log, &stop);
 
         let partitions_stop = CancellationToken::new();
@@ -151,17 +143,17 @@ impl Node {
             start_partitions(&config, (&reach, &clock), (&heads, &log, &reached), &partitions_stop, &mut supervisor);
         collect_metrics(&metrics, &local, &log, &group);
         let cuts = late_blocks(&config, &dir, (&reach, &store), &clock)?;
-        supervisor.spawn(following((&local, cuts), &meta, &clock, &metrics, &partitions_stop));
+        let follower = following((&local, cuts), &meta, &clock, &metrics, &partitions_stop);
 
         let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop));
         let (written, parts) = (WriteMetrics::new(&metrics), (heads.clone(), keeper.partitions.clone()));
-        cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
         let imports = Imports::open(Arc::new(RealDisk), &dir.imports(), store.clone(), reach.clone(), clock.clone())?;
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
         let (scrubber, catalog) =
             start_blocks(&config, &dir, (&meta, &peers, &store, &reach), (&clock, &stop), &metrics, &mut blocks);
+        let read = ReadMetrics::new(&metrics);
         let paths = Paths {
             catalog,
             snapshots,
@@ -169,12 +161,17 @@ impl Node {
             surveyor: Surveyor::new(store.clone(), meta.clone()),
             flusher: Flusher::new(meta.clone(), peers.clone(), reach),
             writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
-            reader: Reader::new(read_options(&config), meta.clone(), peers, readable, ReadMetrics::new(&metrics)),
+            reader: Reader::new(read_options(&config), meta.clone(), peers.clone(), readable, read),
         };
         collect_queries(&metrics, &paths.reader);
-        let status = Status::new(&config, (meta, &door), metrics, &health);
+        let status = Status::new(&config, (meta.clone(), &door), metrics, &health);
+        // From here on partitions are served, each once it is recovered.
         front.open(http::router(Arc::new(app(&config, paths, status, http_metrics, &clock))));
-        health.set("node/log", Condition::Running);
+        cluster::or_close(&group, recovery::finish(unfinished).await).await?;
+        // These go through all heads and take what they find for all there is.
+        supervisor.spawn(keeper::child(keeper.clone()));
+        supervisor.spawn(follower);
+        cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         Ok(Self {
             http_address,
             grpc_address,
@@ -285,60 +282,12 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener.local_addr().map_err(|e| StartError::Failed(format!("the listener has no address: {e}")))
 }
 
-/// Opens the log and applies all of it to fresh heads.
-async fn recover(
-    config: &Config,
-    dir: &DataDir,
-    meta: &Meta,
-    health: &Health,
-) -> Result<(Arc<Vec<Heads>>, Arc<NodeLog>, Reached), StartError> {
-    let symbols = Arc::new(Symbols::default());
-    let options = HeadOptions { window_ms: millis(config.blocks.window) };
-    let count = meta.ring().partition_count();
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let files = ChunkFiles::open_all(&disk, &dir.head(), count, FULL_CHUNK_BYTES / (count.max(1) as usize))?;
-    let with_files = |files| Heads::with_files(symbols.clone(), options, files);
-    let heads: Arc<Vec<Heads>> = Arc::new(files.into_iter().map(with_files).collect());
-    let (path, for_log, health) = (dir.log(), heads.clone(), health.clone());
-    let reached = Reached::new(disk, dir.root());
-    let note = reached.clone();
-    let options = log::Options {
-        segment_bytes: config.log.segment_bytes_max,
-        record_bytes_max: 1 << 30,
-        queue_records_max: 1 << 16,
-        queue_bytes_max: 4 * LOG_BUDGET_BYTES,
-        chance: uuid::Uuid::new_v4().as_u64_pair().0,
-        ..log::Options::default()
-    };
-    let watch = Stopwatch::start();
-    let opened = tokio::task::spawn_blocking(move || -> Result<(NodeLog, Recovered), StartError> {
-        let mut recovery = Recovery::new(&for_log);
-        let mut entries = 0_u64;
-        note.check_there(&path).map_err(StartError::Failed)?;
-        let log = NodeLog::open(Arc::new(RealDisk), &path, options, &mut |position, bytes| {
-            entries += 1;
-            if entries % 4096 == 1 {
-                health.set("node/log", Condition::Starting(format!("replaying the log, {entries} entries so far")));
-            }
-            let damage = |what: String| engram_storage::Error::corrupt(&path, position.0, what);
-            recovery.apply(position, bytes).map_err(damage)
-        })?;
-        note.check(&path, log.replayed()).map_err(StartError::Failed)?;
-        let done = recovery.finish().map_err(StartError::Failed)?;
-        note.note(log.durable().0)?;
-        Ok((log, done))
-    });
-    let (log, done) = opened.await.map_err(|e| StartError::Failed(format!("replaying the log: {e}")))??;
-    if done.entries > 0 {
-        tracing::info!(
-            entries = done.entries,
-            samples = done.samples,
-            bytes = done.bytes,
-            seconds = watch.elapsed().as_secs_f64(),
-            "the log has been replayed"
-        );
-    }
-    Ok((heads, Arc::new(log), reached))
+/// How a node is before anything runs.
+fn not_ready() -> Health {
+    let health = Health::default();
+    health.set("node/metadata", Condition::Starting("opening the group".into()));
+    health.set("node/log", Condition::Starting("waiting for the metadata".into()));
+    health
 }
 
 /// A failed log ends the node: memory and disk may tell different stories from here on.
@@ -392,7 +341,6 @@ fn start_partitions(
         turn: Arc::new(tokio::sync::Semaphore::new(1)),
         stop: stop.clone(),
     };
-    supervisor.spawn(keeper::child(keeper.clone()));
     (LocalReplica::new(heads.clone(), handles, clock.now()), keeper)
 }
 

@@ -7,8 +7,9 @@
 //! [`memory`] what is freed goes back · [`error`] from failure to code.
 //!
 //! [`Node::start`] is the only place that knows all of them; what of it a cluster needs is in `cluster`, what blocks need in
-//! `shelves`. Order of start: directory, ports, metadata, log, partitions,
-//! paths; the HTTP port answers from the second step on and says what is missing. Order of stop: requests, partitions,
+//! `shelves`, how the heads come back in `recovery`. Order of start: directory, ports, metadata, log, partitions,
+//! paths; the HTTP port answers from the second step on and says what is missing; while the last entries of the log are
+//! applied, partitions that are whole are served already. Order of stop: requests, partitions,
 //! log, metadata: each may still use what comes after it.
 
 pub mod actor;
@@ -33,6 +34,7 @@ pub mod write;
 
 mod assembly;
 mod cluster;
+mod recovery;
 mod shelves;
 mod status;
 

@@ -52,7 +52,7 @@ async fn until_stopped(config: Config) -> Result<(), StartError> {
         tracing::error!("this program is broken on purpose: mutant {}", mutant.name());
     }
     let told = config.clone();
-    // A signal while the log is replayed ends the start: nothing has been promised yet.
+    // A signal while the log is replayed ends the start: what was promised meanwhile is in the log.
     let node = tokio::select! {
         node = Node::start(config, Clock::real(), stop.clone()) => node?,
         () = asked.cancelled() => return Ok(()),

@@ -83,13 +83,12 @@ pub fn read_index(body: &[u8]) -> Result<u64, String> {
     }
 }
 
-/// Reads an entry; the text says what is wrong with one that is none.
+/// What an entry means and of which partition it is: the tenant and the body are not looked at.
 ///
 /// # Errors
 /// What was expected and what was found.
-pub fn decode(bytes: &[u8]) -> Result<Entry<'_>, String> {
-    let (head, rest) =
-        bytes.split_at_checked(6).ok_or_else(|| format!("entry of {} bytes has no head", bytes.len()))?;
+pub fn peek(bytes: &[u8]) -> Result<(Kind, PartitionId), String> {
+    let head = bytes.first_chunk::<6>().ok_or_else(|| format!("entry of {} bytes has no head", bytes.len()))?;
     let kind = match head[0] {
         1 => Kind::Append,
         2 => Kind::CheckpointBegin,
@@ -100,12 +99,32 @@ pub fn decode(bytes: &[u8]) -> Result<Entry<'_>, String> {
         7 => Kind::HeadEnd,
         other => return Err(format!("entry of unknown kind {other}")),
     };
-    let partition = PartitionId(u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
+    Ok((kind, PartitionId(u32::from_be_bytes([head[1], head[2], head[3], head[4]]))))
+}
+
+/// Reads an entry; the text says what is wrong with one that is none.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn decode(bytes: &[u8]) -> Result<Entry<'_>, String> {
+    decode_after(bytes, None)
+}
+
+/// As [`decode`]; `before` is a tenant that is likely the one of this entry, too.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn decode_after(bytes: &[u8], before: Option<TenantId>) -> Result<Entry<'_>, String> {
+    let (kind, partition) = peek(bytes)?;
+    let (head, rest) = bytes.split_at(6);
     let (name, body) = rest
         .split_at_checked(usize::from(head[5]))
         .ok_or_else(|| format!("entry names a tenant of {} bytes and has {}", head[5], rest.len()))?;
-    let name = std::str::from_utf8(name).map_err(|e| format!("tenant of an entry: {e}"))?;
-    let tenant = TenantId::new(name).map_err(|e| format!("tenant of an entry: {e}"))?;
+    let read = || {
+        let name = std::str::from_utf8(name).map_err(|e| format!("tenant of an entry: {e}"))?;
+        TenantId::new(name).map_err(|e| format!("tenant of an entry: {e}"))
+    };
+    let tenant = before.filter(|tenant| tenant.as_str().as_bytes() == name).map_or_else(read, Ok)?;
     Ok(Entry { kind, partition, tenant, body })
 }
 
@@ -133,7 +152,10 @@ mod tests {
                 let mut again = Vec::new();
                 begin(&mut again, entry.kind, entry.partition, &entry.tenant);
                 again.extend_from_slice(entry.body);
-                prop_assert_eq!(again, bytes);
+                prop_assert_eq!(&again, &bytes);
+                let known = decode_after(&bytes, Some(entry.tenant.clone()));
+                prop_assert_eq!(known.as_ref(), Ok(&entry));
+                prop_assert_eq!(decode_after(&bytes, Some(TenantId::anonymous())), Ok(entry));
             }
         }
     }

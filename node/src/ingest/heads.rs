@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use engram_model::Millis;
 use engram_model::tenant::TenantId;
@@ -25,6 +25,8 @@ pub struct Heads {
     by_tenant: Arc<RwLock<HashMap<TenantId, Held>>>,
     /// The highest index at which a head that was dropped had forgotten samples.
     dropped_at: Arc<AtomicU64>,
+    /// Whether entries of the log are still to be applied.
+    is_recovering: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -40,13 +42,32 @@ impl Heads {
     /// No head yet; label texts are shared with all other heads of the node through `symbols`.
     #[must_use]
     pub fn new(symbols: Arc<Symbols>, options: HeadOptions) -> Self {
-        Self { symbols, options, files: None, by_tenant: Arc::default(), dropped_at: Arc::default() }
+        Self {
+            symbols,
+            options,
+            files: None,
+            by_tenant: Arc::default(),
+            dropped_at: Arc::default(),
+            is_recovering: Arc::default(),
+        }
     }
 
     /// As [`Self::new`], of heads that put their full chunks into files.
     #[must_use]
     pub fn with_files(symbols: Arc<Symbols>, options: HeadOptions, files: Arc<ChunkFiles>) -> Self {
         Self { files: Some(files), ..Self::new(symbols, options) }
+    }
+
+    /// Whether entries of the log are still to be applied: until then the heads hold a part only, and who asks for all is
+    /// to be told so.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        self.is_recovering.load(Ordering::Acquire)
+    }
+
+    /// Says whether entries of the log are still to be applied.
+    pub fn set_recovering(&self, is_recovering: bool) {
+        self.is_recovering.store(is_recovering, Ordering::Release);
     }
 
     /// The files of full chunks.

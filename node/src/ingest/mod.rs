@@ -130,7 +130,12 @@ impl LocalReplica {
 
     fn heads_of(&self, partition: PartitionId) -> Result<&Heads, Error> {
         let here = self.heads.get(partition.0 as usize);
-        here.ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", partition.0)))
+        let here = here.ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", partition.0)))?;
+        // What is there so far is a part: an answer from it would be a wrong one.
+        if here.is_recovering() {
+            return Err(Error::unavailable(format!("partition {} is still read from the log: retry", partition.0)));
+        }
+        Ok(here)
     }
 
     /// Runs `work` on the tenant's head of one partition, here.
@@ -197,11 +202,10 @@ fn select(head: &Head, request: &Select) -> Result<Vec<Series>, Error> {
 impl Replica for LocalReplica {
     fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
         async move {
-            let partition = self
-                .partitions
-                .get(request.partition.0 as usize)
-                .ok_or_else(|| Error::unavailable(format!("partition {} is not on this node", request.partition.0)))?;
-            partition.append(request, within).await
+            let at = request.partition;
+            self.heads_of(at)?;
+            let actor = self.handle(at).ok_or_else(|| Error::unavailable(format!("partition {} is not here", at.0)))?;
+            actor.append(request, within).await
         }
         .boxed()
     }
@@ -316,11 +320,9 @@ impl Replica for LocalReplica {
 
     fn inventory(&self, partition: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {
         async move {
-            let at = partition.0 as usize;
-            let missing = || Error::unavailable(format!("partition {at} is not on this node"));
-            let (heads, actor) = self.heads.get(at).zip(self.partitions.get(at)).ok_or_else(missing)?;
-            actor.settle(SETTLE_WITHIN).await?;
-            let heads = heads.clone();
+            let heads = self.heads_of(partition)?.clone();
+            let missing = || Error::unavailable(format!("partition {} is not here", partition.0));
+            self.handle(partition).ok_or_else(missing)?.settle(SETTLE_WITHIN).await?;
             self.on_thread(move || {
                 let total = |head: &Head| head.digests().values().copied().sum();
                 Ok(heads.all().into_iter().map(|(tenant, head)| (tenant, total(&head.read()))).collect())

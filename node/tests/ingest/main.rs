@@ -5,6 +5,7 @@
 mod crash;
 mod harness;
 mod keeping;
+mod recovery;
 mod repairing;
 
 use std::sync::Arc;
