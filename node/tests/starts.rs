@@ -1,4 +1,5 @@
-//! Start timestamps from the wire to the engine: written by remote write 2.0, asked for by `start_timestamp()`.
+//! What comes with samples and is not in blocks. Start timestamps from the wire to the engine: written by remote write 2.0,
+//! asked for by `start_timestamp()`. Exemplars and metadata: what is answered of them after restarts and cuts.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -99,5 +100,68 @@ async fn start_timestamps_are_answered_also_after_a_restart() {
     let node = start(dir.path(), |_| {}).await;
     assert_eq!(ask(&node, "resets(m[35s])", NOW + 30_000).await, "0");
     assert_eq!(node.get("acme", "query?query=start_timestamp(m)").await.0, 400);
+    node.stop().await;
+}
+
+/// `prometheus.WriteRequest` of one sample with an exemplar, and the metadata of its metric.
+fn request_beside(name: &str, at_ms: i64) -> Vec<u8> {
+    let pair = |name: &str, value: &str| {
+        let mut pair = Vec::new();
+        field(&mut pair, 1, name.as_bytes());
+        field(&mut pair, 2, value.as_bytes());
+        pair
+    };
+    let number = |out: &mut Vec<u8>, number: u8, value: f64| {
+        out.push(number << 3 | 1);
+        out.extend_from_slice(&value.to_le_bytes());
+    };
+    let (mut out, mut one, mut sample, mut exemplar, mut about) = (vec![], vec![], vec![], vec![], vec![]);
+    number(&mut sample, 1, 1.0);
+    numbers(&mut sample, &[(2, at_ms)]);
+    field(&mut exemplar, 1, &pair("trace", "t1"));
+    number(&mut exemplar, 2, 0.5);
+    numbers(&mut exemplar, &[(3, at_ms)]);
+    field(&mut one, 1, &pair("__name__", name));
+    field(&mut one, 2, &sample);
+    field(&mut one, 3, &exemplar);
+    field(&mut out, 1, &one);
+    numbers(&mut about, &[(1, 1)]);
+    field(&mut about, 2, name.as_bytes());
+    field(&mut about, 4, b"says what it is");
+    field(&mut out, 3, &about);
+    out
+}
+
+/// How many exemplars and how many metrics' metadata are answered.
+async fn beside(node: &TestNode, name: &str) -> (usize, usize) {
+    let range = format!("start={}&end={}", NOW / 1000 - 60, NOW / 1000 + 60);
+    let (status, json) = node.get("acme", &format!("query_exemplars?query={name}&{range}")).await;
+    assert_eq!(status, 200, "{json}");
+    let exemplars = json["data"].as_array().unwrap().len();
+    let (status, json) = node.get("acme", &format!("metadata?metric={name}")).await;
+    assert_eq!(status, 200, "{json}");
+    (exemplars, json["data"].as_object().unwrap().len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exemplars_and_metadata_survive_restarts_and_exemplars_go_with_their_series() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |config: &mut engram_node::config::Config| config.limits.max_exemplars = 100;
+    let opened = open(dir.path(), change).await;
+    let body = |name: &str| snappy(&request_beside(name, NOW));
+    assert_eq!(at(&opened.0).push_bytes("acme", body("m"), "application/x-protobuf").await.0, 204);
+    // One from a checkpoint, the other from the log behind.
+    opened.0.checkpoint().await.unwrap();
+    assert_eq!(at(&opened.0).push_bytes("acme", body("n"), "application/x-protobuf").await.0, 204);
+    run(opened).stop().await;
+    let node = start(dir.path(), change).await;
+    assert_eq!((beside(&node, "m").await, beside(&node, "n").await), ((1, 1), (1, 1)));
+    // In blocks there is no room for either. Exemplars go with the series of the head; metadata is the tenant's.
+    assert_eq!(node.post("acme", "admin/flush?wait=true").await.0, 200);
+    assert_eq!((beside(&node, "m").await, beside(&node, "n").await), ((0, 1), (0, 1)));
+    node.stop().await;
+    let node = start(dir.path(), change).await;
+    assert_eq!((beside(&node, "m").await, beside(&node, "n").await), ((0, 1), (0, 1)));
+    assert_eq!(node.samples("acme", "m", NOW + 60_000).await.len(), 1);
     node.stop().await;
 }

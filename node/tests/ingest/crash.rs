@@ -1,4 +1,5 @@
-//! Goal: whatever was acknowledged is there after the power failed, at each act of the disk, and damage is named.
+//! Goal: whatever was acknowledged is there after the power failed, at each act of the disk, and damage is named; a full
+//! disk refuses writes, so that their senders come again, until there is room.
 //! Method: the same small life of a window (full chunks in files, checkpoints that name them, a seal, the forgetting)
 //! on a disk that stops at its n-th act and loses what was not synced.
 
@@ -10,12 +11,14 @@ use engram_model::TimeRange;
 use engram_model::place::PartitionId;
 use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
+use engram_node::error::{Side, retry_after_seconds, status};
 use engram_node::ingest::partition::{Forgetting, Proof};
 use engram_node::meta::Meta;
 use engram_node::peer::Replica;
 use engram_storage::disk::Disk;
 use engram_storage::disk::fault::FaultDisk;
 use engram_storage::log::Options;
+use futures::FutureExt;
 
 use crate::harness::{Ingest, LONG, append_all, meta};
 
@@ -183,6 +186,52 @@ async fn a_full_disk_keeps_chunks_in_memory_and_a_failed_sync_ends_the_partition
     disk.crash(1);
     let ingest = open(&disk, &meta).unwrap();
     check(&ingest, &known, "after a failed sync").await;
+    ingest.close().await;
+    group.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_writes_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (meta, group) = meta(dir.path()).await;
+    let (disk, mut known) = (FaultDisk::new(), Known::default());
+    let ingest = open(&disk, &meta).unwrap();
+    disk.fill(true);
+    let mut from = 0;
+    // The segment that is there takes writes; the one that needs the next waits, neither lost nor acknowledged.
+    let waiting = loop {
+        let local = ingest.local.clone();
+        let times: Vec<_> = (0..BATCH).map(|i| from + i * 1000).collect();
+        let (request, log) = (append_all(&meta, &times), ingest.log.clone());
+        known.sent.extend(&times);
+        from += 200_000;
+        let mut sending = async move { local.append(request, LONG).await }.boxed();
+        let is_full = async {
+            while !log.waits_for_room() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            done = &mut sending => assert_eq!(done.unwrap().samples, BATCH.unsigned_abs()),
+            () = is_full => break (sending, times),
+        }
+        known.acknowledged.extend(times);
+    };
+    assert!(known.acknowledged.len() > 1, "what was reserved is written");
+    // Whoever comes now is told at once, with the code that makes senders come again.
+    let refused = ingest.local.append(append_all(&meta, &[from]), LONG).await.unwrap_err();
+    assert_eq!(status(&refused, Side::Write), 503, "{refused}");
+    assert!(retry_after_seconds(&refused).is_some() && refused.to_string().contains("full"), "{refused}");
+    check(&ingest, &known, "on a full disk").await;
+    disk.fill(false);
+    assert_eq!(waiting.0.await.unwrap().samples, BATCH.unsigned_abs());
+    known.acknowledged.extend(waiting.1);
+    write(&ingest, &mut known, from).await.unwrap();
+    check(&ingest, &known, "when there is room").await;
+    ingest.close().await;
+    disk.crash(3);
+    let ingest = open(&disk, &meta).unwrap();
+    check(&ingest, &known, "after a full disk and a crash").await;
     ingest.close().await;
     group.shutdown().await.unwrap();
 }
