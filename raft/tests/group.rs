@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 use std::time::Duration;
 
-use engram_model::place::NodeId;
+use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
 use engram_raft::group::{FirstStart, Timing};
 use engram_raft::rpc::{Hub, Network};
-use engram_raft::state::NodeSpec;
-use engram_raft::{Command, Error, Group, GroupOptions, Outcome, Proposal, Refusal};
+use engram_raft::state::{NodeSpec, NodeState};
+use engram_raft::{Command, Error, Group, GroupOptions, Outcome, Proposal, Refusal, recover};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -276,7 +276,6 @@ async fn three_nodes_survive_the_loss_of_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_becomes_a_cluster_of_one_that_goes_on() {
-    use engram_raft::state::NodeState;
     use std::io::Read;
     let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let group = Group::open(options(dir.path())).await.unwrap();
@@ -332,5 +331,74 @@ async fn a_backup_becomes_a_cluster_of_one_that_goes_on() {
     group.shutdown().await.unwrap();
     let group = Group::open(options).await.unwrap();
     assert_eq!(group.watch().borrow().tenants.len(), 21);
+    group.shutdown().await.unwrap();
+}
+
+/// Goal: of three nodes two are gone for good: the third goes on with everything it knew, on a person's word alone, and
+/// others join it. Method: three groups on one network, stopped; the store of one is rewritten and opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_goes_on_alone_and_another_joins_it() {
+    let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let network = Network::Memory(Hub::new());
+    let specs = ["n1", "n2", "n3"].map(spec);
+    let groups = cluster(&dirs[..3], network.clone(), &specs, |_| {}).await;
+    let ids: Vec<NodeId> = groups.iter().map(Group::id).collect();
+    let sets = [(ids.clone(), None), (ids[..2].to_vec(), None), (ids[..1].to_vec(), Some(ids[1..].to_vec()))];
+    for (partition, (replicas, next)) in (0..).map(PartitionId).zip(sets) {
+        let command = Command::SetReplicas { partition, expected: Epoch(1), replicas, next };
+        groups[0].propose(Proposal { by: "test".to_owned(), command }, LONG).await.unwrap();
+    }
+    let command = Command::RegisterNode { token: "idle".to_owned(), node: spec("idle") };
+    let idle = groups[0].propose(Proposal { by: "test".to_owned(), command }, LONG).await.unwrap();
+    let Outcome::Node { id: idle } = idle.outcome else { panic!("{idle:?}") };
+    let made = groups[0].propose(create("last"), LONG).await.unwrap();
+    let before = groups[2].applied(made.index, LONG).await.unwrap();
+    for group in groups {
+        group.shutdown().await.unwrap();
+    }
+
+    let dir = dirs[2].path();
+    let about = recover::look(dir).unwrap();
+    assert_eq!((about.id, about.cluster.as_str(), about.foreign), (ids[2], "cluster", 7));
+    assert!(about.last.1 >= made.index && about.voters == ids.iter().copied().collect(), "{about:?}");
+    // Never by accident: not of another cluster, not itself, not nobody, not while a majority is left.
+    let lost = |of: &[NodeId]| of.iter().copied().collect::<BTreeSet<_>>();
+    for (wrong, cluster) in [
+        (lost(&ids[..2]), "another"),
+        (lost(&ids), "cluster"),
+        (lost(&[ids[0], NodeId(999)]), "cluster"),
+        (lost(&[idle]), "cluster"),
+        (lost(&[]), "cluster"),
+    ] {
+        let refused = recover::take_over(dir, &wrong, cluster).unwrap_err();
+        assert!(matches!(refused, Error::Settings { .. }), "{refused}");
+    }
+    assert_eq!(recover::look(dir).unwrap().last, about.last, "a refusal changes nothing");
+    assert!(recover::look(dirs[3].path()).is_err());
+    recover::take_over(dir, &lost(&ids[..2]), "cluster").unwrap();
+    // Who is not sure that it was done may do it again.
+    recover::take_over(dir, &lost(&ids[..2]), "cluster").unwrap();
+
+    let join = FirstStart::Join { cluster_id: "cluster".to_owned(), id: ids[2] };
+    let group = Group::open(member(dir, &network, specs[2].clone(), join)).await.unwrap();
+    let view = group.linearizable(LONG).await.unwrap();
+    assert_eq!((group.status().role, group.status().voters), ("leader", vec![ids[2]]));
+    assert_eq!(view.tenants, before.tenants);
+    let states: Vec<_> = view.nodes.iter().map(|(id, row)| (*id, row.state)).collect();
+    let dead = NodeState::Dead;
+    assert_eq!(states, [(ids[0], dead), (ids[1], dead), (ids[2], NodeState::Active), (idle, NodeState::Joining)]);
+    for (partition, row) in view.partitions.iter() {
+        assert_eq!((row.current.replicas.as_slice(), &row.next), (&ids[2..], &None));
+        assert!(row.current.epoch > before.partitions.get(partition).unwrap().current.epoch);
+    }
+    let command = Command::RegisterNode { token: "new".to_owned(), node: spec("n4") };
+    let told = group.propose(Proposal { by: "test".to_owned(), command }, LONG).await.unwrap();
+    let Outcome::Node { id } = told.outcome else { panic!("{told:?}") };
+    let join = FirstStart::Join { cluster_id: "cluster".to_owned(), id };
+    let new = Group::open(member(dirs[3].path(), &network, spec("n4"), join)).await.unwrap();
+    group.add_learner(id, "n4", LONG).await.unwrap();
+    let seen = new.applied(told.index, LONG).await.unwrap();
+    assert_eq!((&seen.partitions, &seen.tenants), (&view.partitions, &view.tenants));
+    new.shutdown().await.unwrap();
     group.shutdown().await.unwrap();
 }
