@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// Changes of the metadata that a member misses: several times what is kept for those who are late.
-const MISSED: u32 = 500;
+const MISSED: u32 = 200;
 /// How long the certificate lives that ends under a node's feet.
 const SHORT_LIFE: Duration = Duration::from_secs(8);
 /// By then nodes have read files anew that were changed.
