@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::actor::{Condition, Health, Supervisor};
+use crate::actor::{ChildSpec, Condition, Health, Supervisor};
 use crate::blocks::catalog::Catalog;
 use crate::blocks::reach::{Kind, Reach};
 use crate::blocks::{Flusher, Imports, Snapshots, Surveyor, scrubber};
@@ -168,9 +168,7 @@ impl Node {
         // From here on partitions are served, each once it is recovered.
         front.open(http::router(Arc::new(app(&config, paths, status, http_metrics, &clock))));
         cluster::or_close(&group, recovery::finish(unfinished).await).await?;
-        // These go through all heads and take what they find for all there is.
-        supervisor.spawn(keeper::child(keeper.clone()));
-        supervisor.spawn(follower);
+        start_walkers(&mut supervisor, &keeper, follower);
         cluster::start(&config, (&meta, &peers, &door), parts, &partitions_stop, &mut supervisor);
         Ok(Self {
             http_address,
@@ -280,6 +278,12 @@ async fn listen(address: &str, option: &'static str) -> Result<TcpListener, Star
 
 fn address_of(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener.local_addr().map_err(|e| StartError::Failed(format!("the listener has no address: {e}")))
+}
+
+/// What goes through all heads and takes what it finds for all there is.
+fn start_walkers(supervisor: &mut Supervisor, keeper: &keeper::Config, follower: ChildSpec) {
+    supervisor.spawn(keeper::child(keeper.clone()));
+    supervisor.spawn(follower);
 }
 
 /// How a node is before anything runs.
