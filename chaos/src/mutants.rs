@@ -7,7 +7,7 @@
 //!
 //! A mutant that survives one seed gets another: what a fault hits is chance. One that survives all is a failure.
 
-use crate::args::Mutants;
+use crate::args::{How, Mutants};
 use crate::error::Error;
 use crate::report::Report;
 use crate::run::{self, say};
@@ -23,6 +23,8 @@ struct Hunt {
     is: &'static str,
     scenario: &'static str,
     checker: &'static str,
+    /// Many writers of one series each: a request is then for one partition, and not refused for another's sake.
+    alone: bool,
 }
 
 static HUNTS: &[Hunt] = &[
@@ -31,36 +33,42 @@ static HUNTS: &[Hunt] = &[
         is: "the log answers before it syncs",
         scenario: "power-slow",
         checker: "samples",
+        alone: false,
     },
     Hunt {
         mutant: "majority-of-one",
         is: "a write is acknowledged when one replica has it",
         scenario: "isolate-node",
         checker: "samples",
+        alone: false,
     },
     Hunt {
         mutant: "forget-unchecked",
         is: "replicas forget what was cut, whatever the block's digest",
         scenario: "blocks-bridge",
         checker: "samples",
+        alone: false,
     },
     Hunt {
         mutant: "compaction-drops-chunk",
         is: "a compaction loses chunks and counts them as doubles",
         scenario: "blocks-kill",
         checker: "samples",
+        alone: false,
     },
     Hunt {
         mutant: "stale-epoch",
         is: "a replica takes writes for a replica set that is no more",
         scenario: "strand",
         checker: "samples",
+        alone: true,
     },
     Hunt {
         mutant: "cache-across-tenants",
         is: "answers are kept without the tenant they are for",
         scenario: "kill-node",
         checker: "totals",
+        alone: false,
     },
 ];
 
@@ -105,9 +113,11 @@ async fn hunt(hunt: &'static Hunt, engram: &Path, args: &Mutants) -> Result<Caug
     let scenario: &'static Scenario =
         wanted.first().copied().ok_or_else(|| Error::Usage(format!("there is no scenario {:?}", hunt.scenario)))?;
     let (mut seconds, mut also) = (0.0, Vec::new());
+    let usual = args.how.clone();
+    let how = if hunt.alone { How { writers: 48, series: 1, pause_ms: 150, ..usual } } else { usual };
     for seed in args.seed..args.seed + u64::from(args.tries) {
         let env = vec![(VARIABLE, hunt.mutant.into())];
-        let report = run::one(scenario, engram, env, seed, &args.how).await?;
+        let report = run::one(scenario, engram, env, seed, &how).await?;
         seconds += report.took_seconds;
         if report.skipped() {
             return Err(Error::Usage(report.text()));
@@ -144,7 +154,7 @@ fn clear(report: &Report, args: &Mutants) -> Result<(), Error> {
 
 impl Caught {
     fn text(&self) -> String {
-        let Hunt { mutant, is, scenario, checker } = self.hunt;
+        let Hunt { mutant, is, scenario, checker, .. } = self.hunt;
         match &self.saw {
             Some(saw) => format!("{mutant}: caught in {scenario}, seed {}, by {checker}: {saw}", self.seed),
             None => format!("{mutant} ({is}): SURVIVED {scenario}; {checker} must see it"),
@@ -158,7 +168,7 @@ fn table(caught: &[Caught]) -> String {
                     |---|---|---|---|---|---|---|---|"
         .to_owned();
     for one in caught {
-        let Hunt { mutant, is, scenario, checker } = one.hunt;
+        let Hunt { mutant, is, scenario, checker, .. } = one.hunt;
         let (by, saw) = one.saw.as_ref().map_or(("NOBODY", ""), |saw| (checker, saw.as_str()));
         let saw: String = saw.chars().take(160).collect::<String>().replace('|', "/");
         let (seed, seconds, also) = (one.seed, one.seconds, one.also.join(", "));

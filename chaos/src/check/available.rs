@@ -15,10 +15,10 @@ use crate::workload::NOT_REACHED;
 const GAP_COUNTS: Micros = 1_000_000;
 
 /// A stretch of time, and its end.
-type Span = (Micros, Micros);
+pub(super) type Span = (Micros, Micros);
 
 /// Stretches in which a fault was there, each as long as the settling after it; sorted, not overlapping.
-fn faulty(history: &History, settle_ms: u64) -> Vec<Span> {
+pub(super) fn faulty(history: &History, settle_ms: u64) -> Vec<Span> {
     let mut open: Vec<(&str, Micros)> = Vec::new();
     let mut spans: Vec<Span> = Vec::new();
     for fault in &history.faults {

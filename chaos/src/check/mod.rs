@@ -8,6 +8,7 @@
 //! - `agreement`: after the healing, the same question has the same answer at every node (I2b, I8)
 //! - `available`: acknowledgements do not stop for longer than promised, and nothing fails without a fault (I2)
 //! - `constants`: questions about data that never changes have one answer (I2, I3)
+//! - `prompt`: without a fault, changes of the metadata are answered in time
 //! - `healed`: the cluster is whole and at one with itself soon after the faults (I8)
 //! - `covered`: the faults were there, and work was done while they were
 //!
@@ -21,6 +22,7 @@ mod covered;
 mod forward;
 mod healed;
 mod ledger;
+mod prompt;
 mod register;
 mod samples;
 mod totals;
@@ -115,6 +117,7 @@ pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise) -> Vec<
         forward::check(history),
         agreement::check(history),
         available::check(history, promise),
+        prompt::check(history, promise),
         healed::check(history),
         constants::check(history),
         covered::check(history),
