@@ -451,6 +451,7 @@ fn read_options(config: &Config) -> ReadOptions {
         concurrent_max: config.query.concurrent_max,
         queue_max: config.query.queue_max,
         timeout: config.query.timeout,
+        slow_after: u64::try_from(config.query.slow_after_ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis),
         lookback_ms: i64::try_from(config.query.lookback.as_millis()).unwrap_or(i64::MAX),
         samples_max: config.query.samples_max,
         bytes_max: config.query.bytes_max,

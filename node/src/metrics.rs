@@ -5,9 +5,9 @@
 //! in between.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use engram_query::value::BlockStats;
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
@@ -20,7 +20,6 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::error::Error;
 use crate::peer::Refused;
-use crate::read::fetch::Cost;
 use crate::write::Written;
 
 /// All telemetry of a node. Cheap to clone.
@@ -263,6 +262,7 @@ pub struct ReadMetrics {
     series: Counter,
     requests_fetched: Histogram,
     bytes_fetched: Histogram,
+    chunks_read: Counter,
 }
 
 impl ReadMetrics {
@@ -276,11 +276,13 @@ impl ReadMetrics {
             series: Counter::default(),
             requests_fetched: Histogram::new([0.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0]),
             bytes_fetched: Histogram::new([0.0, 1e5, 1e6, 1e7, 1e8, 1e9]),
+            chunks_read: Counter::default(),
         };
         metrics.register(|r| {
             r.register("query_requests", "Queries by how they ended", all.requests.clone());
             r.register("query_samples", "Samples queries have looked at", all.samples.clone());
             r.register("query_series", "Series queries have selected", all.series.clone());
+            r.register("query_block_chunks", "Chunks of blocks queries have read", all.chunks_read.clone());
             r.register(
                 "query_fetch_requests",
                 "Requests to the bucket of blocks for one query",
@@ -304,14 +306,21 @@ impl ReadMetrics {
 
     /// Counts what one query fetched of blocks.
     #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
-    pub fn fetched(&self, cost: &Cost) {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (blocks, requests, bytes) = (get(&cost.blocks), get(&cost.requests), get(&cost.bytes));
+    pub fn fetched(&self, stats: &BlockStats) {
+        let BlockStats { blocks, chunks, chunk_bytes, cached_pages, fetch_requests, fetched_bytes } = *stats;
         if blocks > 0 {
-            self.requests_fetched.observe(requests as f64);
-            self.bytes_fetched.observe(bytes as f64);
-            let (pages, chunk_bytes) = (get(&cost.cached_pages), get(&cost.chunk_bytes));
-            tracing::debug!(blocks, requests, bytes, pages, chunk_bytes, "blocks of a query");
+            self.requests_fetched.observe(fetch_requests as f64);
+            self.bytes_fetched.observe(fetched_bytes as f64);
+            self.chunks_read.inc_by(chunks);
+            tracing::debug!(
+                blocks,
+                chunks,
+                chunk_bytes,
+                cached_pages,
+                fetch_requests,
+                fetched_bytes,
+                "blocks of a query"
+            );
         }
     }
 

@@ -193,6 +193,7 @@ impl World {
             concurrent_max: 4,
             queue_max: 10,
             timeout: LONG,
+            slow_after: None,
             lookback_ms: 300_000,
             samples_max: 1 << 30,
             bytes_max: 1 << 40,
@@ -448,6 +449,47 @@ async fn a_query_of_too_many_bytes_is_refused() {
     assert!(error.message.contains("max_fetched_chunk_bytes_per_query is 500"), "{error}");
     assert_eq!(error.class, Class::Invalid, "asking again cannot help");
     assert_eq!(world.faults.count(Op::Get).0, 2, "the index and meta.json before the upload; no chunk");
+}
+
+/// Goal: a matcher that selects little fetches little, and the query says so itself. Method: one block of a thousand series
+/// whose values do not compress, one of them asked for with a cold cache, then again, then all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_matcher_that_selects_little_fetches_little_and_the_query_says_so() {
+    let world = World::new(false, TenantLimits::default()).await;
+    let chance = &mut Chance(3);
+    let mut value = || f64::from_bits(chance.below(1 << 52) | 1 << 62);
+    let samples = |value: &mut dyn FnMut() -> f64| (0..240).map(|i| (i * 15_000, value())).collect();
+    let model: Model = (0..1000)
+        .map(|i| (Labels::from_pairs([("__name__", "m"), ("n", &format!("{i:04}"))]), samples(&mut value)))
+        .collect();
+    let bytes = world.add(1, &model, 0).await.bytes();
+    assert!(bytes > 1_500_000, "{bytes} bytes say nothing");
+    let reader = world.reader();
+    world.faults.forget();
+    let mut all = Vec::new();
+    for (text, want) in [("sum_over_time(m{n=\"0500\"}[1h])", 1), ("m{n=\"0500\"}", 1), ("count(m)", 1000)] {
+        let request = QueryRequest {
+            text: text.to_owned(),
+            start: 239 * 15_000,
+            end: 239 * 15_000,
+            step_ms: 0,
+            timeout: None,
+            lookback_ms: None,
+            limit: 0,
+            explain: false,
+            count_steps: false,
+        };
+        let stats = reader.query(&tenant(), request).await.unwrap().stats;
+        assert_eq!((stats.series_total, stats.blocks.blocks), (want, 1), "{text}");
+        all.push(stats.blocks);
+    }
+    let [cold, warm, whole] = &all[..] else { panic!("three queries") };
+    assert!(cold.fetched_bytes < bytes / 8 && cold.fetch_requests <= 6 && cold.chunks <= 3, "{cold:?} of {bytes}");
+    assert!(cold.chunk_bytes < 10_000, "{cold:?}");
+    assert_eq!((warm.fetch_requests, warm.fetched_bytes), (0, 0), "it is cached");
+    assert!(warm.cached_pages > 0 && whole.chunks >= 1000 && whole.fetched_bytes > 20 * cold.chunk_bytes, "{whole:?}");
+    let sent: u64 = world.faults.seen().iter().map(|seen| seen.bytes).sum();
+    assert_eq!(sent, cold.fetched_bytes + whole.fetched_bytes, "what is told is what the store has sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

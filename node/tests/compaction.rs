@@ -41,7 +41,9 @@ use engram_node::Node;
 use engram_node::blocks::catalog::Catalog;
 use engram_node::blocks::compactor::Compaction;
 use engram_node::blocks::job::{Done, NotDone, Workshop};
+use engram_node::blocks::orphans::Orphans;
 use engram_node::blocks::planning::Planner;
+use engram_node::blocks::reach::{Kind, Reach};
 use engram_node::config::Config;
 use engram_node::meta::{Meta, TenantDefaults};
 
@@ -83,6 +85,12 @@ impl World {
 
     fn meta(&self) -> &Meta {
         self.shop.planner.meta()
+    }
+
+    fn catalog(&self) -> Catalog {
+        let (meta, store, clock) = (self.meta().clone(), self.shop.store.clone(), self.clock.clone());
+        let orphans = Orphans { reach: Reach::new(meta.clone(), Kind::Own), meta, store, clock, grace_ms: 0 };
+        Catalog::new(self.shop.clone(), Compaction::default(), orphans)
     }
 
     /// A block of some series with a sample a minute, in the metadata and in the store.
@@ -179,7 +187,7 @@ async fn a_day(in_bucket: bool) {
     assert_eq!(done.iter().map(|(_, done)| done.duplicates).sum::<u64>(), 60);
     assert_eq!(world.digest().count, before.count + 60);
     assert!(is_empty(&world.shop.work), "something is left in the work directory");
-    let catalog = Catalog::new(world.shop.clone(), Compaction::default());
+    let catalog = world.catalog();
     let id = world.visible()[0].id;
     assert_eq!(catalog.verify(&world.tenant, id).await.unwrap()["ok"], true);
     let looked = catalog.inspect(&world.tenant, id).await.unwrap();
@@ -205,7 +213,7 @@ async fn deleted_series_are_taken_out_of_the_blocks_that_hold_them() {
     let world = World::new(true).await;
     let with = world.add(&["a", "b"], window(0)).await;
     let without = world.add(&["c"], window(400)).await;
-    let catalog = Catalog::new(world.shop.clone(), Compaction::default());
+    let catalog = world.catalog();
     let range = TimeRange::new(0, 3_600_000);
     let order = |selector: &str, range| catalog.delete_series(&world.tenant, vec![selector.to_owned()], range);
     assert!(order("a{", range).await.is_err(), "no selector");
@@ -231,7 +239,7 @@ async fn deleted_series_are_taken_out_of_the_blocks_that_hold_them() {
 async fn a_block_of_which_everything_is_deleted_has_no_successor() {
     let world = World::new(false).await;
     world.add(&["a"], window(0)).await;
-    let catalog = Catalog::new(world.shop.clone(), Compaction::default());
+    let catalog = world.catalog();
     catalog.delete_series(&world.tenant, vec!["a".to_owned()], TimeRange::ALL).await.unwrap().unwrap();
     let cleaning = catalog.clean(&world.tenant, true);
     let working = async {
@@ -263,7 +271,7 @@ async fn a_damaged_source_is_quarantined_and_the_others_go_on() {
     assert!(is_empty(&world.shop.work));
     assert_eq!(world.settle().await.len(), 1);
     assert_eq!(world.visible().len(), 2, "the damaged one and the rest as one");
-    let catalog = Catalog::new(world.shop.clone(), Compaction::default());
+    let catalog = world.catalog();
     let found = catalog.verify(&world.tenant, bad).await.unwrap();
     assert!(found["ok"] == false && found["damage"].as_str().unwrap().contains("checksum"), "{found}");
     world.end().await;

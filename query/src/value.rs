@@ -129,6 +129,24 @@ pub struct SamplesByStep {
     pub read: Vec<u64>,
 }
 
+/// What was read of blocks for a query. The engine does not know blocks: whoever hands it their samples fills this in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockStats {
+    /// Blocks that were looked into, once for each selector.
+    pub blocks: u64,
+    /// Chunks that were read of them.
+    pub chunks: u64,
+    /// Bytes of those chunks, wherever they lay.
+    pub chunk_bytes: u64,
+    /// Pages that were found in a cache.
+    pub cached_pages: u64,
+    /// Requests to the object store.
+    pub fetch_requests: u64,
+    /// Bytes that came from it.
+    pub fetched_bytes: u64,
+}
+
 /// What a query cost.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Stats {
@@ -148,4 +166,6 @@ pub struct Stats {
     pub select_seconds: f64,
     /// Seconds spent on evaluating.
     pub eval_seconds: f64,
+    /// What was read of blocks.
+    pub blocks: BlockStats,
 }

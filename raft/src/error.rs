@@ -246,6 +246,20 @@ pub enum Refusal {
         /// Log time until then.
         expires_at: Millis,
     },
+    /// Another block of the seal is agreed that the caller did not know of.
+    #[error("seal {number} of {tenant} in partition {} has a block since index {found}, this one knows those of {expected}", .partition.0)]
+    SealCompleted {
+        /// The tenant.
+        tenant: TenantId,
+        /// The partition.
+        partition: PartitionId,
+        /// The number.
+        number: u64,
+        /// The index whose blocks the caller had compared with.
+        expected: u64,
+        /// The index of the seal's newest block.
+        found: u64,
+    },
     /// The lease under which the command was made is somebody else's, or nobody's, by now.
     #[error("lease {key} has fence {}, not {expected}", .found.map_or_else(|| "none".to_owned(), |f| f.to_string()))]
     Fenced {
@@ -274,6 +288,7 @@ impl Classed for Refusal {
             | Self::TenantInUse { .. }
             | Self::SealNumber { .. }
             | Self::CutAlready { .. }
+            | Self::SealCompleted { .. }
             | Self::NotCut { .. }
             | Self::BlockExists { .. }
             | Self::BlockMarked { .. }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engram_model::digest::{Digest, slot_of};
-use engram_model::histogram::{BucketSpan, Histogram, ResetHint};
+use engram_model::histogram::{BucketSpan, CUSTOM_BUCKETS_SCHEMA, Histogram, ResetHint};
 use engram_model::sample::{Value, stale_nan};
 use engram_model::series::{Columns, SampleSource};
 use engram_model::{Labels, MatchOp, Matcher, TimeRange};
@@ -153,9 +153,23 @@ fn same(a: &Model, b: &Model) -> bool {
 
 fn histogram(seed: u32, integer: bool) -> Value {
     let count = f64::from(seed % 1000) + if integer { 0.0 } else { 0.5 };
+    let reset_hint = if seed.is_multiple_of(5) { ResetHint::Gauge } else { ResetHint::Unknown };
+    if seed.is_multiple_of(3) {
+        return Value::Histogram(Arc::new(Histogram {
+            integer,
+            reset_hint,
+            schema: CUSTOM_BUCKETS_SCHEMA,
+            count,
+            sum: f64::from(seed) / 3.0,
+            positive_spans: vec![BucketSpan { offset: 0, length: 2 }, BucketSpan { offset: 1, length: 1 }],
+            positive_buckets: vec![count, 0.0, 7.0],
+            custom_values: vec![0.5, 2.5, f64::from(seed % 7) + 3.0],
+            ..Histogram::default()
+        }));
+    }
     Value::Histogram(Arc::new(Histogram {
         integer,
-        reset_hint: if seed.is_multiple_of(5) { ResetHint::Gauge } else { ResetHint::Unknown },
+        reset_hint,
         schema: 3,
         zero_threshold: 0.001,
         zero_count: 2.0,

@@ -17,7 +17,7 @@ use engram_model::tenant::TenantId;
 use engram_model::{Class, Classed};
 use engram_storage::Error;
 use engram_storage::object::metrics::Op;
-use engram_storage::object::options::{Encryption, Options};
+use engram_storage::object::options::{Checksum, Encryption, Options};
 use engram_storage::object::{Store, block_key};
 use moto::Moto;
 
@@ -41,8 +41,12 @@ fn lay(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
 async fn blocks_go_and_come_over_the_wire() {
     let (moto, work) = (Moto::start().await, tempfile::tempdir().unwrap());
     let all = lay(work.path());
-    for encryption in [Encryption::Bucket, Encryption::Store, Encryption::Kms] {
-        let options = Options { encryption, sse_kms_key: "k".to_owned(), ..moto.options() };
+    for (encryption, checksum) in [
+        (Encryption::Bucket, Checksum::Signature),
+        (Encryption::Store, Checksum::Sha256),
+        (Encryption::Kms, Checksum::Crc64),
+    ] {
+        let options = Options { encryption, checksum, sse_kms_key: "k".to_owned(), ..moto.options() };
         let store = Store::open(&options, Path::new("unused")).unwrap();
         let id = BlockId::new(1_700_000_000_000, 42);
         let files = store.put_block(work.path(), &tenant(), id).await.unwrap();

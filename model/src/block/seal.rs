@@ -29,7 +29,8 @@ pub struct Cut {
     pub block: Option<BlockId>,
     /// Digest of what was cut.
     pub digest: Digest,
-    /// Index of the metadata at which it was committed: a reader whose view is older must look again.
+    /// Index of the metadata from which on blocks hold it: that of its commit, or of its newest late block. A reader
+    /// whose view is older must look again, and so must whoever would add another late block.
     pub index: u64,
 }
 

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::compactor::Compaction;
 use super::fetch::{self, Missing};
 use super::job::{PROPOSE_WITHIN, Workshop};
+use super::orphans::Orphans;
 use super::planning::hidden_of;
 use crate::error::Error;
 
@@ -36,13 +37,20 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct Catalog {
     shop: Workshop,
     compaction: Compaction,
+    orphans: Orphans,
 }
 
 impl Catalog {
     /// With what compaction works with.
     #[must_use]
-    pub fn new(shop: Workshop, compaction: Compaction) -> Self {
-        Self { shop, compaction }
+    pub fn new(shop: Workshop, compaction: Compaction, orphans: Orphans) -> Self {
+        Self { shop, compaction, orphans }
+    }
+
+    /// What lies in the store and in no metadata.
+    #[must_use]
+    pub fn orphans(&self) -> &Orphans {
+        &self.orphans
     }
 
     /// All blocks of a tenant, in order of time.

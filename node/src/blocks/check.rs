@@ -99,6 +99,8 @@ pub struct Checked {
     pub bytes: u64,
     /// What is wrong, by file; empty: nothing.
     pub found: Vec<Found>,
+    /// Objects beside the block's own that nobody agreed on: marks of other tools, or leftovers. Nobody reads them.
+    pub extra: Vec<String>,
 }
 
 impl Checked {
@@ -139,6 +141,8 @@ pub async fn block(store: &Store, meta: &BlockMeta, depth: Depth, pace: Pace) ->
             Some(_) => objects(store, meta, file, pace, &mut checked).await?,
         }
     }
+    let agreed = |name: &str| meta.files.iter().any(|file| file.name == name);
+    checked.extra = there.into_keys().filter(|name| !agreed(name)).take(FOUND_MAX).map(str::to_owned).collect();
     if depth == Depth::Deep && checked.found.is_empty() {
         deep(store, meta, pace, &mut checked).await?;
     }

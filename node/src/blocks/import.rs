@@ -12,8 +12,12 @@
 //! an upload for one. The name it came with is kept as its source: an import that broke off goes on where it was, a block
 //! that is known is told so. A block that is quarantined here is replaced, when the same content comes again.
 //!
+//! One import of a block at a time, by a lease: its fence goes with the commit, so a block that is sent again because no
+//! answer came is taken in once, to whichever node it is sent.
+//!
 //! What a crash leaves: a directory that the next start removes, or objects without a row, which the sweeper finds.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +34,7 @@ use engram_storage::disk::{Disk, DiskFile};
 use engram_storage::object::Store;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::check::Depth;
@@ -38,6 +43,7 @@ use super::tar::{Files, Reader};
 use super::uploader;
 use crate::error::Error;
 use crate::meta::Meta;
+use crate::meta::blocks::Lease;
 
 /// Blocks that are taken in at once; others are told to come again.
 const AT_ONCE_MAX: usize = 2;
@@ -47,6 +53,8 @@ const PIECE_BYTES: usize = 1 << 20;
 const SEGMENTS_MAX: u32 = 4000;
 /// How long the metadata may take.
 const PROPOSE_WITHIN: Duration = Duration::from_secs(30);
+/// How long another node waits for one that took a block in and is gone.
+const LEASE: Duration = Duration::from_secs(120);
 /// Who changes the metadata.
 const BY: &str = "import";
 
@@ -88,6 +96,17 @@ struct Inner {
     reach: Reach,
     clock: Clock,
     turns: Arc<Semaphore>,
+    /// What this node takes in.
+    busy: Mutex<BTreeSet<(TenantId, BlockId)>>,
+}
+
+/// A block that is taken in; others may send it again when dropped.
+struct Busy(Arc<Inner>, (TenantId, BlockId));
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.lock().remove(&self.1);
+    }
 }
 
 /// The directory of a block that is taken in; removed when dropped.
@@ -122,7 +141,16 @@ impl Imports {
             remove(&*disk, &left)?;
         }
         let (turns, meta) = (Arc::new(Semaphore::new(AT_ONCE_MAX)), reach.meta().clone());
-        Ok(Self(Arc::new(Inner { root: root.to_owned(), disk, store, meta, reach, clock, turns })))
+        Ok(Self(Arc::new(Inner {
+            root: root.to_owned(),
+            disk,
+            store,
+            meta,
+            reach,
+            clock,
+            turns,
+            busy: Mutex::default(),
+        })))
     }
 
     /// What is known of a block.
@@ -166,6 +194,42 @@ impl Imports {
         if !self.0.reach.is_open() {
             return Err(self.0.reach.closed());
         }
+        let _mine = self.alone(tenant, id)?;
+        let lease = self.lease(tenant, id).await?;
+        let done = self.take_under(tenant, id, archive, &lease).await;
+        if let Err(error) = self.0.meta.release(&lease, PROPOSE_WITHIN).await {
+            tracing::debug!(%error, lease = lease.key, "a lease is not given back, it expires by itself");
+        }
+        done
+    }
+
+    /// One of those who send the same block to this node.
+    fn alone(&self, tenant: &TenantId, id: BlockId) -> Result<Busy, Error> {
+        let key = (tenant.clone(), id);
+        if !self.0.busy.lock().insert(key.clone()) {
+            return Err(Error::new(Class::Limited, format!("block {id} is being imported: retry later")));
+        }
+        Ok(Busy(self.0.clone(), key))
+    }
+
+    /// The right to add a block. What is looked up afterwards holds: of an earlier attempt whose answer nobody waited for,
+    /// the commit is there by now, or will be refused for its fence.
+    async fn lease(&self, tenant: &TenantId, id: BlockId) -> Result<Lease, Error> {
+        let (meta, key) = (&self.0.meta, format!("import/{tenant}/{id}"));
+        let held = || Error::new(Class::Limited, format!("another node imports block {id}: retry later"));
+        // A fence of this very node outlives the request that took it, so it is given back first.
+        let old = meta.lease(&key, LEASE, PROPOSE_WITHIN).await?.ok_or_else(held)?;
+        meta.release(&old, PROPOSE_WITHIN).await?;
+        meta.lease(&key, LEASE, PROPOSE_WITHIN).await?.ok_or_else(held)
+    }
+
+    async fn take_under(
+        &self,
+        tenant: &TenantId,
+        id: BlockId,
+        archive: BoxStream<'static, Result<Bytes, Error>>,
+        lease: &Lease,
+    ) -> Result<Imported, Error> {
         let damaged = match self.find(tenant, id) {
             None => None,
             Some(row) if row.quarantined.is_some() => Some(row),
@@ -204,9 +268,9 @@ impl Imports {
         let imported = Imported { series: report.series, digest, bytes: block.bytes(), repaired: damaged.is_some() };
         let _members = self.0.reach.turn().await?;
         match damaged {
-            None => self.0.meta.add_blocks(BY, tenant, vec![block], None, PROPOSE_WITHIN).await?,
+            None => self.0.meta.add_blocks(BY, tenant, vec![block], Some(lease), PROPOSE_WITHIN).await?,
             Some(row) => {
-                self.0.meta.repair_block(tenant, row.meta.id, vec![block], None, PROPOSE_WITHIN).await?;
+                self.0.meta.repair_block(tenant, row.meta.id, vec![block], Some(lease), PROPOSE_WITHIN).await?;
             }
         }
         tracing::info!(%tenant, block = %id, series = imported.series, samples = digest.count, "a block was imported");

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::catalog::Catalog;
 use super::compactor::{self, Compaction};
 use super::job::Workshop;
+use super::orphans::Orphans;
 use super::planning::Planner;
 use super::reach::Reach;
 use super::sweeper::{self, Sweeping};
@@ -36,6 +37,7 @@ pub struct Keeping {
     reach: Reach,
     compaction: Compaction,
     sweeping: Sweeping,
+    orphan_after_ms: i64,
 }
 
 impl Keeping {
@@ -55,18 +57,26 @@ impl Keeping {
             work,
             window_ms: config.window_ms(),
         };
+        let orphan_after_ms = config.compaction.orphan_after_ms;
         let (compaction, sweeping) = (Compaction::default(), Sweeping::default());
         let (told, now) = (compaction.clone(), clock.clone());
         metrics.collect(move || told.readings(now.now()));
         let told = sweeping.clone();
         metrics.collect(move || told.readings());
-        Self { shop, peers: peers.clone(), reach: reach.clone(), compaction, sweeping }
+        Self { shop, peers: peers.clone(), reach: reach.clone(), compaction, sweeping, orphan_after_ms }
     }
 
     /// What a person may ask.
     #[must_use]
     pub fn catalog(&self) -> Catalog {
-        Catalog::new(self.shop.clone(), self.compaction.clone())
+        let orphans = Orphans {
+            meta: self.shop.planner.meta().clone(),
+            store: self.shop.store.clone(),
+            reach: self.reach.clone(),
+            clock: self.shop.planner.clock().clone(),
+            grace_ms: self.orphan_after_ms,
+        };
+        Catalog::new(self.shop.clone(), self.compaction.clone(), orphans)
     }
 
     /// Starts both actors.

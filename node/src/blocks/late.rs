@@ -10,6 +10,8 @@
 //!
 //! The rest may be written behind the seal on other replicas too, and be cut again: compaction takes the double away.
 //! A crash before the commit leaves objects that the sweeper finds; after it, the next comparison finds nothing lacking.
+//! A commit whose answer was lost may arrive after that comparison: of two late blocks made as of the same index the
+//! metadata take one, the other compares again.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -49,6 +51,8 @@ use crate::read::hide::Hider;
 const PROPOSE_WITHIN: Duration = Duration::from_secs(10);
 /// Attempts to learn what became of a commit.
 const COMMIT_ATTEMPTS: u32 = 5;
+/// Comparisons when other late blocks of the seal come in between.
+const RACES_MAX: u32 = 3;
 /// Bytes of a block that are read at once.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -154,17 +158,24 @@ impl Cuts for LateBlocks {
         async move {
             // The semaphore is never closed.
             let _turn = self.0.turn.acquire().await.ok();
-            let dir = self.0.work.join(uuid::Uuid::new_v4().to_string());
-            let done = self.0.complete(&key, cut, mine, &dir).await;
-            let disk = self.0.disk.clone();
-            let removed = tokio::task::spawn_blocking(move || {
-                uploader::clean(&*disk, &dir)?;
-                disk.remove_dir(&dir)
-            });
-            if let Ok(Err(error)) = removed.await {
-                tracing::warn!(%error, "the work copies of a comparison cannot be removed");
+            let mut attempt = 1;
+            loop {
+                let dir = self.0.work.join(uuid::Uuid::new_v4().to_string());
+                let done = self.0.complete(&key, cut, mine.clone(), &dir).await;
+                let disk = self.0.disk.clone();
+                let removed = tokio::task::spawn_blocking(move || {
+                    uploader::clean(&*disk, &dir)?;
+                    disk.remove_dir(&dir)
+                });
+                if let Ok(Err(error)) = removed.await {
+                    tracing::warn!(%error, "the work copies of a comparison cannot be removed");
+                }
+                match done {
+                    // Another late block came first: it may hold all of it.
+                    Err(error) if error.class == Class::Conflict && attempt < RACES_MAX => attempt += 1,
+                    done => return done,
+                }
             }
-            done
         }
         .boxed()
     }

@@ -7,8 +7,8 @@
 //! says so · [`cutter`] seals → blocks: [`build`] what replicas set aside → a verified directory, [`uploader`] → objects
 //! and what is agreed of them, [`late`] what a cut lacked · [`compactor`] many small
 //! blocks become few large ones: [`planning`] which, [`job`] one of them, [`fetch`] its sources · [`sweeper`] takes away
-//! what is old, replaced or orphaned · [`heads`] what heads still hold · [`catalog`] what a person may ask of blocks ·
-//! [`keeping`] compaction and sweeping put together from a node's options · [`snapshot`] all of a tenant at one moment →
+//! what is old, replaced or orphaned · [`heads`] what heads still hold · [`orphans`] what nobody knows, for a person
+//! to judge · [`catalog`] what a person may ask of blocks · [`keeping`] compaction and sweeping put together from a node's options · [`snapshot`] all of a tenant at one moment →
 //! verified blocks below the data directory · [`import`] blocks of other systems, [`tar`] how they come · [`check`] one
 //! block against the metadata, [`survey`] all of them · [`scrubber`] all of them for ever, [`repair`] a damaged one.
 //!
@@ -26,6 +26,7 @@ pub mod import;
 pub mod job;
 pub mod keeping;
 pub mod late;
+pub mod orphans;
 pub mod planning;
 pub mod reach;
 pub mod repair;

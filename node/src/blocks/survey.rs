@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use super::check::{self, Depth, Pace};
+use super::job::PROPOSE_WITHIN;
 use crate::error::Error;
 use crate::meta::Meta;
 
@@ -43,6 +44,7 @@ struct Sums {
     blocks: u64,
     bytes: u64,
     damaged: u64,
+    extra: u64,
     unknown: u64,
     orphans: u64,
 }
@@ -111,6 +113,7 @@ impl Surveyor {
                 let found = |one: &check::Found| json!({"file": one.file, "fault": one.fault.word(), "what": one.what});
                 event["bytes"] = checked.bytes.into();
                 event["found"] = checked.found.iter().map(found).collect();
+                event["extra"] = checked.extra.into();
                 Ok(event)
             }
         }
@@ -126,7 +129,8 @@ impl Surveyor {
         let mut found = Vec::new();
         for tenant in tenants {
             let listed = self.store.list_blocks(&tenant).await.map_err(failed)?;
-            // The metadata after the listing: what was committed in between is known.
+            // The metadata after the listing, as a majority has them: what was committed in between is known.
+            self.meta.see(PROPOSE_WITHIN).await?;
             let known: BTreeSet<BlockId> = self.meta.blocks(&tenant).blocks.iter().map(|row| row.meta.id).collect();
             for id in listed.into_iter().filter(|id| !known.contains(id)) {
                 let files = self.store.block_files(&tenant, id).await.map_err(failed)?;
@@ -150,6 +154,7 @@ impl Sums {
                 // One in quarantine is not read, whatever this look finds of it.
                 let is_sound = event["quarantined"].is_null() && event["found"].as_array().is_none_or(Vec::is_empty);
                 self.damaged += u64::from(!is_sound);
+                self.extra += event["extra"].as_array().map_or(0, |extra| extra.len() as u64);
             }
             Some("unknown") => {
                 self.blocks += 1;
@@ -163,7 +168,7 @@ impl Sums {
     fn end(&self) -> Value {
         json!({
             "event": "end", "blocks": self.blocks, "bytes": self.bytes, "damaged": self.damaged,
-            "unknown": self.unknown, "orphans": self.orphans,
+            "extra": self.extra, "unknown": self.unknown, "orphans": self.orphans,
         })
     }
 }

@@ -24,9 +24,30 @@ pub(crate) fn command() -> Command {
             with_target(Command::new("verify").about("Read all of a block and hold it against the metadata")).arg(id()),
         )
         .subcommand(with_target(Command::new("plan").about("What compaction would do next")))
+        .subcommand(orphans_command())
         .subcommand(with_target(
             Command::new("clean").about("Take deleted samples out of the blocks now; ends when none is left"),
         ))
+}
+
+fn orphans_command() -> Command {
+    let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    let command = Command::new("orphans")
+        .about("What lies in the object store and in no metadata, with age and size; and remove it")
+        .after_help(
+            "A whole block that nobody knows was left by a crash, or is the only copy of its samples after the metadata was \
+             restored from an old backup: look at its time, import it (`engram import`) if in doubt. Nothing younger than \
+             compaction.orphan-age is ever removed.",
+        );
+    with_target(command)
+        .arg(Arg::new("older-than").long("older-than").value_name("DURATION").help("Remove only what is older, such as 7d"))
+        .arg(flag("remove").requires("yes").help("Remove the objects for good; takes --yes"))
+        .arg(flag("yes").requires("remove").help("They are to be removed, nobody needs them"))
+        .arg(
+            Arg::new("ID").action(ArgAction::Append).requires("remove").help(
+                "Remove only these; needed for those that were imported, that others made, or that are older than the cluster",
+            ),
+        )
 }
 
 /// The grammar of `engram delete-series`.
@@ -55,10 +76,24 @@ pub(crate) fn wanted(matches: &ArgMatches, target: impl Fn(&ArgMatches) -> Targe
     match word {
         "inspect" => Ask::of(&target, &path(""), Verb::Get, Shape::Block),
         "verify" => Ask::of(&target, &path("/verify"), form(&[]), Shape::Verified),
+        "orphans" => orphans_ask(inner, &target),
         "plan" => Ask::of(&target, "/api/v1/admin/blocks/plan", Verb::Get, Shape::Plan),
         "clean" => Ask::of(&target, "/api/v1/admin/tsdb/clean_tombstones", form(&[("wait", "true")]), Shape::Cleaned),
         _ => Ask::of(&target, "/api/v1/admin/blocks", Verb::Get, Shape::Blocks),
     }
+}
+
+fn orphans_ask(matches: &ArgMatches, target: &Target) -> Ask {
+    let path = "/api/v1/admin/blocks/orphans";
+    let older = text(matches, "older-than");
+    if !matches.get_flag("remove") {
+        let query = older.map_or_else(String::new, |older| format!("?older_than={}", escape(&older)));
+        return Ask::of(target, &format!("{path}{query}"), Verb::Get, Shape::Orphans);
+    }
+    let mut form = vec![("confirm".to_owned(), "true".to_owned())];
+    form.extend(older.map(|older| ("older_than".to_owned(), older)));
+    form.extend(matches.get_many::<String>("ID").into_iter().flatten().map(|id| ("block".to_owned(), id.clone())));
+    Ask::of(target, &format!("{path}/remove"), Verb::Form(form), Shape::Removed)
 }
 
 /// What the words after `engram delete-series` ask for.
@@ -205,6 +240,48 @@ pub(crate) fn plan(data: &Value) -> Option<String> {
     Some(table(&rows))
 }
 
+/// `admin/blocks/orphans`.
+pub(crate) fn orphans(data: &Value) -> Option<String> {
+    let all = data.get("orphans")?.as_array()?;
+    if all.is_empty() {
+        return Some("nothing: all that lies in the store is in the metadata\n".to_owned());
+    }
+    let mut rows = vec![row(["BLOCK", "WHOLE", "MADE BY", "AGE", "SIZE", "START", "END", "SAMPLES", "A REMOVAL"])];
+    for one in all {
+        let cell = |name: &str| if one[name].is_null() { "-".to_owned() } else { brief(&one[name]) };
+        let time = |name: &str| if one[name].is_null() { "-".to_owned() } else { moment(&one[name]) };
+        rows.push(vec![
+            cell("id"),
+            if one.get("whole")?.as_bool()? { "yes" } else { "no" }.to_owned(),
+            cell("madeBy"),
+            format_duration_ms(one.get("ageMs")?.as_i64()?.max(0) / 1000 * 1000),
+            size(&one["bytes"]),
+            time("start"),
+            time("end"),
+            cell("samples"),
+            one["stays"].as_str().map_or_else(|| "takes it".to_owned(), |why| format!("leaves it: {why}")),
+        ]);
+    }
+    Some(table(&rows) + &more(data))
+}
+
+/// `admin/blocks/orphans/remove`.
+pub(crate) fn removed(data: &Value) -> Option<String> {
+    let (gone, kept) = (data.get("removed")?.as_array()?, data.get("kept")?.as_array()?);
+    let mut rows = Vec::new();
+    rows.extend(gone.iter().map(|id| row([&brief(id), "removed"])));
+    rows.extend(kept.iter().map(|one| row([&brief(&one["id"]), &format!("stays: {}", brief(&one["why"]))])));
+    let bytes = size(data.get("bytes")?);
+    Some(format!("{}{} removed ({bytes}), {} left\n{}", table(&rows), gone.len(), kept.len(), more(data)))
+}
+
+fn more(data: &Value) -> String {
+    match data["more"].as_u64().unwrap_or(0) {
+        0 => String::new(),
+        n => format!("{n} more are not shown: ask again when these are gone\n"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +314,19 @@ mod tests {
             let got = ask(line);
             assert_eq!((got.url.as_str(), got.shape), (url, shape), "{line}");
         }
+        let got = ask("engram blocks orphans --older-than 2d");
+        assert_eq!(
+            (got.url.as_str(), got.shape),
+            ("http://node:1/api/v1/admin/blocks/orphans?older_than=2d", Shape::Orphans)
+        );
+        let got = ask("engram blocks orphans --remove --yes 01X --older-than 2d");
+        let form = [("confirm", "true"), ("older_than", "2d"), ("block", "01X")];
+        assert_eq!(got.verb, Verb::Form(form.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec()));
+        assert!(got.url.ends_with("/orphans/remove"));
+        for line in ["engram blocks orphans --remove", "engram blocks orphans --yes", "engram blocks orphans 01X"] {
+            let command = Command::new("engram").subcommand(command());
+            assert!(command.try_get_matches_from(line.split_whitespace()).is_err(), "{line}");
+        }
         let got = ask("engram delete-series up {job=\"a\"} --end 5 --tenant t");
         let form = [("match[]", "up"), ("match[]", "{job=\"a\"}"), ("end", "5")];
         assert_eq!(got.verb, Verb::Form(form.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec()));
@@ -263,6 +353,13 @@ mod tests {
         let job = json!({"kind": "merge", "start": 0, "end": 43_200_000, "sources": ["a", "b"], "results": [{}],
             "bytes": 100, "level": 3, "waitsMs": 61_500});
         assert!(plan(&json!({"jobs": [job]})).unwrap().contains("merge  1970-01-01T00:00:00Z  12h     2"));
+        let orphan = json!({"id": "x", "whole": true, "madeBy": "engram", "ageMs": 90_061_000, "bytes": 2560, "start": 0,
+            "end": 7_200_000, "samples": 9, "stays": null});
+        let text = orphans(&json!({"orphans": [orphan], "more": 2})).unwrap();
+        assert!(text.contains("takes it") && text.contains("25h1m1s") && text.contains("2 more"), "{text}");
+        assert!(orphans(&json!({"orphans": []})).unwrap().starts_with("nothing"));
+        let text = removed(&json!({"removed": ["x"], "bytes": 9, "kept": [{"id": "y", "why": "young"}]})).unwrap();
+        assert!(text.contains("stays: young") && text.contains("1 removed"), "{text}");
         let damaged = json!({"id": "x", "ok": false, "damage": "a chunk", "series": 1, "chunks": 1, "samples": 1,
             "bytes": 1, "digest": "d"});
         assert!(verified(&damaged).unwrap().contains("DAMAGED: a chunk"));

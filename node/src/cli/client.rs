@@ -68,6 +68,10 @@ pub enum Shape {
     Verified,
     /// What compaction would do.
     Plan,
+    /// What no metadata names.
+    Orphans,
+    /// What became of it.
+    Removed,
     /// Nothing: series are deleted.
     Deleted,
     /// Nothing: deleted samples are taken out.
@@ -86,7 +90,7 @@ impl Shape {
 
     /// Whether the node has all of a block or a tenant to read before it answers.
     fn takes_long(self) -> bool {
-        matches!(self, Self::Snapshot | Self::Flush | Self::Verified | Self::Cleaned)
+        matches!(self, Self::Snapshot | Self::Flush | Self::Verified | Self::Cleaned | Self::Orphans | Self::Removed)
     }
 }
 

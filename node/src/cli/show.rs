@@ -50,6 +50,8 @@ pub(crate) fn answer(body: &str, shape: Shape) -> Option<String> {
         Shape::Block => blocks::one(data),
         Shape::Verified => blocks::verified(data),
         Shape::Plan => blocks::plan(data),
+        Shape::Orphans => blocks::orphans(data),
+        Shape::Removed => blocks::removed(data),
         Shape::Deleted | Shape::Cleaned => None,
     };
     if known.is_some() {

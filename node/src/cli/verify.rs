@@ -1,7 +1,7 @@
 //! `engram verify`: every block of the object store held against the metadata, by a node, told line by line.
 //!
 //! The exit code is 0 when all is as agreed, 1 when something is not or could not be looked at. What is in the store and
-//! in no metadata is told and is no failure: the sweeper removes what is ours and old.
+//! in no metadata, or beside a block's own objects, is told and is no failure: nobody reads it.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -97,6 +97,9 @@ impl Seen {
                 for one in event["found"].as_array().into_iter().flatten() {
                     row(brief(&one["file"]), one["fault"].as_str().unwrap_or_default(), brief(&one["what"]));
                 }
+                for name in event["extra"].as_array().into_iter().flatten() {
+                    row(brief(name), "extra", "it is no part of the block, nobody reads it".to_owned());
+                }
                 if let Some(why) = event["quarantined"].as_str() {
                     row("-".to_owned(), "quarantined", why.to_owned());
                 }
@@ -132,11 +135,12 @@ impl Seen {
             text.push_str(&table(&[vec![head], self.rows].concat()));
         }
         text.push_str(&format!(
-            "{} blocks, {} bytes read: {} damaged, {} could not be read, {} orphans\n",
+            "{} blocks, {} bytes read: {} damaged, {} could not be read, {} extra objects, {} orphans\n",
             count("blocks"),
             count("bytes"),
             count("damaged"),
             count("unknown"),
+            count("extra"),
             count("orphans")
         ));
         Ok(Said { text, is_good })
@@ -161,6 +165,9 @@ mod tests {
         let end = |damaged: u32| {
             format!("{{\"event\":\"end\",\"blocks\":1,\"bytes\":7,\"damaged\":{damaged},\"unknown\":0,\"orphans\":1}}")
         };
+        let beside = r#"{"event":"block","tenant":"a","block":"B","bytes":7,"found":[],"extra":["x.json"]}"#;
+        let good = said(&[beside, &end(0)], false).unwrap();
+        assert!(good.is_good && good.text.contains("x.json"), "{}", good.text);
         let orphan = r#"{"event":"orphan","tenant":"a","block":"C","bytes":9,"whole":false}"#;
         let bad = said(&[BLOCK, orphan, &end(1)], false).unwrap();
         assert_eq!((bad.is_good, bad.text.lines().count()), (false, 4));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engram_storage::object::options::{Encryption, Place, Secret};
+use engram_storage::object::options::{Checksum, Encryption, Place, Secret};
 
 use super::units;
 use super::{LogFormat, Name};
@@ -430,6 +430,28 @@ impl Codec for Sse {
 
     fn show(value: &Encryption) -> String {
         Self::ALL.iter().find(|(_, how)| how == value).map_or("", |(word, _)| word).to_owned()
+    }
+}
+
+/// What an object store holds uploads against.
+pub struct Sums;
+
+impl Sums {
+    const ALL: [(&'static str, Checksum); 3] =
+        [("signature", Checksum::Signature), ("sha256", Checksum::Sha256), ("crc64nvme", Checksum::Crc64)];
+}
+
+impl Codec for Sums {
+    type Value = Checksum;
+    const EXPECTS: &'static str = "signature, sha256 or crc64nvme";
+    const SHORT: &'static str = "SUM";
+
+    fn read(text: &str) -> Result<Checksum, String> {
+        Self::ALL.iter().find(|(word, _)| *word == text).map(|(_, sum)| *sum).ok_or_else(String::new)
+    }
+
+    fn show(value: &Checksum) -> String {
+        Self::ALL.iter().find(|(_, sum)| sum == value).map_or("", |(word, _)| word).to_owned()
     }
 }
 

@@ -104,6 +104,7 @@ pub struct TlsConfig {
 #[allow(missing_docs, reason = "the table says what each is")]
 pub struct QueryConfig {
     pub timeout: Duration,
+    pub slow_after_ms: i64,
     pub lookback: Duration,
     pub concurrent_max: usize,
     pub queue_max: usize,
@@ -232,6 +233,7 @@ impl Default for Config {
             },
             query: QueryConfig {
                 timeout: Duration::from_secs(120),
+                slow_after_ms: 10_000,
                 lookback: Duration::from_secs(300),
                 concurrent_max: 20,
                 queue_max: 200,

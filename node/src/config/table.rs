@@ -7,7 +7,7 @@
 use super::Config;
 use super::codec::{
     Address, Addresses, Advertised, Bytes, Codec, Count, Count32, Filter, Folder, Form, Hidden, Maybe, Millis,
-    Partitions, Ranges, Replicas, Size, Some1, Sse, StoreUrl, Switch, Text, Time, Tries, Word,
+    Partitions, Ranges, Replicas, Size, Some1, Sse, StoreUrl, Sums, Switch, Text, Time, Tries, Word,
 };
 
 /// One option.
@@ -229,6 +229,12 @@ pub static KEYS: &[Key] = &[
         "Longest a query may take, waiting for its turn included. Requests may ask for less."
     ),
     key!(
+        "query.slow-after",
+        Millis,
+        query.slow_after_ms,
+        "A query that takes longer is logged with its text and what it cost; 0: none is."
+    ),
+    key!(
         "query.lookback",
         Time,
         query.lookback,
@@ -401,6 +407,12 @@ pub static KEYS: &[Key] = &[
         Hidden,
         object_store.sse_customer_key,
         "Our key, 32 bytes in base64, for sse customer. Who loses it loses the blocks."
+    ),
+    key!(
+        "object-store.checksum",
+        Sums,
+        object_store.checksum,
+        "What the store holds uploads against and keeps with them (S3), besides the SHA-256 in the signature: sha256 where the bucket asks for it (object lock), crc64nvme the same for less CPU where the store knows it."
     ),
     key!(
         "object-store.timeout",

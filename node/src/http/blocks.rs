@@ -8,13 +8,14 @@ use std::sync::Arc;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use engram_model::block::BlockId;
+use engram_model::block::{BlockId, NotBlockId};
 use http::HeaderMap;
 use serde_json::Value;
 
 use super::App;
 use super::answer::{Failure, Remarks, no_content, success};
 use super::params::{Params, Tenant};
+use crate::blocks::orphans::Removal;
 
 /// `GET admin/blocks`: all of them.
 pub(crate) async fn list(tenant: Tenant, State(app): State<Arc<App>>) -> Response {
@@ -44,6 +45,36 @@ pub(crate) async fn verify(
 ) -> Result<Response, Failure> {
     let id = id_of(id)?;
     app.blocks.verify(&tenant.0, id).await.map(|found| data(&found)).map_err(|e| Failure::query(&e))
+}
+
+/// `GET admin/blocks/orphans[?older_than=…]`: what lies in the store and in no metadata.
+pub(crate) async fn orphans(tenant: Tenant, State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
+    let older_ms = older_ms(&params)?;
+    app.blocks.orphans(&tenant.0, older_ms).await.map(|found| data(&found)).map_err(|e| Failure::query(&e))
+}
+
+/// `POST admin/blocks/orphans/remove?confirm=true[&older_than=…][&block=…]`: removes its objects for good.
+pub(crate) async fn remove_orphans(
+    tenant: Tenant,
+    State(app): State<Arc<App>>,
+    params: Params,
+) -> Result<Response, Failure> {
+    if params.get("confirm") != "true" {
+        return Err(Failure::bad_data("what is removed is gone for good: say confirm=true"));
+    }
+    let of = |text: &str| text.parse().map_err(|why: NotBlockId| Failure::parameter("block", why));
+    let ids = params.all("block").map(of).collect::<Result<_, _>>()?;
+    let what = Removal { ids, older_ms: older_ms(&params)? };
+    app.blocks.remove_orphans(&tenant.0, what).await.map(|done| data(&done)).map_err(|e| Failure::query(&e))
+}
+
+fn older_ms(params: &Params) -> Result<i64, Failure> {
+    let older = params.duration_ns("older_than").map_err(|why| Failure::parameter("older_than", why))?;
+    let older_ms = older.unwrap_or(0) / 1_000_000;
+    if older_ms < 0 {
+        return Err(Failure::parameter("older_than", "it is negative"));
+    }
+    Ok(older_ms)
 }
 
 /// `POST` or `PUT admin/tsdb/delete_series`: hidden when this answers.
@@ -80,7 +111,7 @@ pub(crate) async fn clean_tombstones(
 
 fn id_of(id: Result<Path<String>, PathRejection>) -> Result<BlockId, Failure> {
     let Ok(Path(id)) = id else { return Err(Failure::bad_data("the name of the block is not UTF-8")) };
-    id.parse().map_err(|why: engram_model::block::NotBlockId| Failure::bad_data(why.to_string()))
+    id.parse().map_err(|why: NotBlockId| Failure::bad_data(why.to_string()))
 }
 
 fn data(value: &Value) -> Response {

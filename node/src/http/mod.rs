@@ -129,6 +129,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/admin/import/{block}", get(import::known).post(import::take))
         .route("/api/v1/admin/blocks", get(blocks::list))
         .route("/api/v1/admin/blocks/plan", get(blocks::plan))
+        .route("/api/v1/admin/blocks/orphans", get(blocks::orphans))
+        .route("/api/v1/admin/blocks/orphans/remove", post(blocks::remove_orphans))
         .route("/api/v1/admin/blocks/{id}", get(blocks::inspect))
         .route("/api/v1/admin/blocks/{id}/verify", post(blocks::verify))
         .route("/api/v1/user_stats", get(tenants::user_stats))

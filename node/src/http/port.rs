@@ -23,6 +23,7 @@ use serde_json::Value;
 use crate::blocks;
 use crate::blocks::check::Depth;
 use crate::blocks::import::{Imported, Known};
+use crate::blocks::orphans::Removal;
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::meta::nodes::Steer;
@@ -283,6 +284,10 @@ pub trait Blocks: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<u64>, Error>>;
     /// Takes deleted samples out of the blocks now.
     fn clean<'a>(&'a self, tenant: &'a TenantId, wait: bool) -> BoxFuture<'a, Result<(), Error>>;
+    /// What lies in the store and in no metadata, and whether it is older than so many milliseconds.
+    fn orphans<'a>(&'a self, tenant: &'a TenantId, older_ms: i64) -> BoxFuture<'a, Result<Value, Error>>;
+    /// Removes of it what is asked for.
+    fn remove_orphans<'a>(&'a self, tenant: &'a TenantId, what: Removal) -> BoxFuture<'a, Result<Value, Error>>;
 }
 
 impl Blocks for blocks::catalog::Catalog {
@@ -313,6 +318,14 @@ impl Blocks for blocks::catalog::Catalog {
 
     fn clean<'a>(&'a self, tenant: &'a TenantId, wait: bool) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(Self::clean(self, tenant, wait))
+    }
+
+    fn orphans<'a>(&'a self, tenant: &'a TenantId, older_ms: i64) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(Self::orphans(self).list(tenant, older_ms))
+    }
+
+    fn remove_orphans<'a>(&'a self, tenant: &'a TenantId, what: Removal) -> BoxFuture<'a, Result<Value, Error>> {
+        Box::pin(async move { Self::orphans(self).remove(tenant, &what).await })
     }
 }
 

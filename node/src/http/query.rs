@@ -15,7 +15,7 @@ use engram_model::{Millis, TimeRange};
 use engram_query::engine::Outcome;
 use engram_query::parse;
 use engram_query::parse::ast::Expr;
-use engram_query::value::{SamplesByStep, Stats, Value};
+use engram_query::value::{BlockStats, SamplesByStep, Stats, Value};
 use http::HeaderMap;
 
 use super::App;
@@ -191,7 +191,7 @@ fn stats_json(stats: &Stats, by_step: bool, took: Duration) -> String {
     format!(
         ",\"stats\":{{\"timings\":{{\"evalTotalTime\":{eval_total},\"resultSortTime\":0,\"queryPreparationTime\":{},\
          \"innerEvalTime\":{},\"execQueueTime\":{},\"execTotalTime\":{total}}},\
-         \"samples\":{{{}\"totalQueryableSamples\":{},{}\"samplesRead\":{},\"peakSamples\":{}}}}}",
+         \"samples\":{{{}\"totalQueryableSamples\":{},{}\"samplesRead\":{},\"peakSamples\":{}}}{}}}",
         stats.select_seconds,
         stats.eval_seconds,
         (total - eval_total).max(0.0),
@@ -200,7 +200,13 @@ fn stats_json(stats: &Stats, by_step: bool, took: Duration) -> String {
         points("samplesReadPerStep", |s| &s.read),
         stats.samples_read,
         stats.samples_peak,
+        if by_step { blocks_json(&stats.blocks) } else { String::new() },
     )
+}
+
+/// `,"blocks":{…}`: what Prometheus has no word for.
+fn blocks_json(stats: &BlockStats) -> String {
+    serde_json::to_string(stats).map_or_else(|_| String::new(), |text| format!(",\"blocks\":{text}"))
 }
 
 /// `"name":[[t,n],…],`

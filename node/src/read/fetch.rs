@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use engram_model::block::BlockId;
 use engram_model::time::Stopwatch;
+use engram_query::value::BlockStats;
 use engram_storage::Error;
 use engram_storage::object::Store;
 use engram_storage::ranges::{Fetched, File, Sizes, Want};
@@ -44,10 +45,28 @@ pub struct Cost {
     pub bytes: AtomicU64,
     /// Pages that were cached.
     pub cached_pages: AtomicU64,
+    /// Chunks that were read.
+    pub chunks: AtomicU64,
     /// Bytes of chunks, wherever they lay.
     pub chunk_bytes: AtomicU64,
     /// Blocks that were looked at.
     pub blocks: AtomicU64,
+}
+
+impl Cost {
+    /// All of it so far.
+    #[must_use]
+    pub fn stats(&self) -> BlockStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        BlockStats {
+            blocks: get(&self.blocks),
+            chunks: get(&self.chunks),
+            chunk_bytes: get(&self.chunk_bytes),
+            cached_pages: get(&self.cached_pages),
+            fetch_requests: get(&self.requests),
+            fetched_bytes: get(&self.bytes),
+        }
+    }
 }
 
 /// How long requests take, to know which one is late.

@@ -32,6 +32,7 @@ use engram_model::{Labels, Matcher, Millis, TimeRange};
 use engram_query::engine::{self, Budget, Cancel, Outcome, SamplePool};
 use engram_query::parse::{self, Switches};
 use engram_query::port::SharedQueryable;
+use engram_query::value::BlockStats;
 
 use cardinality::{Cardinality, Usage};
 use futures::FutureExt;
@@ -51,6 +52,9 @@ const RESTARTS_MAX: u32 = 8;
 /// How long this node may take to see what others have seen, before it looks whether that is enough.
 const SEE_WITHIN: Duration = Duration::from_secs(10);
 
+/// Characters of a slow query that are logged.
+const SLOW_TEXT_MAX: usize = 1000;
+
 /// Most threads of one query: past it, joining their groups costs what they save.
 const THREADS_MAX: usize = 16;
 
@@ -63,6 +67,8 @@ pub struct ReadOptions {
     pub queue_max: usize,
     /// Longest a query may take, waiting included, unless it asks for less.
     pub timeout: Duration,
+    /// A query that takes longer is logged with what it cost.
+    pub slow_after: Option<Duration>,
     /// How far back an instant selector looks, unless the query says otherwise.
     pub lookback_ms: i64,
     /// Most samples of one query in memory, whatever the tenant's limit says.
@@ -111,6 +117,35 @@ struct Inner {
     cores: usize,
     pool: Arc<SamplePool>,
     metrics: ReadMetrics,
+}
+
+/// What was asked, kept for the log of slow queries.
+struct Asked {
+    text: String,
+    start: Millis,
+    end: Millis,
+    step_ms: i64,
+}
+
+impl Asked {
+    fn of(query: &QueryRequest) -> Self {
+        let text = query.text.chars().take(SLOW_TEXT_MAX).collect();
+        Self { text, start: query.start, end: query.end, step_ms: query.step_ms }
+    }
+
+    fn tell(&self, tenant: &TenantId, took: Duration, result: &Result<Outcome, Error>) {
+        let Self { text, start, end, step_ms } = self;
+        let (stats, error) = match result {
+            Ok(outcome) => (outcome.stats.clone(), String::new()),
+            Err(error) => (engram_query::value::Stats::default(), error.to_string()),
+        };
+        let BlockStats { blocks, chunks, chunk_bytes, fetch_requests, fetched_bytes, .. } = stats.blocks;
+        let (series, samples, seconds) = (stats.series_total, stats.samples_total, took.as_secs_f64());
+        tracing::info!(
+            %tenant, query = text, start, end, step_ms, seconds, series, samples, blocks, chunks, chunk_bytes,
+            fetch_requests, fetched_bytes, error, "a slow query"
+        );
+    }
 }
 
 /// Stops the query when the handler that waits for it is dropped.
@@ -171,12 +206,16 @@ impl Reader {
         let watch = Stopwatch::start();
         let kind = if query.step_ms == 0 { "instant" } else { "range" };
         let timeout = query.timeout.map_or(self.0.options.timeout, |t| t.min(self.0.options.timeout));
+        let asked = self.0.options.slow_after.map(|after| (after, Asked::of(&query)));
         let result = match tokio::time::timeout(timeout, self.run(tenant, query, timeout, watch)).await {
             Ok(result) => result,
             Err(_) => Err(Error::from(engram_query::error::Error::Timeout { stage: "expression evaluation" })),
         };
         let cost = result.as_ref().map(|o| (o.stats.samples_total, o.stats.series_total));
         self.0.metrics.observe(kind, watch.elapsed(), cost);
+        if let Some((_, asked)) = asked.filter(|(after, _)| watch.elapsed() >= *after) {
+            asked.tell(tenant, watch.elapsed(), &result);
+        }
         result
     }
 
@@ -232,7 +271,7 @@ impl Reader {
         };
         let cancel = Cancel::default();
         let _guard = CancelOnDrop(cancel.clone());
-        let prepared = self.prepare(tenant, &request).await?;
+        let (prepared, blocks) = self.prepare(tenant, &request).await?;
         let evaluation = tokio::task::spawn_blocking(move || {
             let outcome = prepared.run(&cancel);
             let heavy = outcome.as_ref().map_or(true, |done| done.stats.samples_peak > HEAVY_SAMPLES);
@@ -244,21 +283,30 @@ impl Reader {
             outcome
         });
         match evaluation.await {
-            Ok(outcome) => Ok(outcome?),
+            Ok(outcome) => {
+                let mut outcome = outcome?;
+                outcome.stats.blocks = blocks;
+                Ok(outcome)
+            }
             Err(failed) => Err(Error::new(Class::Internal, format!("the query failed inside the engine: {failed}"))),
         }
     }
 
-    /// Reads all a query needs.
-    async fn prepare(&self, tenant: &TenantId, request: &engine::Request) -> Result<engine::Prepared, Error> {
+    /// Reads all a query needs; what that took of blocks.
+    async fn prepare(
+        &self,
+        tenant: &TenantId,
+        request: &engine::Request,
+    ) -> Result<(engine::Prepared, BlockStats), Error> {
         let mut restarts = 0;
         loop {
             let view = self.view(tenant);
             let source: SharedQueryable = Arc::new(view.clone());
             let prepared = engine::prepare(request, &source).await;
             if !self.starts_over(&view, &mut restarts).await {
-                self.0.metrics.fetched(view.cost());
-                return Ok(prepared?);
+                let blocks = view.cost().stats();
+                self.0.metrics.fetched(&blocks);
+                return Ok((prepared?, blocks));
             }
         }
     }

@@ -301,6 +301,8 @@ impl Blocks {
         if bytes_max > 0 && sum > bytes_max {
             return Err(too_many_bytes(&opened.row.meta.tenant, sum, bytes_max));
         }
+        let chunks = found.iter().map(|series| series.chunks.len() as u64).sum();
+        cost.chunks.fetch_add(chunks, Ordering::Relaxed);
         self.0.metrics.chunk_bytes.fetch_add(bytes, Ordering::Relaxed);
         let reading = || Load::new(opened.block.clone(), found.clone());
         let loaded = self.read(&opened, reading, cost).await?.map_err(|error| self.told(&opened, &error))?;
@@ -347,7 +349,7 @@ impl Blocks {
                 let dir = tokio::task::spawn_blocking(move || BlockDir::open(&*disk, &path)).await;
                 let dir = dir.map_err(|e| Error::new(Class::Internal, format!("opening a block failed: {e}")))?;
                 let dir = Arc::new(dir.map_err(|e| failed(&e))?);
-                (Some(dir.clone()), dir.place().clone(), dir.tombstones().clone())
+                (Some(dir.clone()), dir.place().clone(), self.tombstones(row).await?)
             }
             None => (None, Place { path: (&key).into(), sizes: sizes(row)? }, self.tombstones(row).await?),
         };

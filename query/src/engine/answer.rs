@@ -7,7 +7,7 @@ use crate::functions::Point;
 use crate::parse::ast::ValueType;
 use crate::plan::{Node, chooses};
 use crate::port::Selection;
-use crate::value::{InstantSample, RangeSeries, SamplesByStep, Stats, Value};
+use crate::value::{BlockStats, InstantSample, RangeSeries, SamplesByStep, Stats, Value};
 
 use super::call::is_row_by_row;
 use super::eval::{Counters, Evaluator, Parts, selection_bytes, without_metadata};
@@ -53,6 +53,7 @@ pub(super) fn run(prepared: &Prepared, cancel: &Cancel) -> Result<Outcome, Error
         series_total: prepared.selections.iter().map(Selection::series_count).sum(),
         select_seconds: prepared.select_seconds,
         eval_seconds: (prepared.watch.elapsed() - started).as_secs_f64(),
+        blocks: BlockStats::default(),
     };
     let explain = profile.as_ref().map(|profile| Box::new(profile.tree(prepared, &counters)));
     Ok(Outcome { value, annotations, stats, explain })

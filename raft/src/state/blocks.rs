@@ -114,11 +114,17 @@ pub(super) fn admit(draft: &mut Draft<'_>, tenant: &TenantId, blocks: &[BlockMet
 pub(super) fn add(draft: &mut Draft<'_>, tenant: &TenantId, blocks: &[BlockMeta], index: u64) -> Result<Outcome, Stop> {
     tenants::living(draft, tenant)?;
     listed("blocks", blocks.len(), blocks.is_sorted_by(|a, b| a.id < b.id))?;
+    let mut late = Vec::new();
     for block in blocks {
         check::block(block, tenant, index)?;
         match block.origin {
             Origin::Imported => {}
-            Origin::Cut { .. } => seals::check_late(draft, block, index)?,
+            // The answer to an earlier attempt was lost; the seal may be closed by now.
+            Origin::Cut { .. } if is_there(draft, block)? => {}
+            Origin::Cut { partition, seal } => {
+                seals::check_late(draft, block, index)?;
+                late.push((partition, seal));
+            }
             Origin::Compacted => {
                 let why = "a compacted block replaces its sources, it cannot be added".to_owned();
                 return Err(Refusal::BadBlock { block: block.id, why }.into());
@@ -126,7 +132,16 @@ pub(super) fn add(draft: &mut Draft<'_>, tenant: &TenantId, blocks: &[BlockMeta]
         }
     }
     admit(draft, tenant, blocks, index)?;
+    for (partition, seal) in late {
+        seals::completed(draft, &(tenant.clone(), partition), seal, index)?;
+    }
     Ok(Outcome::Done)
+}
+
+/// Whether this very block was added before.
+fn is_there(draft: &Draft<'_>, block: &BlockMeta) -> Result<bool, Stop> {
+    let row = draft.row::<BlockRow>(&(block.tenant.clone(), block.id))?;
+    Ok(row.is_some_and(|row| row.meta == *block))
 }
 
 /// What the sources of a replacement have in common.
@@ -188,9 +203,8 @@ fn mark_of(stamp: Stamp, why: &str) -> Mark {
 /// Whether the very same replacement was committed before: the answer to an earlier attempt was lost.
 fn done_already(draft: &Draft<'_>, tenant: &TenantId, results: &[BlockMeta]) -> Result<bool, Stop> {
     for block in results {
-        match draft.row::<BlockRow>(&(tenant.clone(), block.id))? {
-            Some(there) if there.meta == *block => {}
-            _ => return Ok(false),
+        if block.tenant != *tenant || !is_there(draft, block)? {
+            return Ok(false);
         }
     }
     Ok(!results.is_empty())

@@ -103,20 +103,32 @@ pub(super) fn commit_cut(
     Ok(Outcome::Done)
 }
 
-/// The window of an open seal that is cut: a late block of it may still be added.
-pub(super) fn cut_window(draft: &Draft<'_>, key: &Key, number: u64) -> Result<TimeRange, Stop> {
-    let (row, at) = open(draft, key, number)?;
-    if row.open[at].cut.is_none() {
-        return Err(Refusal::NotCut { tenant: key.0.clone(), partition: key.1, number }.into());
+/// Checks a block that was cut late, for a seal whose cut is committed. It holds what all blocks of the index it was made
+/// as of lack, so it must know the newest block of the seal: a commit that was thought lost and arrives after all would
+/// put the same samples into two blocks.
+pub(super) fn check_late(draft: &Draft<'_>, block: &BlockMeta, index: u64) -> Result<(), Stop> {
+    let Origin::Cut { partition, seal: number } = block.origin else { return Ok(()) };
+    let key = (block.tenant.clone(), partition);
+    let (row, at) = open(draft, &key, number)?;
+    let seal = &row.open[at];
+    let Some(cut) = seal.cut else {
+        return Err(Refusal::NotCut { tenant: key.0, partition, number }.into());
+    };
+    check::cut(block, (&key.0, partition, number), seal.window, index)?;
+    if block.as_of < cut.index {
+        let (expected, found) = (block.as_of, cut.index);
+        return Err(Refusal::SealCompleted { tenant: key.0, partition, number, expected, found }.into());
     }
-    Ok(row.open[at].window)
+    Ok(())
 }
 
-/// Checks a block that was cut late, for a seal whose cut is committed.
-pub(super) fn check_late(draft: &Draft<'_>, block: &BlockMeta, index: u64) -> Result<(), Stop> {
-    let Origin::Cut { partition, seal } = block.origin else { return Ok(()) };
-    let window = cut_window(draft, &(block.tenant.clone(), partition), seal)?;
-    check::cut(block, (&block.tenant, partition, seal), window, index)?;
+/// A late block of a seal is agreed: only from here on do blocks hold all that is known of it.
+pub(super) fn completed(draft: &mut Draft<'_>, key: &Key, number: u64, index: u64) -> Result<(), Stop> {
+    let (mut row, at) = open(draft, key, number)?;
+    if let Some(cut) = &mut row.open[at].cut {
+        cut.index = index;
+        draft.put(key, row)?;
+    }
     Ok(())
 }
 

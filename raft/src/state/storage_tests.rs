@@ -102,9 +102,18 @@ fn a_seal_lives_until_every_replica_has_forgotten_it() {
     let have = seals.get(1).unwrap().cut.unwrap();
     assert_eq!((have.block, have.digest, have.index), (Some(block.id), digest(5), index));
     // Late blocks come while the seal is open, and only for a seal that is cut.
-    let late = |seal| Command::AddBlocks { tenant: acme(), blocks: vec![cut_meta(10, 1, seal)], fence: None };
-    assert!(matches!(refused(fed.one(late(2))), Refusal::NotCut { number: 2, .. }));
-    assert_eq!(fed.one(late(1)), Outcome::Done);
+    let late = |id, seal, as_of| {
+        let blocks = vec![BlockMeta { as_of, ..cut_meta(id, 1, seal) }];
+        Command::AddBlocks { tenant: acme(), blocks, fence: None }
+    };
+    assert!(matches!(refused(fed.one(late(10, 2, index))), Refusal::NotCut { number: 2, .. }));
+    assert_eq!(fed.one(late(10, 1, index)), Outcome::Done);
+    let completed = fed.next - 1;
+    // Whoever asks again because no answer came has the same block, or has compared with less than there is.
+    assert_eq!(fed.one(late(10, 1, index)), Outcome::Done);
+    let unseen = refused(fed.one(late(11, 1, completed - 1)));
+    assert!(matches!(unseen, Refusal::SealCompleted { found, .. } if found == completed), "{unseen:?}");
+    assert_eq!(fed.one(late(12, 1, completed)), Outcome::Done, "other replicas may have still more");
     assert!(matches!(refused(fed.one(forgot(1, 9))), Refusal::Replicas { .. }));
     assert_eq!(fed.one(forgot(1, 3)), Outcome::Done);
     assert_eq!(fed.one(forgot(1, 3)), Outcome::Done);
@@ -112,7 +121,8 @@ fn a_seal_lives_until_every_replica_has_forgotten_it() {
     assert_eq!(fed.one(forgot(1, 1)), Outcome::Done);
     assert_eq!(fed.view.seals.get(&acme()).unwrap().all.get(&PartitionId(1)).unwrap().open.len(), 1);
     assert_eq!(fed.one(forgot(1, 1)), Outcome::Done, "the answer to the first may have been lost");
-    assert!(matches!(refused(fed.one(late(1))), Refusal::UnknownSeal { .. }));
+    assert_eq!(fed.one(late(10, 1, index)), Outcome::Done, "a repetition that comes very late");
+    assert!(matches!(refused(fed.one(late(13, 1, fed.next - 1))), Refusal::UnknownSeal { .. }));
     assert!(matches!(refused(fed.one(forgot(3, 1))), Refusal::UnknownSeal { .. }));
     // Nothing was set aside for the second.
     assert_eq!(fed.one(cut(2, None, 0, None)), Outcome::Done);

@@ -188,9 +188,20 @@ impl FaultStore {
     /// An empty bucket in memory, as a store; blocks that are put come from `disk`.
     #[must_use]
     pub fn memory(disk: Arc<dyn Disk>, options: &Options) -> (Store, Faults) {
-        let faults = Faults::default();
-        let inner = Arc::new(Self::new(Arc::new(InMemory::new()), faults.clone()));
-        (Store::over(inner, "", disk, options), faults)
+        let bucket = Self::in_memory();
+        (bucket.store(disk, options), bucket.faults)
+    }
+
+    /// An empty bucket in memory.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self::new(Arc::new(InMemory::new()), Faults::default())
+    }
+
+    /// This bucket as a store; blocks that are put come from `disk`.
+    #[must_use]
+    pub fn store(&self, disk: Arc<dyn Disk>, options: &Options) -> Store {
+        Store::over(Arc::new(self.clone()), "", disk, options)
     }
 
     /// Whether lists show the objects of this moment from now on, whatever comes and goes.

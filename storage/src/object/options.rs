@@ -37,6 +37,18 @@ pub enum Encryption {
     Customer,
 }
 
+/// What is sent along with bytes that are uploaded, for the store to hold against them and to keep (S3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing besides the signature, which covers the SHA-256 of the body already.
+    #[default]
+    Signature,
+    /// SHA-256: known to everybody who knows any.
+    Sha256,
+    /// CRC-64/NVME: cheaper, known to newer stores only.
+    Crc64,
+}
+
 /// How a store is reached. Anything left empty is looked for in the environment, as the provider's own tools do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -62,6 +74,8 @@ pub struct Options {
     pub sse_kms_key: String,
     /// Our own key, 32 bytes in base64.
     pub sse_customer_key: Secret,
+    /// What uploads are held against by the store (S3).
+    pub checksum: Checksum,
     /// Longest one request may take, its body included.
     pub timeout: Duration,
     /// Longest until a connection is there.
@@ -94,6 +108,7 @@ impl Default for Options {
             encryption: Encryption::default(),
             sse_kms_key: String::new(),
             sse_customer_key: Secret::default(),
+            checksum: Checksum::default(),
             timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
             retries_max: 10,
@@ -190,6 +205,9 @@ impl Options {
         if self.encryption != Encryption::Bucket && !is_s3 {
             return Err("server-side encryption can be chosen for s3:// only".to_owned());
         }
+        if self.checksum != Checksum::Signature && !is_s3 {
+            return Err("a checksum of uploads can be chosen for s3:// only".to_owned());
+        }
         if matches!(self.encryption, Encryption::Kms | Encryption::KmsTwice) && self.sse_kms_key.is_empty() {
             return Err("this server-side encryption needs the name of a key of the key service".to_owned());
         }
@@ -240,7 +258,7 @@ mod tests {
         let good = Options { url: "s3://b".to_owned(), ..Options::default() };
         assert!(good.check("x".into()).is_ok());
         assert_eq!(Options::default().check("x".into()), Ok(Place::Local("x".into())));
-        let bad: [fn(&mut Options); 9] = [
+        let bad: [fn(&mut Options); 10] = [
             |o| o.endpoint = "minio:9000".to_owned(),
             |o| o.encryption = Encryption::Kms,
             |o| o.encryption = Encryption::Customer,
@@ -249,6 +267,7 @@ mod tests {
             |o| o.part_bytes = 1 << 20,
             |o| (o.url, o.endpoint) = ("x".to_owned(), "http://h".to_owned()),
             |o| (o.url, o.encryption) = ("gs://b".to_owned(), Encryption::Store),
+            |o| (o.url, o.checksum) = ("gs://b".to_owned(), Checksum::Sha256),
             |o| (o.anonymous, o.access_key, o.secret_key) = (true, "a".to_owned(), Secret("s".to_owned())),
         ];
         for (i, spoil) in bad.iter().enumerate() {

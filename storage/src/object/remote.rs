@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{self, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
@@ -18,7 +18,7 @@ use object_store::{
 };
 
 use super::metrics::Op;
-use super::options::{Encryption, Options, Provider};
+use super::options::{Checksum, Encryption, Options, Provider};
 use crate::Error;
 use crate::error::RemoteKind;
 
@@ -72,6 +72,11 @@ fn s3(bucket: &str, options: &Options) -> Result<AmazonS3Builder, object_store::
     if !options.access_key.is_empty() {
         builder = builder.with_access_key_id(&options.access_key).with_secret_access_key(&options.secret_key.0);
     }
+    builder = match options.checksum {
+        Checksum::Signature => builder,
+        Checksum::Sha256 => builder.with_checksum_algorithm(aws::Checksum::SHA256),
+        Checksum::Crc64 => builder.with_checksum_algorithm(aws::Checksum::CRC64NVME),
+    };
     Ok(match options.encryption {
         Encryption::Bucket => builder,
         Encryption::Store => builder.with_config("aws_server_side_encryption".parse::<AmazonS3ConfigKey>()?, "AES256"),

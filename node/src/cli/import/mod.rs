@@ -33,6 +33,9 @@ pub use plan::Labels;
 use plan::Step;
 use send::{Answer, Node};
 
+/// What the names of directories for rewritten blocks begin with.
+const WORK: &str = "engram-import-";
+
 /// What is to be imported, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
@@ -112,7 +115,29 @@ pub(crate) fn wanted(matches: &ArgMatches, url: String) -> Import {
 pub fn run(import: &Import) -> Result<Said, String> {
     // Blocks are read and sent at the same time.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.map_err(|error| format!("cannot start: {error}"))?.block_on(all(import))
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let done = runtime.block_on(async {
+        tokio::select! {
+            done = all(import) => Some(done),
+            _ = tokio::signal::ctrl_c() => None,
+        }
+    });
+    done.unwrap_or_else(|| {
+        // A block that is being rewritten is not waited for.
+        runtime.shutdown_background();
+        clear(&import.work);
+        Err("stopped: what has arrived stays; started again, it goes on where it was".to_owned())
+    })
+}
+
+/// Removes what this process has left in the directory for rewritten blocks.
+fn clear(work: &Path) {
+    let mine = |name: &str| name.starts_with(WORK) && name.ends_with(&format!("-{}", std::process::id()));
+    let entries = std::fs::read_dir(work).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(mine)) {
+        // What stays is in a directory for temporary files.
+        let _removed = std::fs::remove_dir_all(entry.path());
+    }
 }
 
 /// What was done with how many blocks.
@@ -138,10 +163,15 @@ async fn all(import: &Import) -> Result<Said, String> {
     if let Place::Local(path) = &place {
         warn_of_head(path);
     }
-    let superseded = plan::superseded(&found);
+    if plan::tenant_goes(&store).await? {
+        tell("the tenant is being deleted there (markers/tenant-deletion-mark.json): what is left of it is imported");
+    }
+    let marked = plan::marked(&store, &found).await?;
+    let superseded = plan::superseded(&found, &marked);
     let (mut counts, total) = (Counts::default(), found.len());
     for (i, (id, meta)) in found.iter().enumerate() {
         let step = match superseded.get(id) {
+            _ if marked.contains(id) => Step::Skip("it is marked for deletion there".to_owned()),
             Some(by) => Step::Skip(format!("its samples are in block {by}")),
             None => plan::step(&store, meta, &import.labels).await?,
         };
@@ -241,7 +271,7 @@ async fn rewritten(
 }
 
 fn tempdir(parent: &Path, id: BlockId) -> Result<PathBuf, String> {
-    let path = parent.join(format!("engram-import-{id}-{}", std::process::id()));
+    let path = parent.join(format!("{WORK}{id}-{}", std::process::id()));
     std::fs::create_dir_all(path.join("result")).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
     Ok(path)
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure where it can be; only marks and tombstones are looked for in the source.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engram_model::block::BlockId;
 use engram_storage::block::{Meta, Tombstones};
@@ -43,39 +43,92 @@ pub(super) enum Step {
     Rewrite(Target),
 }
 
-/// Blocks whose samples are in another one that was made of them, and in which.
-pub(super) fn superseded(found: &[(BlockId, Meta)]) -> BTreeMap<BlockId, BlockId> {
-    let mut all = BTreeMap::new();
+/// Blocks whose samples are in another one that was made of them, and in which. Only what is taken itself counts: a block
+/// that is marked for deletion stands for nobody.
+pub(super) fn superseded(found: &[(BlockId, Meta)], marked: &BTreeSet<BlockId>) -> BTreeMap<BlockId, BlockId> {
+    let own: BTreeMap<BlockId, &Meta> = found.iter().map(|(id, meta)| (*id, meta)).collect();
+    // By each block of a scrape they hold, so that not every block is compared with every other.
+    let mut by_source: BTreeMap<BlockId, Vec<BlockId>> = BTreeMap::new();
     for (id, meta) in found {
-        // A downsampled block holds none of its parent's samples.
-        let is_raw = acceptable(meta).is_ok();
-        for parent in meta.compaction.parents.iter().filter(|parent| is_raw && parent.ulid != *id) {
-            // Of a block that was divided, each part is needed, and none of them holds all of it.
+        if let Some(first) = meta.compaction.sources.first().filter(|_| !marked.contains(id)) {
+            by_source.entry(*first).or_default().push(*id);
+        }
+    }
+    let mut all = BTreeMap::new();
+    for (id, meta) in found.iter().filter(|(id, meta)| !marked.contains(id) && acceptable(meta).is_ok()) {
+        let is_part = labels_of(meta).is_some_and(|labels| labels.contains_key(SHARD));
+        for parent in meta.compaction.parents.iter().filter(|parent| parent.ulid != *id) {
+            // Of a block that was divided, each part is needed, and none of them holds all of it; but a part that was made
+            // of smaller parts of the same series holds them.
             let holds_all = meta.min_time <= parent.min_time && parent.max_time <= meta.max_time;
-            let is_part = meta.thanos.as_ref().is_some_and(|t| t.labels.contains_key(SHARD));
-            if holds_all && !is_part {
+            let is_same = own.get(&parent.ulid).is_some_and(|parent| same_labels(parent, meta));
+            if holds_all && (!is_part || is_same) {
                 all.insert(parent.ulid, *id);
+            }
+        }
+        // What was merged more than once names its first blocks only.
+        for source in meta.compaction.sources.iter().filter(|_| meta.compaction.level > 1) {
+            for other in by_source.get(source).into_iter().flatten().filter(|other| *other != id) {
+                if own.get(other).is_some_and(|other| is_within(other, meta)) {
+                    all.insert(*other, *id);
+                }
             }
         }
     }
     all
 }
 
+fn labels_of(meta: &Meta) -> Option<&BTreeMap<String, String>> {
+    meta.thanos.as_ref().map(|thanos| &thanos.labels)
+}
+
+fn same_labels(a: &Meta, b: &Meta) -> bool {
+    let none = BTreeMap::new();
+    labels_of(a).unwrap_or(&none) == labels_of(b).unwrap_or(&none)
+}
+
+/// Whether all a block was made of, another was made of too, and more.
+fn is_within(inner: &Meta, outer: &Meta) -> bool {
+    let (some, all) = (&inner.compaction.sources, &outer.compaction.sources);
+    let in_time = outer.min_time <= inner.min_time && inner.max_time <= outer.max_time;
+    in_time && some.len() < all.len() && same_labels(inner, outer) && some.iter().all(|source| all.contains(source))
+}
+
 /// The label by which Mimir tells the parts of a divided block apart.
 const SHARD: &str = "__compactor_shard_id__";
 
-/// What is done with a block of the source.
+/// Whether a tenant of Cortex or Mimir is being deleted there.
+///
+/// # Errors
+/// The source cannot be read.
+pub(super) async fn tenant_goes(store: &Store) -> Result<bool, String> {
+    Ok(store.size("markers/tenant-deletion-mark.json").await.map_err(|e| e.to_string())?.is_some())
+}
+
+/// Blocks that are marked for deletion in the source. Thanos puts the mark beside the block; Cortex and Mimir also into a
+/// folder for all marks. Marks against compaction say nothing of the samples.
+///
+/// # Errors
+/// The source cannot be read.
+pub(super) async fn marked(store: &Store, found: &[(BlockId, Meta)]) -> Result<BTreeSet<BlockId>, String> {
+    let listed = store.list_files("markers").await.map_err(|e| e.to_string())?;
+    let central = listed.iter().filter_map(|(name, _)| name.strip_suffix("-deletion-mark.json")?.parse().ok());
+    let mut all: BTreeSet<BlockId> = central.collect();
+    for (id, _) in found {
+        let key = format!("{id}/deletion-mark.json");
+        if !all.contains(id) && store.size(&key).await.map_err(|e| e.to_string())?.is_some() {
+            all.insert(*id);
+        }
+    }
+    Ok(all)
+}
+
+/// What is done with a block of the source that is not marked.
 ///
 /// # Errors
 /// The source cannot be read.
 pub(super) async fn step(store: &Store, meta: &Meta, labels: &Labels) -> Result<Step, String> {
     let id = meta.ulid;
-    // Thanos and Prometheus' readers: beside the block. Cortex and Mimir: also in a folder for all marks.
-    for key in [format!("{id}/deletion-mark.json"), format!("markers/{id}-deletion-mark.json")] {
-        if store.size(&key).await.map_err(|e| e.to_string())?.is_some() {
-            return Ok(Step::Skip("it is marked for deletion there".to_owned()));
-        }
-    }
     if let Err(why) = acceptable(meta) {
         return Ok(Step::Refuse(why));
     }
@@ -143,8 +196,9 @@ mod tests {
     #[test]
     fn parents_of_a_block_that_holds_them_are_not_taken() {
         let (a, b) = (A.parse::<BlockId>().unwrap(), B.parse::<BlockId>().unwrap());
-        let made =
-            |thanos: &str, range| superseded(&[meta(A, (0, 10), &[], "null"), meta(B, range, &[(A, 0, 10)], thanos)]);
+        let made = |thanos: &str, range| {
+            superseded(&[meta(A, (0, 10), &[], "null"), meta(B, range, &[(A, 0, 10)], thanos)], &BTreeSet::new())
+        };
         assert_eq!(made("null", (0, 20)), BTreeMap::from([(a, b)]));
         for (thanos, range) in [
             ("null", (0, 5)),
@@ -153,6 +207,35 @@ mod tests {
         ] {
             assert!(made(thanos, range).is_empty(), "{thanos}");
         }
+        let both = [meta(A, (0, 10), &[], "null"), meta(B, (0, 20), &[(A, 0, 10)], "null")];
+        assert!(superseded(&both, &[b].into()).is_empty(), "what goes there stands for nobody");
+        let part = |n: u32| format!("{{\"labels\":{{\"__compactor_shard_id__\":\"{n}_of_4\"}}}}");
+        let parts = |n, of| {
+            superseded(&[meta(A, (0, 10), &[], &part(n)), meta(B, (0, 20), &[(A, 0, 10)], &part(of))], &BTreeSet::new())
+        };
+        assert_eq!((parts(1, 1), parts(2, 1)), (BTreeMap::from([(a, b)]), BTreeMap::new()));
+    }
+
+    /// A is merged into something that is gone, and that into B: only the names of the first blocks tell.
+    #[test]
+    fn grandparents_are_known_by_their_sources() {
+        let with = |id, range, level, sources: &[&str], thanos: &str| {
+            let (id, mut meta) = meta(id, range, &[], thanos);
+            meta.compaction.sources = sources.iter().map(|one| one.parse().unwrap()).collect();
+            meta.compaction.level = level;
+            (id, meta)
+        };
+        let (a, b) = (A.parse::<BlockId>().unwrap(), B.parse::<BlockId>().unwrap());
+        let other = "01ARZ3NDEKTSV4RRFFQ69G5FC0";
+        let none = BTreeSet::new();
+        let made = |thanos, range| {
+            superseded(&[with(A, (0, 10), 1, &[A], "null"), with(B, range, 3, &[A, other], thanos)], &none)
+        };
+        assert_eq!(made("null", (0, 20)), BTreeMap::from([(a, b)]));
+        assert!(made("null", (0, 5)).is_empty());
+        assert!(made("{\"labels\":{\"cluster\":\"x\"}}", (0, 20)).is_empty());
+        let twins = [with(A, (0, 10), 2, &[A, other], "null"), with(B, (0, 10), 2, &[A, other], "null")];
+        assert!(superseded(&twins, &none).is_empty(), "of two that are the same, none goes for the other");
     }
 
     #[test]
@@ -185,6 +268,15 @@ mod tests {
         );
         std::fs::create_dir_all(dir.path().join("markers")).unwrap();
         std::fs::write(dir.path().join(format!("markers/{A}-deletion-mark.json")), "{}").unwrap();
-        assert!(matches!(step(&store, &raw, &Labels::default()).await, Ok(Step::Skip(_))));
+        let (a, b): (BlockId, BlockId) = (A.parse().unwrap(), B.parse().unwrap());
+        let found = [(a, raw.clone()), (b, meta(B, (0, 1), &[], "null").1)];
+        assert_eq!(marked(&store, &found).await, Ok([a].into()));
+        std::fs::create_dir_all(dir.path().join(B)).unwrap();
+        std::fs::write(dir.path().join(B).join("deletion-mark.json"), "{}").unwrap();
+        std::fs::write(dir.path().join(format!("markers/{B}-no-compact-mark.json")), "{}").unwrap();
+        assert_eq!(marked(&store, &found).await, Ok([a, b].into()));
+        assert_eq!(tenant_goes(&store).await, Ok(false));
+        std::fs::write(dir.path().join("markers/tenant-deletion-mark.json"), "{}").unwrap();
+        assert_eq!(tenant_goes(&store).await, Ok(true));
     }
 }

@@ -161,8 +161,12 @@ impl Node {
     async fn ask(&self, request: reqwest::RequestBuilder) -> Result<(u16, String), String> {
         let response = request.send().await.map_err(|error| format!("cannot ask {}: {}", self.url, causes(&error)))?;
         let status = response.status().as_u16();
-        let body = response.text().await.map_err(|error| format!("{} broke off: {}", self.url, causes(&error)))?;
-        Ok((status, body))
+        match response.text().await {
+            Ok(body) => Ok((status, body)),
+            // Who refuses early does not take the rest of what is sent: the text may be lost, that it refused is known.
+            Err(_) if status >= 400 => Ok((status, format!("the node answered {status}"))),
+            Err(error) => Err(format!("{} broke off: {}", self.url, causes(&error))),
+        }
     }
 
     /// Sends a block whose files are in `store`; waits while the node is busy.

@@ -49,6 +49,7 @@ async fn a_range_query_takes_a_form() {
     assert!(body.starts_with(start), "{body}");
     let tree: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(tree["data"]["stats"]["samples"]["peakSamples"], 0);
+    assert_eq!(tree["data"]["stats"]["blocks"]["fetchedBytes"], 0);
     assert!(fake.asked.lock()[0].starts_with("team a+b 0..1000/1000"));
 }
 

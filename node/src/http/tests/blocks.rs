@@ -54,3 +54,21 @@ async fn tombstones_are_cleaned_and_blocks_looked_at() {
     let want = ["clean t false", "clean t true", "blocks of t", "plan of t", &block, &verified];
     assert_eq!(*fake.asked.lock(), want);
 }
+
+#[tokio::test]
+async fn orphans_are_removed_only_when_that_is_confirmed() {
+    let fake = Arc::new(Fake::default());
+    let remove = "/api/v1/admin/blocks/orphans/remove";
+    for (method, path, status) in [
+        ("GET", "/api/v1/admin/blocks/orphans".to_owned(), 200),
+        ("GET", "/api/v1/admin/blocks/orphans?older_than=-1s".to_owned(), 400),
+        ("GET", format!("{remove}?confirm=true"), 405),
+        ("POST", remove.to_owned(), 400),
+        ("POST", format!("{remove}?confirm=yes"), 400),
+        ("POST", format!("{remove}?confirm=true&block=x"), 400),
+        ("POST", format!("{remove}?confirm=true&older_than=2d&block=01ARZ3NDEKTSV4RRFFQ69G5FAV"), 200),
+    ] {
+        assert_eq!(ask(&fake, method, &path).await.0, status, "{method} {path}");
+    }
+    assert_eq!(*fake.asked.lock(), ["orphans of t older than 0", "remove 1 orphans of t older than 172800000"]);
+}

@@ -43,6 +43,7 @@ use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
 use crate::blocks::check::Depth;
 use crate::blocks::import::{Imported, Known};
+use crate::blocks::orphans::Removal;
 use crate::blocks::{SealedWindow, Taken};
 use crate::error::{Error, Stage};
 use crate::meta::nodes::Steer;
@@ -281,6 +282,20 @@ impl Blocks for Fake {
     fn clean<'a>(&'a self, tenant: &'a TenantId, wait: bool) -> BoxFuture<'a, Result<(), Error>> {
         self.ask(format!("clean {tenant} {wait}"));
         Box::pin(async move { Ok(()) })
+    }
+
+    fn orphans<'a>(&'a self, tenant: &'a TenantId, older_ms: i64) -> BoxFuture<'a, Result<serde_json::Value, Error>> {
+        self.ask(format!("orphans of {tenant} older than {older_ms}"));
+        Box::pin(async move { Ok(serde_json::json!({ "orphans": [] })) })
+    }
+
+    fn remove_orphans<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        what: Removal,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Error>> {
+        self.ask(format!("remove {} orphans of {tenant} older than {}", what.ids.len(), what.older_ms));
+        Box::pin(async move { Ok(serde_json::json!({ "removed": [], "kept": [] })) })
     }
 }
 

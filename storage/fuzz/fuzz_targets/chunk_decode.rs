@@ -1,0 +1,9 @@
+//! Any bytes as a chunk: see the entry, which the gate drives without coverage, too (`tests/hostile`).
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../entries/chunk_decode.rs"]
+mod entry;
+
+fuzz_target!(|data: &[u8]| entry::run(data));

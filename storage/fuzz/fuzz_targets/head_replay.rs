@@ -1,0 +1,9 @@
+//! Any bytes as what the log holds for a head: see the entry, which the gate drives without coverage, too (`tests/hostile`).
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../entries/head_replay.rs"]
+mod entry;
+
+fuzz_target!(|data: &[u8]| entry::run(data));
