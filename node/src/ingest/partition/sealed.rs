@@ -162,12 +162,17 @@ impl State {
     /// Drops every head, whatever it holds, if this node holds the partition no more. Looked at here: who asked may have
     /// waited, and the node may be a replica again, with appends before this in the line.
     pub(super) async fn leave(&mut self) -> Result<(), Error> {
-        let (ring, me, partition) = (self.config.meta.ring(), self.config.meta.node_id(), self.config.partition);
-        let Some(set) = ring.replicas(partition) else { return Ok(()) };
-        if set.replicas.contains(&me) || ring.next(partition).is_some_and(|next| next.contains(&me)) {
-            return Ok(());
-        }
+        let (me, partition) = (self.config.meta.node_id(), self.config.partition);
+        let is_mine = || {
+            let ring = self.config.meta.ring();
+            let is_next = ring.next(partition).is_some_and(|next| next.contains(&me));
+            ring.replicas(partition).is_none_or(|set| is_next || set.replicas.contains(&me))
+        };
         for (tenant, head) in self.config.heads.all() {
+            // Before each: forgetting takes a while, and this node may become a replica again meanwhile.
+            if is_mine() {
+                return Ok(());
+            }
             let index = head.read().forgotten_after(TimeRange::ALL);
             let mut payload = Vec::new();
             entry::begin(&mut payload, Kind::HeadEnd, self.config.partition, &tenant);

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::Config;
 use super::hot::Hot;
-use super::take::At;
+use super::take::{At, Why};
 use crate::error::Error;
 
 /// How long comparing with one replica may take; what is left is for the next look.
@@ -115,7 +115,7 @@ impl Comparing {
             }
             let at = At { node, partition, epoch, tenant };
             let (mut quiet, mut pulled) = (Vec::new(), Vec::new());
-            for (slot, digests) in config.differing(&at, TimeRange::ALL).await? {
+            for (slot, digests) in config.differing(&at, TimeRange::ALL, Why::Comparing).await? {
                 let spot = (partition, node, at.tenant.clone(), slot);
                 let (verdict, since) = self.judge(&spot, digests, (now, config.patience.hot_after));
                 match verdict {

@@ -13,12 +13,12 @@ use engram_model::{Millis, TimeRange};
 use futures::{StreamExt, stream};
 
 use super::Config;
-use super::take::{At, absent, on_thread, ranges};
+use super::take::{At, Why, absent, on_thread, ranges};
 use crate::error::Error;
 
 /// Partitions completed at once.
 const COMPLETE_AT_ONCE: usize = 4;
-/// How long a partition's actor may take to forget.
+/// How long a partition's actor may take for what it was told before, and to forget.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
 
 impl Config {
@@ -66,6 +66,10 @@ impl Config {
         let mut done = Vec::new();
         let mut why = Vec::new();
         let is_done = |done: &[NodeId]| Sets::new(sets.current(), None).have_majority(done);
+        // Whatever this partition's actor was told before comes first: one that left and is back may still be forgetting.
+        if let Some(actor) = self.partitions.get(partition.0 as usize) {
+            actor.settle(LEAVE_WITHIN).await?;
+        }
         // This node first: as one of the old set it only has to make visible what it accepted.
         let mut order: Vec<NodeId> = sets.current().to_vec();
         order.sort_by_key(|node| *node != self.here());
@@ -93,10 +97,10 @@ impl Config {
                 continue;
             }
             let spot = At { node, partition, epoch, tenant };
-            let before = self.differing(&spot, TimeRange::ALL).await?;
+            let before = self.differing(&spot, TimeRange::ALL, Why::Completing).await?;
             let slots: Vec<(Millis, u64)> = before.iter().map(|(slot, (_, other))| (*slot, other.count)).collect();
             let refused = self.pull(&spot, &slots).await?;
-            let left = self.differing(&spot, TimeRange::ALL).await?;
+            let left = self.differing(&spot, TimeRange::ALL, Why::Completing).await?;
             let lacking = self.lacking(&spot, &unchanged(&before, &left)).await?;
             if refused + lacking > 0 {
                 let (from, tenant) = (node.0, &spot.tenant);

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::Config;
 use super::compare::Spot;
-use super::take::{At, in_time};
+use super::take::{At, Why, in_time};
 
 /// Looks for an instant at which the replicas are equal.
 const LOOKS: usize = 4;
@@ -77,7 +77,7 @@ impl Config {
             tokio::time::sleep(self.patience.again_after).await;
             let mut left = Vec::new();
             for one in hot {
-                match self.differing(&one.at, one.range()).await {
+                match self.differing(&one.at, one.range(), Why::Comparing).await {
                     Ok(differing) if differing.contains_key(&one.slot) => left.push(one),
                     Ok(_) => equal.push(one),
                     Err(error) => tracing::debug!(node = one.at.node.0, %error, "not compared"),

@@ -52,6 +52,7 @@ impl Config {
         &self,
         at: &At,
         range: TimeRange,
+        why: Why,
     ) -> Result<BTreeMap<Millis, (Digest, Digest)>, Error> {
         let select = at.select(range);
         let (own, other) = (self.peers.replica(self.here())?, self.peers.replica(at.node)?);
@@ -60,18 +61,22 @@ impl Config {
         let own: HashMap<Millis, Digest> = own.into_iter().collect();
         let head = self.heads.get(at.partition.0 as usize).and_then(|heads| heads.get(&at.tenant));
         let seals = self.meta.seals(&at.tenant, at.partition);
-        let open =
-            |range: TimeRange| seals.iter().flat_map(|seals| &seals.open).any(|seal| seal.window.overlaps(range));
+        // Cut, forgotten here, and maybe not by others: seals that are not cut, or were cut later, hold what is new.
+        let in_block = |range: TimeRange, forgotten_at: u64| {
+            let open = seals.iter().flat_map(|seals| &seals.open).filter(|seal| seal.window.overlaps(range));
+            open.filter_map(|seal| seal.cut).any(|cut| cut.index <= forgotten_at)
+        };
         let forgotten = |slot: Millis| {
             let range = TimeRange { start: slot, end: slot.saturating_add(SLOT_MS) };
-            head.as_ref()
-                .map(|head| head.read())
-                .is_some_and(|head| slot < head.floor() || (head.forgotten_after(range) > 0 && open(range)))
+            head.as_ref().map(|head| head.read()).is_some_and(|head| {
+                slot < head.floor() || (why == Why::Comparing && in_block(range, head.forgotten_after(range)))
+            })
         };
         Ok(other
             .into_iter()
-            // What this head has forgotten by age it does not take back, nor what a block holds while others may not have
-            // forgotten it yet. Once all have, what they hold of that time came late, and is taken.
+            // What this head has forgotten by age it does not take back; nor, comparing, what a block holds while others
+            // may not have forgotten it yet. Once all have, what they hold of that time came late, and is taken. Who
+            // completes takes it twice rather than not at all: what came late lies in the same slots.
             .filter(|(slot, digest)| digest.count > 0 && !forgotten(*slot))
             .map(|(slot, digest)| (slot, (own.get(&slot).copied().unwrap_or_default(), digest)))
             .filter(|(_, (own, other))| own != other)
@@ -130,6 +135,15 @@ impl Config {
         tracing::debug!(partition, from, tenant, samples, refused, "taken from another replica");
         Ok(refused)
     }
+}
+
+/// Why slots are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Replicas are compared, again and again: what is left out now is found later.
+    Comparing,
+    /// This replica is to have all that another has.
+    Completing,
 }
 
 /// A tenant of a partition on another node, under one epoch.
