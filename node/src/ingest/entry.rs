@@ -5,8 +5,9 @@
 //! ```
 //! Kinds: 1 a change of this head (an append, a seal, something forgotten) · 2 a checkpoint of this head begins · 3 a
 //! piece of it · 4 it is complete · 5 a round of checkpoints begins · 6 every head of this partition has its checkpoint
-//! of this round · 7 this head was empty and is dropped. The body of 6 and 7 is the index (u64, big-endian) at which a
-//! dropped head had forgotten samples, nothing for 0. A checkpoint counts only when
+//! of this round · 7 this head was empty and is dropped. The body of 7 is the index (u64, big-endian) at which a
+//! dropped head had forgotten samples, nothing for 0; the body of 6 is such an index and the position of its round (u64),
+//! because what one round gave up may be written after the next has begun. A checkpoint counts only when
 //! it is complete: until then the head that the entries before it built stays, so a crash in the middle of one loses
 //! nothing. When all partitions of a round are done, whole segments before its entry are dropped. Drawn in
 //! `docs/formats/log.md`.
@@ -80,6 +81,23 @@ pub fn read_index(body: &[u8]) -> Result<u64, String> {
         Ok(bytes) => Ok(u64::from_be_bytes(bytes)),
         Err(_) if body.is_empty() => Ok(0),
         Err(_) => Err(format!("an index of {} bytes", body.len())),
+    }
+}
+
+/// Writes the body of a partition's end: the index of [`put_index`], and the position of the round it ends.
+pub fn put_end(out: &mut Vec<u8>, index: u64, round: u64) {
+    out.extend_from_slice(&index.to_be_bytes());
+    out.extend_from_slice(&round.to_be_bytes());
+}
+
+/// Reads the body of a partition's end: the index, and the round's position. Logs of before had no position.
+///
+/// # Errors
+/// It is no such body.
+pub fn read_end(body: &[u8]) -> Result<(u64, Option<u64>), String> {
+    match body.split_first_chunk::<8>() {
+        Some((index, round)) if round.len() == 8 => Ok((u64::from_be_bytes(*index), Some(read_index(round)?))),
+        _ => Ok((read_index(body)?, None)),
     }
 }
 

@@ -153,7 +153,7 @@ pub async fn round(config: &Config) -> Result<(), ChildError> {
     entry::begin(&mut marker, Kind::Round, PartitionId(0), &TenantId::anonymous());
     let begin = append_durably(&config.log, marker).await?;
     for partition in &config.partitions {
-        partition.checkpoint(PARTITION_DEADLINE).await?;
+        partition.checkpoint(begin, PARTITION_DEADLINE).await?;
     }
     config.log.truncate_below(begin);
     // What only older checkpoints name may go. Segments that a crash brings back name files that are gone: recovery

@@ -199,3 +199,40 @@ fn the_rest_of_a_checkpoint_whose_begin_was_dropped_is_passed_over() {
     assert!(replay(&log[..rest], 100).is_err_and(|e| e.contains("lacks those of partition 0")));
     assert!(replay(&log, 1).is_err(), "a whole log has every begin");
 }
+
+/// Goal: the end of a round that was given up ends nothing in the next. Method: the log is cut at the second round, into
+/// which the rest of the first one's checkpoint reaches, and then an entry that only the second one's checkpoint explains.
+#[test]
+fn the_end_of_a_round_that_was_given_up_is_passed_over() {
+    let (all, tenant) = ([heads()], TenantId::anonymous());
+    let entry = |kind, body: &[u8]| {
+        let mut bytes = Vec::new();
+        entry::begin(&mut bytes, kind, PartitionId(0), &tenant);
+        bytes.extend_from_slice(body);
+        bytes
+    };
+    let end = |round| {
+        let mut body = Vec::new();
+        entry::put_end(&mut body, 0, round);
+        entry(Kind::PartitionEnd, &body)
+    };
+    let mut pieces = Vec::new();
+    heads().empty().snapshot(&mut |piece| pieces.push(entry(Kind::CheckpointPiece, piece))).unwrap();
+    let mut log = vec![entry(Kind::Round, &[]), entry(Kind::CheckpointEnd, &[]), end(7)];
+    // No change of an empty head: it is applied only where the end before it counts.
+    log.push(entry(Kind::Append, &[0xff]));
+    log.push(entry(Kind::CheckpointBegin, &[]));
+    log.extend(pieces);
+    log.extend([entry(Kind::CheckpointEnd, &[]), end(100)]);
+    let replay = |entries: &[Vec<u8>]| {
+        let mut recovery = Recovery::new(&all);
+        for (at, bytes) in (100..).zip(entries) {
+            recovery.apply(Position(at), bytes)?;
+        }
+        recovery.finish()
+    };
+    assert_eq!(replay(&log).map(|done| done.entries), Ok(log.len() as u64));
+    assert!(replay(&log[..log.len() - 1]).is_err_and(|e| e.contains("lacks those of partition 0")));
+    log[2] = end(100);
+    assert!(replay(&log).is_err(), "had it been this round's, what follows would be damage");
+}

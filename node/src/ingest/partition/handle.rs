@@ -5,6 +5,7 @@ use std::time::Duration;
 use engram_model::digest::Digest;
 use engram_model::tenant::TenantId;
 use engram_model::{Millis, TimeRange};
+use engram_storage::log::Position;
 
 use crate::actor::{Addr, AskError, Reply};
 use crate::error::Error;
@@ -69,6 +70,8 @@ pub enum Message {
     },
     /// Write a checkpoint of every head into the log.
     Checkpoint {
+        /// Where the round begins in the log.
+        round: Position,
         /// Answered when all of it is durable.
         reply: Reply<Result<(), Error>>,
     },
@@ -178,8 +181,8 @@ impl Handle {
     ///
     /// # Errors
     /// Why the actor did not answer, or the log failed.
-    pub async fn checkpoint(&self, within: Duration) -> Result<(), Error> {
-        self.addr.ask_in_line(|reply| Message::Checkpoint { reply }, within).await?
+    pub async fn checkpoint(&self, round: Position, within: Duration) -> Result<(), Error> {
+        self.addr.ask_in_line(|reply| Message::Checkpoint { round, reply }, within).await?
     }
 
     /// How many messages wait.

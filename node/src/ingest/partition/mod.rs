@@ -172,11 +172,13 @@ impl State {
                 self.leave().await?;
                 let _gone = reply.send(());
             }
-            Message::Checkpoint { reply } => {
+            // Whoever asked has given the round up.
+            Message::Checkpoint { reply, .. } if reply.is_closed() => {}
+            Message::Checkpoint { round, reply } => {
                 self.settle(flushed).await?;
                 // A sync that failed ends the actor, and with it the node: what the disk holds is unknown.
                 self.sync_files().await?;
-                let done = self.checkpoint().await;
+                let done = self.checkpoint(round).await;
                 let _gone = reply.send(done);
             }
         }
@@ -316,7 +318,7 @@ impl State {
     }
 
     /// Writes every head into the log, piece by piece, on a thread that may block.
-    async fn checkpoint(&self) -> Result<(), Error> {
+    async fn checkpoint(&self, round: Position) -> Result<(), Error> {
         let (partition, log) = (self.config.partition, self.config.log.clone());
         for (tenant, head) in self.config.heads.all() {
             let log = log.clone();
@@ -328,7 +330,7 @@ impl State {
         }
         let mut end = Vec::new();
         entry::begin(&mut end, Kind::PartitionEnd, partition, &TenantId::anonymous());
-        entry::put_index(&mut end, self.config.heads.dropped_at());
+        entry::put_end(&mut end, self.config.heads.dropped_at(), round.0);
         append_durably(&log, end).await.map(|_| ())
     }
 }

@@ -42,6 +42,8 @@ struct Gate {
     partitions: usize,
     /// Whether all was dropped before a round that has not come yet.
     before_round: bool,
+    /// The last round.
+    round: Option<Position>,
     entries: u64,
     bytes: u64,
 }
@@ -67,10 +69,20 @@ impl Gate {
             return Err(format!("entry of partition {partition}, there are {}", self.partitions));
         }
         if kind == Kind::Round {
-            self.before_round = false;
+            (self.before_round, self.round) = (false, Some(position));
+            return Ok(None);
+        }
+        if kind == Kind::PartitionEnd && !self.is_of_this_round(bytes)? {
             return Ok(None);
         }
         Ok((!self.before_round).then_some(at))
+    }
+
+    /// Whether a partition's end belongs to the round that is open: that of one that was given up may come later, and
+    /// checkpoints before it may be gone.
+    fn is_of_this_round(&self, bytes: &[u8]) -> Result<bool, String> {
+        let (_, round) = entry::read_end(entry::decode(bytes)?.body)?;
+        Ok(round.is_none_or(|round| self.round == Some(Position(round))))
     }
 }
 

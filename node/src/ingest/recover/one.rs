@@ -95,7 +95,7 @@ impl OnePartition {
             Kind::CheckpointEnd => self.end(heads, &tenant)?,
             Kind::Round => {}
             Kind::PartitionEnd => {
-                heads.note_dropped(entry::read_index(entry.body)?);
+                heads.note_dropped(entry::read_end(entry.body)?.0);
                 self.awaited = false;
             }
             Kind::HeadEnd => {
