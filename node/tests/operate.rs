@@ -137,6 +137,19 @@ fn becomes_another(dev: &Dev, cluster: &Value) {
     drop(restored);
 }
 
+/// A tenant gets more partitions: nothing moves, and a plan of before is none any more.
+fn uses_another_shard(dev: &Dev) {
+    let url = dev.urls[0].as_str();
+    let shard = json(&["cluster", "plan", "shard-size", "acme", "2", "--json", "--url", url]);
+    let name = shard["plan"].as_str().unwrap();
+    assert!(shard["copies"] == 0 && shard["tenant"]["after"] == 2 && shard["tenant"]["before"] == 1, "{shard}");
+    assert!(said(&["cluster", "plan", "shard-size", "acme", "2", "--url", url]).contains("50.0 % of its series"));
+    said(&["cluster", "apply", name, "--url", &dev.urls[2]]);
+    let get = ["tenant", "get", "acme", "--json", "--url", &dev.urls[2]];
+    wait_until("the change is seen", || said(&get).contains("\"shardSize\":2"));
+    assert!(refused(&["cluster", "apply", name, "--url", &dev.urls[2]]).contains("has changed since"));
+}
+
 #[test]
 fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
     let dev = Dev::start("4");
@@ -188,6 +201,8 @@ fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
 
     becomes_another(&dev, &overview["cluster"]);
 
+    uses_another_shard(&dev);
+
     // One node after the other; not when one is missing.
     let exec = format!("{ENGRAM} dev restart {{http}} --dir {}", dev.dir());
     said(&["dev", "kill", "4", "--dir", dev.dir()]);
@@ -203,6 +218,7 @@ fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
     assert!(dev.processes().iter().all(|process| !lives.contains(process)));
     let handed = dev.logs();
     assert!(handed.contains("the lead of the metadata group is handed over"), "{handed}");
+    assert!(!handed.contains("the lead of the metadata group is not taken over"), "{handed}");
     let failing = refused(&["cluster", "rolling-restart", "--exec", "false", "--only", &first, "--url", url]);
     assert!(failing.contains("nothing else is restarted"), "{failing}");
 }

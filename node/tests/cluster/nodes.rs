@@ -18,14 +18,23 @@ async fn a_node_is_killed_under_load_and_nobody_notices() {
         cluster.whole(i, 3).await;
     }
     let load = Load::at(&cluster, &[1, 2]);
+    let started = Instant::now();
     load.rounds(30).await;
+    let killed = Instant::now();
     cluster.kill(0);
     load.rounds(60).await;
     // Back, and at another address: the others find it, and it takes what it missed.
+    let returned = Instant::now();
     cluster.run(0, &free_address());
     cluster.whole(0, 3).await;
+    let whole = Instant::now();
     load.rounds(20).await;
+    let ended = Instant::now();
     let seen = load.stop().await;
+    println!("before:             {}", seen.latency(started, killed));
+    println!("with a node killed: {}", seen.latency(killed, returned));
+    println!("while it returns:   {}", seen.latency(returned, whole));
+    println!("after:              {}", seen.latency(whole, ended));
     seen.assert_no_failures();
     assert!(seen.queries.load(Ordering::SeqCst) > 20);
     let healed = cluster.alike(1, seen.acknowledged()).await;
@@ -40,6 +49,7 @@ async fn a_node_is_killed_under_load_and_nobody_notices() {
     cluster.kill(0);
     let began = Instant::now();
     let refused = push(&client(), &cluster.url(2), "acme", body(2, 100_000)).await.unwrap_err();
+    println!("with two of three gone a write was refused after {:?}", began.elapsed());
     assert!(refused.starts_with("503") && began.elapsed() < Duration::from_secs(15), "{refused} {:?}", began.elapsed());
     assert!(counts(&client(), &cluster.url(2)).await.is_err());
     cluster.run(1, &address);

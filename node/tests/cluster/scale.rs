@@ -1,9 +1,13 @@
 //! From three nodes to six and back under load.
 
+use std::sync::atomic::Ordering;
+
+use engram_model::Labels;
+use engram_model::digest::Digest;
 use tokio::time::Instant;
 
 use crate::harness::Cluster;
-use crate::load::{Load, counts};
+use crate::load::{BASE, Load, SERIES, Seen, counts};
 use crate::support::client;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,8 +55,34 @@ async fn three_nodes_become_six_and_three_again_under_load() {
     println!("six to three: {}", seen.latency(back, ended));
     seen.assert_no_failures();
     cluster.alike(1, seen.acknowledged()).await;
+    // What is read is what was written, to the last bit, from every node.
+    let written = digest_of(&seen);
+    println!("written: {written:?}");
     for i in 0..3 {
         let have = counts(&client(), &cluster.url(i)).await.unwrap();
         assert_eq!(have.iter().sum::<u64>(), seen.acknowledged());
+        let asked = client().get(format!("{}/api/v1/admin/digests", cluster.url(i))).header("X-Scope-OrgID", "acme");
+        let answer: serde_json::Value =
+            serde_json::from_str(&asked.send().await.unwrap().text().await.unwrap()).unwrap();
+        let total = &answer["data"]["total"];
+        assert_eq!(total["count"].as_u64(), Some(written.count), "{answer}");
+        assert_eq!(total["low"], format!("{:016x}", written.low));
+        assert_eq!(total["high"], format!("{:016x}", written.high));
     }
+}
+
+/// The digest of all that was acknowledged.
+fn digest_of(seen: &Seen) -> Digest {
+    let mut digest = Digest::EMPTY;
+    for (writer, rounds) in seen.written.iter().enumerate() {
+        let (rounds, w) = (rounds.load(Ordering::SeqCst), writer.to_string());
+        for i in 0..SERIES {
+            let i = i.to_string();
+            let hash = Labels::from_pairs([("__name__", "m"), ("i", i.as_str()), ("w", w.as_str())]).hash128();
+            for round in 0..rounds {
+                digest.add(Digest::of_float(hash, BASE + round as i64 * 100, round as f64));
+            }
+        }
+    }
+    digest
 }
