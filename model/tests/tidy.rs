@@ -32,8 +32,8 @@ const ROOMS: [(&str, &[&str], &[&str]); 9] = [
     ("ingest", &["blocks", "peer", "meta", "actor"], &["storage"]),
     // A snapshot asks all replicas of a tenant, as a query does; deletions name series by selectors, which `query` parses.
     ("blocks", &["read", "peer", "meta", "actor"], &["storage", "query"]),
-    // A remote replica answers in chunks; a stream to one is an actor.
-    ("peer", &["actor", "tls"], &["storage"]),
+    // A remote replica answers in chunks, or in sums as the engine has them; a stream to one is an actor.
+    ("peer", &["actor", "tls"], &["storage", "query"]),
     ("meta", &[], &["raft"]),
     ("tls", &[], &[]),
 ];

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use engram_model::place::PartitionId;
 use engram_model::time::Clock;
+use engram_query::engine::SamplePool;
 use engram_raft::Group;
 use engram_storage::disk::real::RealDisk;
 use engram_storage::log::metrics::SYNC_BOUNDS_US;
@@ -145,7 +146,8 @@ impl Node {
         let cuts = late_blocks(&config, &dir, (&reach, &store), &clock)?;
         let follower = following((&local, cuts), &meta, &clock, &metrics, &partitions_stop);
 
-        let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop));
+        let (read, read_metrics) = (read_options(&config), ReadMetrics::new(&metrics));
+        let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop), read.sums(&read_metrics));
         let (written, parts) = (WriteMetrics::new(&metrics), (heads.clone(), keeper.partitions.clone()));
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
@@ -153,7 +155,6 @@ impl Node {
         let mut blocks = Supervisor::new("blocks", health.clone(), stop.clone());
         let (scrubber, catalog) =
             start_blocks(&config, &dir, (&meta, &peers, &store, &reach), (&clock, &stop), &metrics, &mut blocks);
-        let read = ReadMetrics::new(&metrics);
         let paths = Paths {
             catalog,
             snapshots,
@@ -161,7 +162,7 @@ impl Node {
             surveyor: Surveyor::new(store.clone(), meta.clone()),
             flusher: Flusher::new(meta.clone(), peers.clone(), reach),
             writer: Writer::new(write_options(&config), meta.clone(), peers.clone(), clock.clone(), written),
-            reader: Reader::new(read_options(&config), meta.clone(), peers.clone(), readable, read),
+            reader: Reader::new(read, meta.clone(), peers.clone(), readable, read_metrics),
         };
         collect_queries(&metrics, &paths.reader);
         let status = Status::new(&config, (meta.clone(), &door), metrics, &health);
@@ -393,6 +394,7 @@ fn collect_metrics(metrics: &Metrics, local: &LocalReplica, log: &Arc<NodeLog>, 
 
 #[allow(clippy::cast_precision_loss, reason = "numbers for a graph")]
 fn collect_queries(metrics: &Metrics, reader: &Reader) {
+    metrics.collect_with(reader.peer_stats());
     let reader = reader.clone();
     metrics.collect(move || {
         let (running, waiting) = reader.load();
@@ -455,7 +457,8 @@ fn read_options(config: &Config) -> ReadOptions {
         lookback_ms: i64::try_from(config.query.lookback.as_millis()).unwrap_or(i64::MAX),
         samples_max: config.query.samples_max,
         bytes_max: config.query.bytes_max,
-        node_samples_max: config.query.node_samples_max,
+        pool: Arc::new(SamplePool::new(config.query.node_samples_max)),
+        push_down: config.query.push_down,
         experimental: config.promql_experimental,
     }
 }

@@ -34,6 +34,7 @@ use crate::meta::Meta;
 use crate::meta::nodes::NodeState;
 use crate::metrics::{Metrics, Reading};
 use crate::peer::{self, Peers, Replica};
+use crate::read::sums::Sums;
 use crate::reconciler::{self, Operator};
 use crate::tls::Tls;
 
@@ -73,8 +74,10 @@ impl Services {
         config: &Config,
         (meta, tls): (&Meta, &Tls),
         (local, stop): (Arc<dyn Replica>, &CancellationToken),
+        sums: Sums,
     ) -> Peers {
-        self.ingest.open(grpc::ingest::Api::new(local.clone(), meta.clone(), stop.clone()).into_grpc());
+        let api = grpc::ingest::Api::new(local.clone(), meta.clone(), stop.clone(), Some(sums));
+        self.ingest.open(api.into_grpc());
         let names = (meta.cluster_id(), config.zone.clone());
         Peers::new((meta.node_id(), local), names, (Box::new(Directory(meta.clone())), tls.clone()))
     }

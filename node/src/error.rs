@@ -155,3 +155,8 @@ pub fn retry_after_seconds(error: &Error) -> Option<u32> {
         _ => None,
     }
 }
+/// Whether another node says that it does not know the call: it is older.
+#[must_use]
+pub fn is_unknown_call(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::Unimplemented
+}

@@ -115,6 +115,11 @@ impl Metrics {
         self.0.lock().register_collector(collector);
     }
 
+    /// Asks a room that shows its metrics itself.
+    pub fn collect_with(&self, collector: impl Collector) {
+        self.0.lock().register_collector(Box::new(collector));
+    }
+
     /// Asks for a distribution at each scrape.
     pub fn collect_distribution(&self, ask: impl Fn() -> Distribution + Send + Sync + 'static) {
         self.0.lock().register_collector(Box::new(AskedDistribution(Box::new(ask))));
@@ -263,6 +268,18 @@ pub struct ReadMetrics {
     requests_fetched: Histogram,
     bytes_fetched: Histogram,
     chunks_read: Counter,
+    fragments: Fragments,
+}
+
+/// What became of aggregations that could run where their series lie.
+#[derive(Clone, Debug, Default)]
+pub struct Fragments(Family<ResultLabel, Counter>);
+
+impl Fragments {
+    /// Counts one.
+    pub fn count(&self, result: &'static str) {
+        self.0.get_or_create(&ResultLabel { result }).inc();
+    }
 }
 
 impl ReadMetrics {
@@ -277,12 +294,15 @@ impl ReadMetrics {
             requests_fetched: Histogram::new([0.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0]),
             bytes_fetched: Histogram::new([0.0, 1e5, 1e6, 1e7, 1e8, 1e9]),
             chunks_read: Counter::default(),
+            fragments: Fragments::default(),
         };
         metrics.register(|r| {
             r.register("query_requests", "Queries by how they ended", all.requests.clone());
             r.register("query_samples", "Samples queries have looked at", all.samples.clone());
             r.register("query_series", "Series queries have selected", all.series.clone());
             r.register("query_block_chunks", "Chunks of blocks queries have read", all.chunks_read.clone());
+            let help = "Aggregations that could be summed up by other nodes, by what came of it";
+            r.register("query_fragments", help, all.fragments.0.clone());
             r.register(
                 "query_fetch_requests",
                 "Requests to the bucket of blocks for one query",
@@ -302,6 +322,12 @@ impl ReadMetrics {
             );
         });
         all
+    }
+
+    /// Where aggregations are counted that could run elsewhere.
+    #[must_use]
+    pub fn fragments(&self) -> Fragments {
+        self.fragments.clone()
     }
 
     /// Counts what one query fetched of blocks.

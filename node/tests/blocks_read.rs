@@ -29,6 +29,7 @@ use engram_node::read::fetch::Cost;
 use engram_node::read::select::View;
 use engram_node::read::store::{BlockOptions, Blocks};
 use engram_node::read::{QueryRequest, ReadOptions, Reader};
+use engram_query::engine::SamplePool;
 use engram_query::value::Value;
 use engram_raft::group::FirstStart;
 use engram_raft::state::NodeSpec;
@@ -197,7 +198,8 @@ impl World {
             lookback_ms: 300_000,
             samples_max: 1 << 30,
             bytes_max: 1 << 40,
-            node_samples_max: 1 << 30,
+            pool: Arc::new(SamplePool::new(1 << 30)),
+            push_down: true,
             experimental: false,
         };
         let metrics = ReadMetrics::new(&Metrics::default());

@@ -111,6 +111,7 @@ pub struct QueryConfig {
     pub samples_max: u64,
     pub bytes_max: u64,
     pub node_samples_max: u64,
+    pub push_down: bool,
 }
 
 /// Options of writes.
@@ -240,6 +241,7 @@ impl Default for Config {
                 samples_max: 50_000_000,
                 bytes_max: 2 << 30,
                 node_samples_max: 200_000_000,
+                push_down: true,
             },
             write: WriteConfig {
                 body_bytes_max: 100 << 20,

@@ -271,6 +271,12 @@ pub static KEYS: &[Key] = &[
         "Most samples all queries of this node hold in memory together, 16 bytes each; above it a query ends with 503."
     ),
     key!(
+        "query.push-down",
+        Switch,
+        query.push_down,
+        "Whether other nodes sum up the series that lie with them, instead of shipping them to the node that was asked. Off: to compare, or when sums are suspected."
+    ),
+    key!(
         "write.body-bytes-max",
         Size,
         write.body_bytes_max,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_model::error::Class;
+use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::remote::{Client, Mark};
+use super::stats::{Call, Peer, Running};
 use super::wire::failed;
 use super::wire::proto::{Answer, Answers, Slice, Slices};
 use super::{Append, Appended, Refused};
@@ -46,10 +48,20 @@ const SHORT_SERIES_MAX: usize = 500;
 /// One permit of the queue stands for this many bytes.
 const PERMIT_BYTES: usize = 1024;
 
+/// Who waits for an answer, and what is known of the call.
+struct Waiting(Reply<Result<Appended, Error>>, Running);
+
+impl Waiting {
+    fn tell(mut self, answer: Result<Appended, Error>) {
+        self.1.ended(&answer);
+        let _gone = self.0.send(answer);
+    }
+}
+
 struct Job {
     request: Append,
     until: Instant,
-    reply: Reply<Result<Appended, Error>>,
+    reply: Waiting,
     _room: OwnedSemaphorePermit,
 }
 
@@ -57,16 +69,22 @@ struct Job {
 pub(super) struct Handle {
     tx: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
+    stats: Arc<Peer>,
     name: Arc<str>,
 }
 
 /// Starts the actor in `tasks`.
-pub(super) fn open(client: Client, name: String, mark: Arc<Mark>, tasks: &mut JoinSet<()>) -> Handle {
+pub(super) fn open(
+    client: Client,
+    name: String,
+    (mark, stats): (Arc<Mark>, Arc<Peer>),
+    tasks: &mut JoinSet<()>,
+) -> Handle {
     let (tx, rx) = mpsc::channel(QUEUE_MAX);
     let name: Arc<str> = name.into();
-    let link = Link { client, name: name.clone(), mark };
+    let link = Link { client, name: name.clone(), mark, stats: stats.clone() };
     tasks.spawn(run(link, rx));
-    Handle { tx, room: Arc::new(Semaphore::new(QUEUE_BYTES / PERMIT_BYTES)), name }
+    Handle { tx, room: Arc::new(Semaphore::new(QUEUE_BYTES / PERMIT_BYTES)), stats, name }
 }
 
 impl Handle {
@@ -79,8 +97,13 @@ impl Handle {
         let permits = permits.min(u32::try_from(QUEUE_BYTES / PERMIT_BYTES).unwrap_or(u32::MAX));
         let room = self.room.clone().try_acquire_many_owned(permits).map_err(|_| full())?;
         let (reply, answer) = tokio::sync::oneshot::channel();
+        let reply = Waiting(reply, self.stats.begin(Call::Append));
         let job = Job { request, until: Instant::now() + within, reply, _room: room };
-        self.tx.try_send(job).map_err(|_| full())?;
+        let sent = self.tx.try_send(job);
+        self.stats.waits(self.tx.max_capacity() - self.tx.capacity());
+        if let Err(refused) = sent {
+            refused.into_inner().reply.tell(Err(full()));
+        }
         match tokio::time::timeout(within, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::unavailable(format!("the way to {} was closed", self.name))),
@@ -93,6 +116,7 @@ struct Link {
     client: Client,
     name: Arc<str>,
     mark: Arc<Mark>,
+    stats: Arc<Peer>,
 }
 
 async fn run(mut link: Link, mut rx: mpsc::Receiver<Job>) {
@@ -101,6 +125,7 @@ async fn run(mut link: Link, mut rx: mpsc::Receiver<Job>) {
         let mut stream = Stream { waiting: std::mem::take(&mut waiting), pending: HashMap::new(), next_id: 0 };
         let why = link.session(&mut stream, &mut rx).await;
         link.mark.failed();
+        link.stats.stream(false);
         tracing::debug!(peer = &*link.name, why, "the stream of writes broke");
         // Who comes while nobody can be reached is told at once, and not when the next attempt is made.
         while let Ok(job) = rx.try_recv() {
@@ -113,7 +138,7 @@ async fn run(mut link: Link, mut rx: mpsc::Receiver<Job>) {
 /// What is on its way in one stream.
 struct Stream {
     waiting: Vec<Job>,
-    pending: HashMap<u64, Reply<Result<Appended, Error>>>,
+    pending: HashMap<u64, Waiting>,
     next_id: u64,
 }
 
@@ -127,12 +152,14 @@ impl Link {
             Ok(Err(status)) => return told(&status),
             Err(_) => return format!("no answer within {} ms", OPEN_WITHIN.as_millis()),
         };
+        self.stats.stream(true);
         loop {
             tokio::select! {
                 biased;
                 answer = answers.message() => match answer {
                     Ok(Some(answer)) => {
                         self.mark.answered();
+                        self.stats.received(Call::Append, answer.encoded_len());
                         stream.answered(answer);
                     }
                     Ok(None) => return "the other side closed the stream".to_owned(),
@@ -140,7 +167,10 @@ impl Link {
                 },
                 place = frames.reserve(), if !stream.waiting.is_empty() && stream.pending.len() < PENDING_MAX => {
                     let Ok(place) = place else { return "the connection is gone".to_owned() };
-                    place.send(stream.frame().await);
+                    let frame = stream.frame().await;
+                    self.stats.sent(Call::Append, frame.encoded_len());
+                    self.stats.waits(rx.len() + stream.waiting.len());
+                    place.send(frame);
                 }
                 count = rx.recv_many(&mut stream.waiting, FRAME_SLICES_MAX), if stream.waiting.is_empty() => {
                     if count == 0 {
@@ -192,18 +222,18 @@ impl Stream {
     fn answered(&mut self, answers: Answers) {
         for answer in answers.answers {
             if let Some(reply) = self.pending.remove(&answer.id) {
-                let _gone = reply.send(appended(answer));
+                reply.tell(appended(answer));
             }
         }
     }
 
     fn give_up(self, name: &str, why: &str) {
         for job in self.waiting {
-            let _gone = job.reply.send(Err(Error::unavailable(format!("{name}: {why}"))));
+            job.reply.tell(Err(Error::unavailable(format!("{name}: {why}"))));
         }
         for (_, reply) in self.pending {
             let text = format!("{name}: {why}; whether the samples are stored there is unknown");
-            let _gone = reply.send(Err(Error::new(Class::Timeout, text)));
+            reply.tell(Err(Error::new(Class::Timeout, text)));
         }
     }
 }

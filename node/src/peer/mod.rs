@@ -1,7 +1,7 @@
 //! The way to a replica of a partition, on this node or on another.
 //!
 //! Map: here the port and who can be reached · [`remote`] a replica on another node · [`appends`] the stream of slices to
-//! it · [`wire`] bytes.
+//! it · [`stats`] what went to and fro · [`wire`] bytes.
 //!
 //! Why a port: the write path and the read path treat the local replica like any other, so that one node is a cluster
 //! of one and not a special case. [`Peers`] knows who can be reached; what is behind a [`Replica`] (an actor of this
@@ -9,6 +9,7 @@
 
 pub mod appends;
 pub mod remote;
+pub mod stats;
 pub mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ use engram_model::sample::{Exemplar, Metadata};
 use engram_model::series::{Columns, ReadError, Series, Wanted};
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::{Labels, Matcher, Millis, TimeRange};
+use engram_query::fragment::{Fragment, Partial};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
@@ -32,6 +34,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::error::Error;
 use crate::tls::Tls;
 use remote::Remote;
+use stats::Stats;
 
 /// A slice of a batch for one partition.
 #[derive(Clone)]
@@ -254,6 +257,29 @@ pub struct Found {
     pub series: Vec<Series>,
 }
 
+/// A piece of a plan for the series of some partitions.
+#[derive(Clone, Debug)]
+pub struct Summing {
+    /// Which.
+    pub fragment: Arc<Fragment>,
+    /// Partitions of the tenant as the reader knows it: who has a series that is elsewhere by it does not sum up, for it
+    /// may have a part of it only.
+    pub shard_size: u32,
+}
+
+/// Why a node does not sum up: it does not know how; the series are better read as they are; some of them lie where
+/// they once were; it failed.
+pub const DECLINED: [&str; 4] = ["unknown", "unfit", "misplaced", "failed"];
+
+/// What comes of a piece of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Summed {
+    /// It is of all the series.
+    Done(Partial),
+    /// The series are to be read; one of [`DECLINED`].
+    Declined(&'static str),
+}
+
 /// One copy of the partitions a node holds.
 pub trait Replica: Send + Sync {
     /// Stores a slice; the answer comes after it is on disk.
@@ -263,6 +289,10 @@ pub trait Replica: Send + Sync {
     fn select(&self, request: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>>;
     /// [`Replica::select`] of several partitions, one answer for each.
     fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>>;
+    /// Sums up the series of several partitions, see [`Replica::select_all`].
+    fn sum_up(&self, _: Vec<Select>, _: Summing) -> BoxFuture<'_, Result<Summed, Error>> {
+        Box::pin(async { Ok(Summed::Declined("unknown")) })
+    }
     /// Label sets of the series with samples.
     fn series(&self, request: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>>;
     /// Names of labels of the series with samples.
@@ -351,6 +381,7 @@ struct Others {
     cluster: String,
     directory: Box<dyn Directory>,
     tls: Tls,
+    stats: Stats,
     /// By node, with the address it was made for.
     open: Mutex<BTreeMap<NodeId, Arc<Remote>>>,
 }
@@ -375,7 +406,7 @@ impl Peers {
         (cluster, zone): (String, String),
         (directory, tls): (Box<dyn Directory>, Tls),
     ) -> Self {
-        let others = Others { zone, cluster, directory, tls, open: Mutex::default() };
+        let others = Others { zone, cluster, directory, tls, stats: Stats::default(), open: Mutex::default() };
         Self(Arc::new(Inner { local: (node, replica), beside: BTreeMap::new(), others: Some(others) }))
     }
 
@@ -404,9 +435,16 @@ impl Peers {
         if let Some(remote) = open.get(&node).filter(|remote| remote.address() == address) {
             return Ok(remote.clone());
         }
-        let remote = Arc::new(Remote::open((here, node), &others.cluster, (&address, &others.tls))?);
+        let way = (address.as_str(), &others.tls);
+        let remote = Arc::new(Remote::counted((here, node), &others.cluster, way, others.stats.of(node))?);
         open.insert(node, remote.clone());
         Ok(remote)
+    }
+
+    /// What went to the others and came back; none where there are no others.
+    #[must_use]
+    pub fn stats(&self) -> Option<&Stats> {
+        self.0.others.as_ref().map(|others| &others.stats)
     }
 
     /// Whether a call to the node is worth trying: it did not fail just now.

@@ -20,6 +20,7 @@ use engram_model::{Labels, Millis, TimeRange};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -28,15 +29,16 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
+use super::stats::{Call, Peer};
 use super::wire::ask::{ANSWER_BYTES_MAX, Answer, Question, read};
 use super::wire::proto::ingest_client::IngestClient;
 use super::wire::proto::{AskRequest, Frame};
 use super::wire::{self, MESSAGE_BYTES_MAX, failed};
 use super::{
     Append, Appended, Counts, Exemplars, Found, Frozen, HeldWindows, PartitionView, Replica, Select, SlotDigests,
-    appends,
+    Summed, Summing, appends,
 };
-use crate::error::Error;
+use crate::error::{Error, is_unknown_call};
 use crate::tls::{Tls, told};
 
 /// Names of the request metadata every call carries: the cluster, the caller, the node that is meant.
@@ -126,6 +128,7 @@ pub struct Remote {
     address: String,
     client: Client,
     mark: Arc<Mark>,
+    stats: Arc<Peer>,
     appends: appends::Handle,
     _tasks: JoinSet<()>,
 }
@@ -135,7 +138,20 @@ impl Remote {
     ///
     /// # Errors
     /// Unavailable for an address that is none.
-    pub fn open((here, node): (NodeId, NodeId), cluster: &str, (address, tls): (&str, &Tls)) -> Result<Self, Error> {
+    pub fn open(nodes: (NodeId, NodeId), cluster: &str, way: (&str, &Tls)) -> Result<Self, Error> {
+        Self::counted(nodes, cluster, way, Arc::default())
+    }
+
+    /// As [`Remote::open`], with counters that outlive it.
+    ///
+    /// # Errors
+    /// Unavailable for an address that is none.
+    pub fn counted(
+        (here, node): (NodeId, NodeId),
+        cluster: &str,
+        (address, tls): (&str, &Tls),
+        stats: Arc<Peer>,
+    ) -> Result<Self, Error> {
         let bad =
             |e: &dyn std::fmt::Display| Error::unavailable(format!("address {address:?} of node {}: {e}", node.0));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
@@ -159,8 +175,8 @@ impl Remote {
         };
         let (mark, mut tasks) = (Arc::new(Mark::default()), JoinSet::new());
         let name = format!("node {} at {address}", node.0);
-        let appends = appends::open(client(), name, mark.clone(), &mut tasks);
-        Ok(Self { node, address: address.to_owned(), client: client(), mark, appends, _tasks: tasks })
+        let appends = appends::open(client(), name, (mark.clone(), stats.clone()), &mut tasks);
+        Ok(Self { node, address: address.to_owned(), client: client(), mark, stats, appends, _tasks: tasks })
     }
 
     /// Where it is.
@@ -187,6 +203,19 @@ impl Remote {
     /// Hands each frame to `each`, until the end.
     async fn frames(
         &self,
+        kind: Call,
+        call: impl Future<Output = Result<tonic::Response<Streaming<Frame>>, Status>>,
+        each: impl FnMut(Frame) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut running = self.stats.begin(kind);
+        let done = self.read_frames(kind, call, each).await;
+        running.ended(&done);
+        done
+    }
+
+    async fn read_frames(
+        &self,
+        kind: Call,
         call: impl Future<Output = Result<tonic::Response<Streaming<Frame>>, Status>>,
         mut each: impl FnMut(Frame) -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -194,6 +223,7 @@ impl Remote {
         let mut bytes = 0_usize;
         while let Some(frame) = frames.message().await.map_err(|status| self.lost(&status))? {
             self.mark.answered();
+            self.stats.received(kind, frame.encoded_len());
             if let Some(failure) = frame.failure {
                 return Err(failed(failure));
             }
@@ -215,8 +245,9 @@ impl Remote {
         let mut found: Vec<Found> = vec![Found::default(); requests.len()];
         let request = wire::proto::SelectRequest { digests, ..wire::selects(&requests) };
         let mut client = self.client.clone();
+        self.stats.sent(Call::Select, request.encoded_len());
         let call = client.select(Request::new(request));
-        self.frames(call, |frame| {
+        self.frames(Call::Select, call, |frame| {
             let unknown = || self.damaged(&format!("answered part {} of {}", frame.part, requests.len()));
             let into = found.get_mut(frame.part as usize).ok_or_else(unknown)?;
             match frame.kind {
@@ -250,9 +281,18 @@ impl Remote {
     async fn asked(&self, request: AskRequest) -> Result<Bytes, Error> {
         self.mark.rested().await;
         let mut client = self.client.clone();
+        self.stats.sent(Call::Ask, request.encoded_len());
+        self.pieces(Call::Ask, client.ask(Request::new(request))).await
+    }
+
+    /// An answer that comes in pieces.
+    async fn pieces(
+        &self,
+        kind: Call,
+        call: impl Future<Output = Result<tonic::Response<Streaming<Frame>>, Status>>,
+    ) -> Result<Bytes, Error> {
         let mut pieces: Vec<Bytes> = Vec::new();
-        let call = client.ask(Request::new(request));
-        self.frames(call, |frame| {
+        self.frames(kind, call, |frame| {
             pieces.push(frame.body);
             Ok(())
         })
@@ -261,6 +301,27 @@ impl Remote {
             [one] => Ok(one.clone()),
             many => Ok(many.concat().into()),
         }
+    }
+
+    async fn summed(&self, requests: Vec<Select>, summing: Summing) -> Result<Summed, Error> {
+        self.mark.rested().await;
+        let request = wire::partial::request(&requests, &summing);
+        let (mut client, mut is_older) = (self.client.clone(), false);
+        self.stats.sent(Call::Sum, request.encoded_len());
+        let call = async {
+            let called = client.sum(Request::new(request)).await;
+            is_older = called.as_ref().is_err_and(is_unknown_call);
+            // It has answered: nothing is wrong with the node.
+            if is_older { Err(Status::unimplemented("")) } else { called }
+        };
+        let answer = self.pieces(Call::Sum, call).await;
+        if is_older {
+            self.mark.answered();
+            return Ok(Summed::Declined("unknown"));
+        }
+        let answer = answer?;
+        let read = tokio::task::spawn_blocking(move || wire::partial::read_summed(&answer));
+        read.await.map_err(|e| self.damaged(&e))?
     }
 }
 
@@ -298,6 +359,10 @@ impl Replica for Remote {
             Ok(found.into_iter().map(|one| one.series).collect())
         }
         .boxed()
+    }
+
+    fn sum_up(&self, requests: Vec<Select>, summing: Summing) -> BoxFuture<'_, Result<Summed, Error>> {
+        self.summed(requests, summing).boxed()
     }
 
     fn found_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Found>, Error>> {

@@ -7,6 +7,8 @@
 //! Blocks: [`store`] opens and reads them, [`fetch`] brings ranges of a bucket, [`cache`] keeps pages of it, [`hide`] takes
 //! out what is deleted.
 //!
+//! Aggregations run where their series lie where they can: [`sums`] is the other nodes' side of that.
+//!
 //! Beside queries: [`cardinality`] what makes a tenant large · [`remote`] raw samples for other servers.
 
 pub mod cache;
@@ -18,6 +20,7 @@ pub mod queue;
 pub mod remote;
 pub mod select;
 pub mod store;
+pub mod sums;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,6 +46,7 @@ use crate::memory;
 use crate::meta::Meta;
 use crate::metrics::ReadMetrics;
 use crate::peer::Peers;
+use crate::peer::stats::Stats;
 
 /// A query that held more samples at once, or failed, may have left much freed memory behind.
 const HEAVY_SAMPLES: u64 = 1_000_000;
@@ -75,10 +79,20 @@ pub struct ReadOptions {
     pub samples_max: u64,
     /// Most bytes one query holds in memory, whatever the tenant's limit says.
     pub bytes_max: u64,
-    /// Most samples all queries of this node hold in memory together.
-    pub node_samples_max: u64,
+    /// Samples all queries of this node hold in memory together, and those it sums up for others.
+    pub pool: Arc<SamplePool>,
+    /// Whether other nodes sum up what lies with them.
+    pub push_down: bool,
     /// Whether the experimental part of PromQL may be used by tenants that have not chosen.
     pub experimental: bool,
+}
+
+impl ReadOptions {
+    /// What sums up for other nodes, within the same bounds.
+    #[must_use]
+    pub fn sums(&self, metrics: &ReadMetrics) -> sums::Sums {
+        sums::Sums::new(self.concurrent_max, self.pool.clone(), metrics.fragments())
+    }
 }
 
 /// A query as the API takes it.
@@ -115,7 +129,6 @@ struct Inner {
     blocks: store::Blocks,
     queue: queue::Queue,
     cores: usize,
-    pool: Arc<SamplePool>,
     metrics: ReadMetrics,
 }
 
@@ -163,8 +176,7 @@ impl Reader {
     pub fn new(options: ReadOptions, meta: Meta, peers: Peers, blocks: store::Blocks, metrics: ReadMetrics) -> Self {
         let queue = queue::Queue::new(options.concurrent_max, options.queue_max);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let pool = Arc::new(SamplePool::new(options.node_samples_max));
-        Self(Arc::new(Inner { options, meta, peers, blocks, queue, cores, pool, metrics }))
+        Self(Arc::new(Inner { options, meta, peers, blocks, queue, cores, metrics }))
     }
 
     /// What the tenant may write in a query: all, or what Prometheus 3.14 takes without feature flags.
@@ -185,7 +197,13 @@ impl Reader {
     /// Samples that running queries hold in memory.
     #[must_use]
     pub fn samples_held(&self) -> u64 {
-        self.0.pool.held()
+        self.0.options.pool.held()
+    }
+
+    /// What went to other nodes and came back.
+    #[must_use]
+    pub fn peer_stats(&self) -> Stats {
+        self.0.peers.stats().cloned().unwrap_or_default()
     }
 
     /// How many queries run and how many wait.
@@ -265,7 +283,8 @@ impl Reader {
                 explain: query.explain,
                 count_steps: query.count_steps,
                 parallelism: self.threads_each(),
-                pool: Some(self.0.pool.clone()),
+                pool: Some(self.0.options.pool.clone()),
+                push_down: self.0.options.push_down,
                 ..Budget::default()
             },
         };
@@ -300,7 +319,7 @@ impl Reader {
     ) -> Result<(engine::Prepared, BlockStats), Error> {
         let mut restarts = 0;
         loop {
-            let view = self.view(tenant);
+            let view = self.view(tenant).pushing(self.0.metrics.fragments());
             let source: SharedQueryable = Arc::new(view.clone());
             let prepared = engine::prepare(request, &source).await;
             if !self.starts_over(&view, &mut restarts).await {

@@ -23,6 +23,7 @@ mod load;
 mod network;
 mod nodes;
 mod partitions;
+mod pushdown;
 mod recovers;
 mod restarts;
 mod scale;

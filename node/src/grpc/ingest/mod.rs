@@ -27,9 +27,10 @@ use crate::error::Error;
 use crate::meta::Meta;
 use crate::peer::wire::ask::{Question, write};
 use crate::peer::wire::proto::ingest_server::{Ingest, IngestServer};
-use crate::peer::wire::proto::{Answer, Answers, AskRequest, Frame, Reason, SelectRequest, Slice, Slices};
-use crate::peer::wire::{self, FRAME_BYTES, MESSAGE_BYTES_MAX, batch, failure, series};
-use crate::peer::{Append, Appended, Found, Replica, Select};
+use crate::peer::wire::proto::{Answer, Answers, AskRequest, Frame, Reason, SelectRequest, Slice, Slices, SumRequest};
+use crate::peer::wire::{self, FRAME_BYTES, MESSAGE_BYTES_MAX, batch, failure, partial, series};
+use crate::peer::{Append, Appended, Found, Replica, Select, Summed};
+use crate::read::sums::Sums;
 
 /// Bytes of slices from other nodes, unpacked, that may be in flight.
 const IN_FLIGHT_BYTES: usize = 512 << 20;
@@ -58,18 +59,19 @@ struct Inner {
     guard: Guard,
     stop: CancellationToken,
     room: Arc<Semaphore>,
+    sums: Option<Sums>,
 }
 
 /// The service to mount.
 pub type GrpcServer = IngestServer<Api>;
 
 impl Api {
-    /// Answers for `local`. With `stop`, streams of slices end with what has come: their senders go elsewhere at once.
+    /// Answers for `local`, with `sums` also those of its series. With `stop`, streams of slices end with what has come: their senders go elsewhere at once.
     #[must_use]
-    pub fn new(local: Arc<dyn Replica>, meta: Meta, stop: CancellationToken) -> Self {
+    pub fn new(local: Arc<dyn Replica>, meta: Meta, stop: CancellationToken, sums: Option<Sums>) -> Self {
         let guard = Guard::new(&meta.cluster_id(), meta.node_id().0);
         let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
-        Self(Arc::new(Inner { local, meta, guard, stop, room }))
+        Self(Arc::new(Inner { local, meta, guard, stop, room, sums }))
     }
 
     /// As a tonic service.
@@ -141,6 +143,20 @@ impl Inner {
             self.meta.fence(select.partition, select.epoch, CATCH_UP_WITHIN).await?;
         }
         Ok(())
+    }
+
+    async fn sum_up(&self, request: SumRequest) -> Result<Vec<u8>, Error> {
+        let (selects, summing) = partial::read_request(request)?;
+        let (Some(sums), Some(summing)) = (&self.sums, summing) else {
+            return Ok(partial::put_summed(&Summed::Declined("unknown")));
+        };
+        self.fence_all(&selects).await?;
+        let count = self.meta.ring().partition_count();
+        let summed = sums.answer(&self.local, count, selects.clone(), summing).await?;
+        // What was read while this node left a partition is half of it.
+        selects.iter().try_for_each(|one| self.meta.is_at(one.partition, one.epoch))?;
+        let encoded = tokio::task::spawn_blocking(move || partial::put_summed(&summed)).await;
+        encoded.map_err(|e| Error::new(Class::Internal, format!("encoding a sum: {e}")))
     }
 
     async fn answer(&self, request: AskRequest) -> Result<Vec<u8>, Error> {
@@ -270,6 +286,7 @@ impl Ingest for Api {
     type AppendStream = Out<Answers>;
     type SelectStream = Out<Frame>;
     type AskStream = Out<Frame>;
+    type SumStream = Out<Frame>;
 
     async fn append(&self, request: Request<Streaming<Slices>>) -> Result<Response<Self::AppendStream>, Status> {
         self.0.guard.check(request.metadata())?;
@@ -321,16 +338,25 @@ impl Ingest for Api {
         let inner = self.0.clone();
         let request = request.into_inner();
         let answer = async move { inner.answer(request).await.map(Bytes::from) };
-        let pieces = |answer: Bytes, tx: mpsc::Sender<Frame>| {
-            let mut rest = answer;
-            loop {
-                let body = rest.split_to(rest.len().min(PIECE_BYTES));
-                if tx.blocking_send(Frame { body, ..Frame::default() }).is_err() || rest.is_empty() {
-                    return;
-                }
-            }
-        };
-        Ok(Response::new(produced(answer, pieces, mpsc::channel(FRAMES_AHEAD))))
+        Ok(Response::new(produced(answer, send_pieces, mpsc::channel(FRAMES_AHEAD))))
+    }
+
+    async fn sum(&self, request: Request<SumRequest>) -> Result<Response<Self::SumStream>, Status> {
+        self.0.guard.check(request.metadata())?;
+        let inner = self.0.clone();
+        let request = request.into_inner();
+        let answer = async move { inner.sum_up(request).await.map(Bytes::from) };
+        Ok(Response::new(produced(answer, send_pieces, mpsc::channel(FRAMES_AHEAD))))
+    }
+}
+
+/// Sends an answer piece by piece; stops when nobody reads any more.
+fn send_pieces(mut rest: Bytes, tx: mpsc::Sender<Frame>) {
+    loop {
+        let body = rest.split_to(rest.len().min(PIECE_BYTES));
+        if tx.blocking_send(Frame { body, ..Frame::default() }).is_err() || rest.is_empty() {
+            return;
+        }
     }
 }
 

@@ -39,7 +39,7 @@ async fn a_stream_of_writes_ends_when_the_port_closes() {
     let meta = Meta::new(group.clone(), defaults);
     let closing = CancellationToken::new();
     let local = Arc::new(LocalReplica::new(Arc::default(), Vec::new(), 0));
-    let api = Api::new(local, meta, closing.clone()).into_grpc();
+    let api = Api::new(local, meta, closing.clone(), None).into_grpc();
     let listener = tonic::transport::server::TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(api);

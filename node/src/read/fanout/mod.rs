@@ -12,6 +12,8 @@
 //! that has changed meanwhile is looked up again, together with the blocks of a reader that has any: a new replica does
 //! not know what the old ones forgot. Nothing is ever left out silently.
 
+mod pushed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,8 @@ use futures::{FutureExt, StreamExt};
 use crate::error::{Error, Stage};
 use crate::meta::{Meta, RingView};
 use crate::peer::{Found, Peers, Replica, Select, SlotDigests};
+
+pub use pushed::Gathered;
 
 /// A replica on another node that has not answered for this long gets a rival.
 const HEDGE_AFTER: Duration = Duration::from_millis(500);
@@ -84,17 +88,18 @@ impl Fanout {
     /// # Errors
     /// Unavailable when some partition has no majority that answers, Limited when one has too many series.
     pub async fn select(&self, ring: &Arc<RingView>, requests: &[Select]) -> Result<Vec<Vec<Series>>, Error> {
-        self.looking_again(ring, requests, |parts| async move {
-            let mut tries = 1;
-            loop {
-                match self.select_once(&parts).await {
-                    // A replica that failed in the middle is known to be ill now; the others may be a majority.
-                    Err(error) if may_pass_over(&error) && tries < TRIES_MAX => tries += 1,
-                    done => return done,
-                }
+        self.looking_again(ring, requests, |parts| async move { self.select_parts(&parts).await }).await
+    }
+
+    async fn select_parts(&self, parts: &[Part]) -> Result<Vec<Vec<Series>>, Error> {
+        let mut tries = 1;
+        loop {
+            match self.select_once(parts).await {
+                // A replica that failed in the middle is known to be ill now; the others may be a majority.
+                Err(error) if may_pass_over(&error) && tries < TRIES_MAX => tries += 1,
+                done => return done,
             }
-        })
-        .await
+        }
     }
 
     /// Repeats a read as long as replica sets change under it; one that has a view of blocks as well needs a new one.

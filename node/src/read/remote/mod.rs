@@ -141,7 +141,7 @@ impl Reader {
             }
             Form::Samples => {
                 let samples_max = limits.max_samples_per_query.min(self.0.options.samples_max);
-                let held = Held { pool: self.0.pool.clone(), samples: 0 };
+                let held = Held { pool: self.0.options.pool.clone(), samples: 0 };
                 let work = tokio::task::spawn_blocking(move || {
                     let answer = whole(found, samples_max, held);
                     drop(place);
