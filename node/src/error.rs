@@ -61,6 +61,14 @@ impl Error {
         Self { stage: Stage::View, ..Self::unavailable(text) }
     }
 
+    /// The reader's view of the metadata is older than `index`, since which the tenant uses partitions it does not ask:
+    /// it must look again, and start over.
+    #[must_use]
+    pub fn stale_shard(as_of: u64, index: u64) -> Self {
+        let text = format!("the tenant uses more partitions since index {index}, the view is of index {as_of}: retry");
+        Self { stage: Stage::View, ..Self::unavailable(text) }
+    }
+
     /// Whether a newer view of the metadata may do better.
     #[must_use]
     pub fn is_stale_view(&self) -> bool {

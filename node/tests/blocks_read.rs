@@ -22,7 +22,7 @@ use engram_node::meta::blocks::Replacement;
 use engram_node::meta::{Meta, TenantDefaults};
 use engram_node::metrics::{Metrics, ReadMetrics};
 use engram_node::peer::{
-    Append, Appended, Counts, Exemplars, Frozen, HeldWindows, PartitionView, Peers, Replica, Select,
+    Append, Appended, Counts, Exemplars, HeldWindows, PartitionView, Peers, Replica, Select, SetAside,
 };
 use engram_node::read::cache::{PageKey, Pages};
 use engram_node::read::fetch::Cost;
@@ -133,7 +133,7 @@ impl Replica for Head {
     fn windows(&self, _: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
         unimplemented!()
     }
-    fn frozen(&self, _: &TenantId, _: PartitionId, _: u64) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+    fn set_aside(&self, _: &TenantId, _: PartitionId, _: u64) -> BoxFuture<'_, Result<Option<SetAside>, Error>> {
         unimplemented!()
     }
     fn inventory(&self, _: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {

@@ -278,10 +278,10 @@ async fn cut_elsewhere(tenant: &TenantId, store: &Store, disk: &FaultDisk) -> Bl
     let columns = Columns { times: vec![10], values: vec![1.5], ..Columns::default() };
     let series = vec![Series { labels, source: Arc::new(columns) }];
     let part = Frozen { number: 1, window: WINDOW, digests: BTreeMap::from([(0, digest)]), series };
-    let cutting = Cutting { window: WINDOW, parts: vec![part], hidden: Hider::default(), window_ms: 7_200_000 };
+    let cutting = Cutting { window: WINDOW, parts: vec![part.into()], hidden: Hider::default(), window_ms: 7_200_000 };
     let (work, id) = (Path::new("/elsewhere"), BlockId::new(1, u128::from(digest.low)));
     disk.create_dir(work).unwrap();
-    let built = build(Arc::new(disk.clone()), work, id, &cutting, &CancellationToken::new()).unwrap();
+    let built = build(Arc::new(disk.clone()), work, id, cutting, &CancellationToken::new()).unwrap();
     let origin = Origin::Cut { partition: P0, seal: 1 };
     let about = About { tenant: tenant.clone(), range: WINDOW, origin, as_of: 0, made_at: 1 };
     uploader::upload(store, about, &built.written.unwrap()).await.unwrap()

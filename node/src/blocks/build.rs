@@ -5,7 +5,7 @@
 //! what is written are summed too, and `written + deleted = merged` must hold, where "written" was read back from the
 //! disk and recomputed by the block writer. A difference is a bug or damage: nothing is committed then.
 //!
-//! One series is decoded at a time; what replicas send is not copied.
+//! One series is decoded at a time; of what replicas send, a frame each is held ([`super::parts`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,13 +17,13 @@ use engram_model::error::{Class, Classed};
 use engram_model::merge::merge_columns;
 use engram_model::series::{Columns, Series};
 use engram_model::{Millis, TimeRange};
-use engram_storage::block::{BlockWriter, Spec, Written};
+use engram_storage::block::{self, BlockWriter, Spec, Written};
 use engram_storage::chunk::{self, ValueRef};
 use engram_storage::disk::Disk;
 use tokio_util::sync::CancellationToken;
 
+use super::parts::{Part, Row};
 use crate::error::Error;
-use crate::peer::Frozen;
 use crate::read::hide::Hider;
 
 /// What is to be cut.
@@ -31,7 +31,7 @@ pub struct Cutting {
     /// The window of the seal.
     pub window: TimeRange,
     /// What a majority of the replicas set aside.
-    pub parts: Vec<Frozen>,
+    pub parts: Vec<Part>,
     /// What has been deleted until now.
     pub hidden: Hider,
     /// No chunk crosses a multiple of this.
@@ -50,29 +50,46 @@ pub struct Built {
 /// Writes the block below the directory `parent`, which exists.
 ///
 /// # Errors
-/// Internal when sums differ or a chunk does not decode, Cancelled, and those of the disk. Nothing is named then.
+/// Internal when sums differ or a chunk does not decode, Cancelled, those of the disk, and of a part that breaks off.
+/// Nothing is left below `parent` then.
 pub fn build(
     disk: Arc<dyn Disk>,
     parent: &Path,
     id: BlockId,
-    cutting: &Cutting,
+    cutting: Cutting,
+    cancel: &CancellationToken,
+) -> Result<Built, Error> {
+    let built = write(disk.clone(), parent, id, cutting, cancel);
+    if built.is_err() {
+        // Here and not with the caller, who may be gone: a part that breaks off breaks off again, and fills the disk.
+        for name in [BlockWriter::unfinished_name(id), id.to_string()] {
+            if let Err(error) = block::remove(&*disk, &parent.join(&name)) {
+                tracing::warn!(name, %error, "what is left of a cut is removed at the next start");
+            }
+        }
+    }
+    built
+}
+
+fn write(
+    disk: Arc<dyn Disk>,
+    parent: &Path,
+    id: BlockId,
+    cutting: Cutting,
     cancel: &CancellationToken,
 ) -> Result<Built, Error> {
     let storage = |e: engram_storage::Error| Error::new(e.class(), e.to_string());
     let spec = Spec::cut(id, cutting.window, cutting.window_ms);
     let mut writer = BlockWriter::create(disk, parent, spec).map_err(storage)?;
     let mut sums = Sums::of(&cutting.parts);
-    let mut all: Vec<(usize, &Series)> = Vec::new();
-    for (i, part) in cutting.parts.iter().enumerate() {
-        all.extend(part.series.iter().map(|series| (i, series)));
-    }
-    all.sort_by(|a, b| a.1.labels.cmp(&b.1.labels));
-    for same in all.chunk_by(|a, b| a.1.labels == b.1.labels) {
+    let mut row = Row::of(cutting.parts.into_iter().map(|part| part.series))?;
+    loop {
         if cancel.is_cancelled() {
             return Err(Error::new(Class::Cancelled, "the cut was given up"));
         }
-        let Some((_, Series { labels, .. })) = same.first() else { continue };
-        let columns = sums.read(same, cutting.window)?;
+        let same = row.next()?;
+        let Some((_, Series { labels, .. })) = same.first() else { break };
+        let columns = sums.read(&same, cutting.window)?;
         let kept = sums.keep(labels.hash128(), &columns, &cutting.hidden.ranges(labels));
         let chunks = chunk::encode(kept, cutting.window_ms);
         if !chunks.is_empty() {
@@ -107,13 +124,13 @@ struct Sums {
 }
 
 impl Sums {
-    fn of(parts: &[Frozen]) -> Self {
+    fn of(parts: &[Part]) -> Self {
         let parts = parts.iter().map(|part| part.digests.clone()).collect();
         Self { parts, merged: Digest::EMPTY, deleted: Digest::EMPTY }
     }
 
     /// The union of one series' samples.
-    fn read(&mut self, same: &[(usize, &Series)], window: TimeRange) -> Result<Columns, Error> {
+    fn read(&mut self, same: &[(usize, Series)], window: TimeRange) -> Result<Columns, Error> {
         let mut union: Option<Columns> = None;
         for (part, series) in same {
             let mut one = Columns::default();
@@ -198,6 +215,7 @@ fn digest_of(hash: u128, at: Millis, value: ValueRef<'_>) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Frozen;
     use engram_model::Labels;
     use engram_model::block::Deletion;
     use engram_storage::block::BlockDir;
@@ -232,8 +250,9 @@ mod tests {
     fn cut(parts: Vec<Frozen>, hidden: Hider) -> (FaultDisk, Result<Built, Error>) {
         let disk = FaultDisk::new();
         disk.create_dir(Path::new("/w")).unwrap();
+        let parts = parts.into_iter().map(Part::from).collect();
         let cutting = Cutting { window: WINDOW, parts, hidden, window_ms: 7_200_000 };
-        let built = build(Arc::new(disk.clone()), Path::new("/w"), BlockId(7), &cutting, &CancellationToken::new());
+        let built = build(Arc::new(disk.clone()), Path::new("/w"), BlockId(7), cutting, &CancellationToken::new());
         (disk, built)
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! open seal without a cut
 //!   → lease cut/<tenant>/<partition>        one node at a time; its fence goes with the commit
-//!   → what a majority of the replicas set aside for it
+//!   → what a majority of the replicas set aside for it, as it comes (parts.rs)
 //!   → a verified block in the work directory (build.rs) → objects (uploader.rs)
 //!   → commit of the cut: from then on queries read the block, and replicas may forget
 //! ```
@@ -13,7 +13,7 @@
 //! tried again after a wait that grows; other seals go on meanwhile. A seal that has waited for long is a metric to be
 //! alarmed about: heads keep what they hold until it is cut.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, Cutting, build};
 use super::check::Depth;
+use super::parts::{Broken, Part};
 use super::reach::Reach;
 use super::uploader::{self, About};
 use crate::actor::{ChildError, ChildSpec, RestartLimit};
@@ -43,10 +44,11 @@ use crate::memory;
 use crate::meta::Meta;
 use crate::meta::blocks::Lease;
 use crate::metrics::Reading;
-use crate::peer::{Frozen, Peers};
+use crate::peer::{Peers, SetAside};
 use crate::read::hide::Hider;
 
-/// Tenants' partitions that are cut at once: each holds the labels of its series and one series' samples.
+/// Tenants' partitions that are cut at once: each holds the labels of its series, a frame of each replica and one
+/// series' samples.
 const AT_ONCE_MAX: usize = 4;
 /// How long a lease lasts, and so how long others wait when its holder is gone; it is renewed at a third of it.
 const LEASE: Duration = Duration::from_secs(20);
@@ -60,7 +62,7 @@ const FROZEN_WAIT: Duration = Duration::from_millis(10);
 /// So many attempts are for all replicas that are well; afterwards a majority is enough. What the others have besides
 /// becomes a late block.
 const FROZEN_ATTEMPTS_FOR_ALL: u32 = 6;
-/// How long one replica may take to hand over what it set aside.
+/// How long one replica may take to begin to hand over what it set aside.
 const FROZEN_WITHIN: Duration = Duration::from_secs(120);
 /// Longest wait after failures.
 const AGAIN_AFTER_MS_MAX: i64 = 10 * 60 * 1000;
@@ -288,10 +290,8 @@ async fn cut(config: &Config, key: &Key, seal: &Seal, lease: &Lease) -> Result<(
     // Before the samples are asked for: what is deleted later must still be hidden by readers of the block.
     let view = config.meta.blocks(tenant);
     let hidden = Hider::new(&view.deletions, seal.window)?;
-    let Some(parts) = parts(config, key, seal.number).await? else { return Ok(()) };
     let id = BlockId::new(config.clock.now(), uuid::Uuid::new_v4().as_u128());
-    let cutting = Cutting { window: seal.window, parts, hidden, window_ms: config.window_ms };
-    let built = build_on_thread(config, id, cutting).await?;
+    let Some(built) = build_of_majority(config, id, (key, seal), &hidden).await? else { return Ok(()) };
     let done = ship(config, key, seal, lease, (built, view.index)).await;
     uploader::remove_copy(config.disk.clone(), &config.work, id).await;
     let block = done?;
@@ -314,21 +314,48 @@ async fn cut(config: &Config, key: &Key, seal: &Seal, lease: &Lease) -> Result<(
     Ok(())
 }
 
-async fn build_on_thread(config: &Config, id: BlockId, cutting: Cutting) -> Result<Built, Error> {
+/// Builds of what a majority hands over; none when the seal is cut meanwhile. Whose part breaks off is done without, as
+/// who does not answer at all: a replica that cannot read what it has must not hold up the others for ever.
+async fn build_of_majority(
+    config: &Config,
+    id: BlockId,
+    (key, seal): (&Key, &Seal),
+    hidden: &Hider,
+) -> Result<Option<Built>, Error> {
+    let mut without = BTreeSet::new();
+    loop {
+        let Some(parts) = parts(config, key, seal.number, &without).await? else { return Ok(None) };
+        let broken = Broken::default();
+        let built = build_on_thread(config, id, (seal, parts, hidden.clone()), &broken).await;
+        let broken = std::mem::take(&mut *broken.lock());
+        match built {
+            Err(error) if !broken.is_empty() => {
+                let (tenant, partition) = (&key.0, key.1.0);
+                tracing::warn!(%tenant, partition, ?broken, %error, "a part broke off, the cut begins again without it");
+                without.extend(broken);
+            }
+            done => return done.map(Some),
+        }
+    }
+}
+
+async fn build_on_thread(
+    config: &Config,
+    id: BlockId,
+    (seal, parts, hidden): (&Seal, Vec<(NodeId, SetAside)>, Hider),
+    broken: &Broken,
+) -> Result<Built, Error> {
     let (disk, work, cancel) = (config.disk.clone(), config.work.clone(), CancellationToken::new());
     let _guard = cancel.clone().drop_guard();
+    let parts = parts.into_iter().map(|part| Part::coming(part, broken, &cancel)).collect();
+    let cutting = Cutting { window: seal.window, parts, hidden, window_ms: config.window_ms };
     let working = move || {
-        let built = build(disk, &work, id, &cutting, &cancel);
-        drop(cutting);
+        let built = build(disk, &work, id, cutting, &cancel);
         memory::give_back();
         built
     };
     let failed = |e| Error::new(Class::Internal, format!("building a block failed: {e}"));
-    let built = tokio::task::spawn_blocking(working).await.map_err(failed)?;
-    if built.is_err() {
-        uploader::remove_copy(config.disk.clone(), &config.work, id).await;
-    }
-    built
+    tokio::task::spawn_blocking(working).await.map_err(failed)?
 }
 
 /// Uploads what was built and commits it.
@@ -376,18 +403,26 @@ async fn commit(
     }
 }
 
-/// What a majority of the replicas has set aside; none when the seal is cut meanwhile.
-async fn parts(config: &Config, (tenant, partition): &Key, number: u64) -> Result<Option<Vec<Frozen>>, Error> {
+type Parts = Vec<(NodeId, SetAside)>;
+
+/// What a majority of the replicas has set aside, those in `without` not asked; none when the seal is cut meanwhile.
+async fn parts(
+    config: &Config,
+    (tenant, partition): &Key,
+    number: u64,
+    without: &BTreeSet<NodeId>,
+) -> Result<Option<Parts>, Error> {
     let ring = config.meta.ring();
     let Some(set) = ring.replicas(*partition) else {
         return Err(Error::unavailable(format!("partition {} is not in the ring", partition.0)));
     };
-    let mut have = BTreeMap::<NodeId, Frozen>::new();
+    let mut have = BTreeMap::<NodeId, SetAside>::new();
     let mut wait = FROZEN_WAIT;
     let mut attempt = 1;
     loop {
-        let missing = set.replicas.iter().copied().filter(|node| !have.contains_key(node));
-        let asked = missing.map(|node| async move { (node, frozen(config, node, (tenant, *partition), number).await) });
+        let missing = set.replicas.iter().copied().filter(|node| !have.contains_key(node) && !without.contains(node));
+        let asked =
+            missing.map(|node| async move { (node, set_aside(config, node, (tenant, *partition), number).await) });
         let (mut failed, mut may_come) = (None, false);
         for (node, answer) in join_all(asked).await {
             match answer {
@@ -403,12 +438,12 @@ async fn parts(config: &Config, (tenant, partition): &Key, number: u64) -> Resul
             return Ok(None);
         }
         let enough = have.len() >= majority(set.replicas.len());
-        let all = have.len() == set.replicas.len();
-        if all || (enough && (!may_come || attempt >= FROZEN_ATTEMPTS_FOR_ALL)) {
-            return Ok(Some(have.into_values().collect()));
+        let all = set.replicas.iter().all(|node| have.contains_key(node) || without.contains(node));
+        if enough && (all || !may_come || attempt >= FROZEN_ATTEMPTS_FOR_ALL) {
+            return Ok(Some(have.into_iter().collect()));
         }
         let error = failed.unwrap_or_else(|| Error::unavailable("no majority of the replicas answered"));
-        if attempt == FROZEN_ATTEMPTS || error.class != Class::Unavailable {
+        if all || attempt == FROZEN_ATTEMPTS || error.class != Class::Unavailable {
             return Err(error);
         }
         attempt += 1;
@@ -418,13 +453,13 @@ async fn parts(config: &Config, (tenant, partition): &Key, number: u64) -> Resul
 }
 
 /// What one replica has set aside.
-async fn frozen(
+async fn set_aside(
     config: &Config,
     node: NodeId,
     (tenant, partition): (&TenantId, PartitionId),
     number: u64,
-) -> Result<Frozen, Error> {
-    let asking = async { config.peers.replica(node)?.frozen(tenant, partition, number).await };
+) -> Result<SetAside, Error> {
+    let asking = async { config.peers.replica(node)?.set_aside(tenant, partition, number).await };
     match tokio::time::timeout(FROZEN_WITHIN, asking).await {
         Ok(Ok(Some(part))) => Ok(part),
         // It knows of a commit that this node has not seen yet.

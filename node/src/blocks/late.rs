@@ -220,12 +220,16 @@ impl Inner {
     async fn ship(&self, key: &SealKey, part: Frozen, as_of: u64, dir: &Path) -> Result<(), Error> {
         let (range, made_at) = (part.window, self.clock.now());
         let id = BlockId::new(made_at, uuid::Uuid::new_v4().as_u128());
-        let cutting =
-            Cutting { window: part.window, parts: vec![part], hidden: Hider::default(), window_ms: self.window_ms };
+        let cutting = Cutting {
+            window: part.window,
+            parts: vec![part.into()],
+            hidden: Hider::default(),
+            window_ms: self.window_ms,
+        };
         let (disk, parent) = (self.disk.clone(), dir.to_owned());
         let built = on_thread(move || {
             disk.create_dir(&parent).map_err(|e| uploader::storage_error(&e))?;
-            build(disk, &parent, id, &cutting, &CancellationToken::new())
+            build(disk, &parent, id, cutting, &CancellationToken::new())
         })
         .await?;
         let Some(written) = built.written else { return Ok(()) };

@@ -4,7 +4,7 @@
 //! copied, kept, checked and read without Engram.
 //!
 //! Map: [`reach`] whether blocks may be made here at all · [`sealer`] when a window has ended, [`flush`] because somebody
-//! says so · [`cutter`] seals → blocks: [`build`] what replicas set aside → a verified directory, [`uploader`] → objects
+//! says so · [`cutter`] seals → blocks: [`parts`] what replicas set aside, [`build`] → a verified directory, [`uploader`] → objects
 //! and what is agreed of them, [`late`] what a cut lacked · [`compactor`] many small
 //! blocks become few large ones: [`planning`] which, [`job`] one of them, [`fetch`] its sources · [`sweeper`] takes away
 //! what is old, replaced or orphaned · [`heads`] what heads still hold · [`orphans`] what nobody knows, for a person
@@ -27,6 +27,7 @@ pub mod job;
 pub mod keeping;
 pub mod late;
 pub mod orphans;
+pub mod parts;
 pub mod planning;
 pub mod reach;
 pub mod repair;

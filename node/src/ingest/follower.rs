@@ -42,7 +42,6 @@ use crate::blocks::late::{Cuts, SealKey, Seen};
 use crate::error::Error;
 use crate::meta::Meta;
 use crate::metrics::Reading;
-use crate::peer::Replica;
 
 /// Partitions' seals carried out at once.
 const AT_ONCE_MAX: usize = 8;

@@ -35,7 +35,7 @@ use tokio::sync::Semaphore;
 use crate::error::Error;
 use crate::metrics::Reading;
 use crate::peer::{
-    Append, Appended, Counts, Exemplars, Frozen, HeldWindows, PartitionView, Replica, Select, too_many_series,
+    Append, Appended, Counts, Exemplars, Frozen, HeldWindows, PartitionView, Replica, Select, SetAside, too_many_series,
 };
 use heads::Heads;
 
@@ -112,6 +112,33 @@ impl LocalReplica {
         let head = self.heads_of(partition).ok()?.get(tenant)?;
         let head = head.read();
         head.frozen(number).map(|part| part.digest())
+    }
+
+    /// What is set aside here for a seal: the samples themselves are not copied. None when it was forgotten.
+    ///
+    /// # Errors
+    /// Unavailable while the seal is not applied: it will be.
+    pub fn frozen(
+        &self,
+        tenant: &TenantId,
+        partition: PartitionId,
+        number: u64,
+    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+        let (replica, tenant) = (self.clone(), tenant.clone());
+        self.on_thread(move || {
+            let not_yet = || Error::unavailable(format!("seal {number} of tenant {tenant} is not applied here: retry"));
+            let head = replica.heads_of(partition)?.get(&tenant).ok_or_else(not_yet)?;
+            let (part, series) = {
+                let head = head.read();
+                let Some(part) = head.frozen(number) else {
+                    return if head.sealed() < number { Err(not_yet()) } else { Ok(None) };
+                };
+                (part.clone(), head.frozen_series(part))
+            };
+            let mut series: Vec<Series> = series.into_iter().map(Series::from).collect();
+            series.sort_by(|a, b| a.labels.cmp(&b.labels));
+            Ok(Some(Frozen { number, window: part.window(), digests: part.digests().clone(), series }))
+        })
     }
 
     /// Heads that hold nothing and had no append at or after `since`.
@@ -295,27 +322,14 @@ impl Replica for LocalReplica {
         })
     }
 
-    fn frozen(
+    fn set_aside(
         &self,
         tenant: &TenantId,
         partition: PartitionId,
         number: u64,
-    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
-        let (replica, tenant) = (self.clone(), tenant.clone());
-        self.on_thread(move || {
-            let not_yet = || Error::unavailable(format!("seal {number} of tenant {tenant} is not applied here: retry"));
-            let head = replica.heads_of(partition)?.get(&tenant).ok_or_else(not_yet)?;
-            let (part, series) = {
-                let head = head.read();
-                let Some(part) = head.frozen(number) else {
-                    return if head.sealed() < number { Err(not_yet()) } else { Ok(None) };
-                };
-                (part.clone(), head.frozen_series(part))
-            };
-            let mut series: Vec<Series> = series.into_iter().map(Series::from).collect();
-            series.sort_by(|a, b| a.labels.cmp(&b.labels));
-            Ok(Some(Frozen { number, window: part.window(), digests: part.digests().clone(), series }))
-        })
+    ) -> BoxFuture<'_, Result<Option<SetAside>, Error>> {
+        let part = self.frozen(tenant, partition, number);
+        async move { Ok(part.await?.map(SetAside::from)) }.boxed()
     }
 
     fn inventory(&self, partition: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {

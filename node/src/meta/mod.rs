@@ -70,6 +70,8 @@ pub struct TenantView {
     pub shard_size: u32,
     /// The most it ever used: what reads must cover.
     pub shard_size_largest: u32,
+    /// Index of the metadata since which it is that; 0: the tenant does not exist.
+    pub grown_at: u64,
     /// Version for compare-and-set; 0: the tenant does not exist.
     pub version: u64,
 }
@@ -111,6 +113,7 @@ impl Meta {
             limits: Arc::new(self.defaults.limits.clone()),
             shard_size: self.defaults.shard_size,
             shard_size_largest: self.defaults.shard_size,
+            grown_at: 0,
             version: 0,
         })
     }
@@ -121,8 +124,15 @@ impl Meta {
             limits: Arc::new(row.limits.clone()),
             shard_size: row.shard_size(),
             shard_size_largest: row.shard_size_ever(),
+            grown_at: row.grown_at(),
             version: row.version,
         })
+    }
+
+    /// Index since which the tenant uses as many partitions as it ever did; 0 when there is no such tenant.
+    #[must_use]
+    pub fn grown_at(&self, tenant: &TenantId) -> u64 {
+        self.views.borrow().tenants.get(tenant).map_or(0, |row| row.grown_at())
     }
 
     /// The tenant's configuration; a tenant that is new is made first.

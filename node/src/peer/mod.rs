@@ -1,7 +1,7 @@
 //! The way to a replica of a partition, on this node or on another.
 //!
 //! Map: here the port and who can be reached · [`remote`] a replica on another node · [`appends`] the stream of slices to
-//! it · [`stats`] what went to and fro · [`wire`] bytes.
+//! it · [`stats`] what went to and fro · [`set_aside`] what a replica hands over for a cut · [`wire`] bytes.
 //!
 //! Why a port: the write path and the read path treat the local replica like any other, so that one node is a cluster
 //! of one and not a special case. [`Peers`] knows who can be reached; what is behind a [`Replica`] (an actor of this
@@ -9,6 +9,7 @@
 
 pub mod appends;
 pub mod remote;
+pub mod set_aside;
 pub mod stats;
 pub mod wire;
 
@@ -33,6 +34,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Error;
 use crate::tls::Tls;
+pub use set_aside::SetAside;
+
 use remote::Remote;
 use stats::Stats;
 
@@ -148,7 +151,8 @@ pub struct Select {
     /// What of them is wanted; more may come.
     pub wanted: Arc<Wanted>,
     /// Index of the metadata of which the reader knows the blocks. A replica that has forgotten samples of the range
-    /// at a later one answers [`Error::stale_view`]. `u64::MAX`: blocks are not this reader's affair.
+    /// at a later one answers [`Error::stale_view`], one that knows of a later growth of the tenant's shard
+    /// [`Error::stale_shard`]. `u64::MAX`: neither is this reader's affair.
     pub as_of: u64,
 }
 
@@ -313,15 +317,20 @@ pub trait Replica: Send + Sync {
     /// What each tenant has in a partition, by window, sorted by tenant.
     fn windows(&self, partition: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>>;
     /// What was set aside for a seal; none when it was forgotten. Unavailable while the seal is not applied: it will be.
-    fn frozen(
+    fn set_aside(
         &self,
         tenant: &TenantId,
         partition: PartitionId,
         number: u64,
-    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>>;
+    ) -> BoxFuture<'_, Result<Option<SetAside>, Error>>;
     /// The tenants of a partition, each with the digest of all it has, after everything that was accepted for an older
     /// epoch has become visible.
     fn inventory(&self, partition: PartitionId, epoch: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>>;
+    /// Comes when the replica knows the metadata as of `index`, and so refuses readers who know less of the tenant's
+    /// partitions. The one on this node does: who asks it has the index from there.
+    fn known(&self, _partition: PartitionId, _epoch: Epoch, _index: u64) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
     /// Digests of the slots that each request reaches into.
     fn digests_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<SlotDigests>, Error>> {
         Box::pin(async move {

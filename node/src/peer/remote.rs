@@ -29,13 +29,14 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
+use super::set_aside::Arriving;
 use super::stats::{Call, Peer};
 use super::wire::ask::{ANSWER_BYTES_MAX, Answer, Question, read};
 use super::wire::proto::ingest_client::IngestClient;
 use super::wire::proto::{AskRequest, Frame};
 use super::wire::{self, MESSAGE_BYTES_MAX, failed};
 use super::{
-    Append, Appended, Counts, Exemplars, Found, Frozen, HeldWindows, PartitionView, Replica, Select, SlotDigests,
+    Append, Appended, Counts, Exemplars, Found, HeldWindows, PartitionView, Replica, Select, SetAside, SlotDigests,
     Summed, Summing, appends,
 };
 use crate::error::{Error, is_unknown_call};
@@ -422,16 +423,21 @@ impl Replica for Remote {
         self.ask(Question::Inventory, &all_of(partition, epoch), Default::default())
     }
 
+    fn known(&self, partition: PartitionId, epoch: Epoch, index: u64) -> BoxFuture<'_, Result<(), Error>> {
+        let as_of = Select { as_of: index, ..all_of(partition, epoch) };
+        self.ask(Question::Known, &as_of, Default::default())
+    }
+
     fn windows(&self, partition: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
         self.ask(Question::Windows, &all_of(partition, ANY_EPOCH), Default::default())
     }
 
-    fn frozen(
+    fn set_aside(
         &self,
         tenant: &TenantId,
         partition: PartitionId,
         number: u64,
-    ) -> BoxFuture<'_, Result<Option<Frozen>, Error>> {
+    ) -> BoxFuture<'_, Result<Option<SetAside>, Error>> {
         let request = AskRequest {
             question: Question::Frozen as u32,
             tenant: tenant.as_str().to_owned(),
@@ -440,8 +446,11 @@ impl Replica for Remote {
             ..AskRequest::default()
         };
         async move {
-            let body = self.asked(request).await?;
-            wire::series::read_frozen(&body).map_err(|e| self.damaged(&e))
+            self.mark.rested().await;
+            let mut client = self.client.clone();
+            let frames = client.ask(Request::new(request)).await.map_err(|status| self.lost(&status))?.into_inner();
+            let name = format!("node {} at {}", self.node.0, self.address);
+            Arriving::new(frames, name, self.mark.clone()).promised().await
         }
         .boxed()
     }

@@ -5,7 +5,8 @@
 //! 2. [`decode`]: bytes → batch, every size checked before memory is taken for it.
 //! 3. [`admit`]: the tenant's limits. What is refused is counted and named; the rest goes on: one bad series must not
 //!    cost the good ones their place.
-//! 4. [`distributor`]: one look at the ring; each partition's slice to all its replicas; done when a majority of each
+//! 4. [`known`]: whoever reads must learn of the partitions it goes to.
+//! 5. [`distributor`]: one look at the ring; each partition's slice to all its replicas; done when a majority of each
 //!    has it on disk.
 //!
 //! The answer is made last, from what became durable: a 2xx is a promise.
@@ -13,6 +14,7 @@
 pub mod admit;
 pub mod decode;
 pub mod distributor;
+pub mod known;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +82,7 @@ struct Inner {
     peers: Peers,
     clock: Clock,
     rates: admit::Rates,
+    known: known::Known,
     in_flight: Arc<Semaphore>,
     metrics: WriteMetrics,
 }
@@ -96,7 +99,8 @@ impl Writer {
     pub fn new(options: WriteOptions, meta: Meta, peers: Peers, clock: Clock, metrics: WriteMetrics) -> Self {
         let permits = (options.in_flight_bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let in_flight = Arc::new(Semaphore::new(permits));
-        Self(Arc::new(Inner { options, meta, peers, clock, rates: admit::Rates::default(), in_flight, metrics }))
+        let (rates, known) = (admit::Rates::default(), known::Known::default());
+        Self(Arc::new(Inner { options, meta, peers, clock, rates, known, in_flight, metrics }))
     }
 
     /// Largest body taken, in bytes as sent.
@@ -168,6 +172,8 @@ impl Inner {
         let admitted = admit::admit(decoded, &config.limits, now);
         let mut refused = admitted.refused;
         let batch = Arc::new(admitted.batch);
+        let way = (&self.meta, &self.peers);
+        self.known.spread(way, tenant, &config, self.options.deadline).await?;
         let slices = distributor::Slices { tenant, config: &config, batch: &batch, keep: &admitted.keep, memory };
         let stored = distributor::distribute(&self.meta, &self.peers, slices, self.options.deadline).await?;
         self.metrics.dropped(stored.exemplars_dropped);

@@ -63,6 +63,14 @@ impl TenantRow {
         let all = self.shards.iter().any(|s| s.size == 0);
         if all { 0 } else { self.shards.iter().map(|s| s.size).max().unwrap_or(0) }
     }
+
+    /// Log index since which [`Self::shard_size_ever`] is what it is: who does not know that entry does not know every
+    /// owner.
+    #[must_use]
+    pub fn grown_at(&self) -> u64 {
+        let ever = self.shard_size_ever();
+        self.shards.iter().find(|s| s.size == ever).map_or(0, |s| s.index)
+    }
 }
 
 impl Row for TenantRow {

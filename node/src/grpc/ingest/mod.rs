@@ -4,6 +4,8 @@
 //! metadata, which first catches up where the caller knows more. Answers are encoded on threads that may take their
 //! time, a few frames ahead of the connection.
 
+mod handing;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -22,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::handing::{Handing, Places};
 use super::Guard;
 use crate::error::Error;
 use crate::meta::Meta;
@@ -60,6 +63,7 @@ struct Inner {
     stop: CancellationToken,
     room: Arc<Semaphore>,
     sums: Option<Sums>,
+    handing: Places,
 }
 
 /// The service to mount.
@@ -71,7 +75,8 @@ impl Api {
     pub fn new(local: Arc<dyn Replica>, meta: Meta, stop: CancellationToken, sums: Option<Sums>) -> Self {
         let guard = Guard::new(&meta.cluster_id(), meta.node_id().0);
         let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
-        Self(Arc::new(Inner { local, meta, guard, stop, room, sums }))
+        let handing = Places::default();
+        Self(Arc::new(Inner { local, meta, guard, stop, room, sums, handing }))
     }
 
     /// As a tonic service.
@@ -141,6 +146,7 @@ impl Inner {
     async fn fence_all(&self, selects: &[Select]) -> Result<(), Error> {
         for select in selects {
             self.meta.fence(select.partition, select.epoch, CATCH_UP_WITHIN).await?;
+            self.knows_shard(select)?;
         }
         Ok(())
     }
@@ -159,14 +165,23 @@ impl Inner {
         encoded.map_err(|e| Error::new(Class::Internal, format!("encoding a sum: {e}")))
     }
 
+    /// Refuses a reader who does not know all partitions of the tenant that this node knows: it would miss what is there.
+    fn knows_shard(&self, select: &Select) -> Result<(), Error> {
+        let grown_at = self.meta.grown_at(&select.tenant);
+        if select.as_of < grown_at { Err(Error::stale_shard(select.as_of, grown_at)) } else { Ok(()) }
+    }
+
     async fn answer(&self, request: AskRequest) -> Result<Vec<u8>, Error> {
         let select = wire::read_select(&request)?;
         let question = Question::of(request.question)
             .ok_or_else(|| Error::invalid(format!("question {} is not known", request.question)))?;
         let (partition, epoch) = (select.partition, select.epoch);
-        let is_fenced = !matches!(question, Question::Windows | Question::Frozen);
+        let is_fenced = question != Question::Windows;
         if is_fenced {
             self.meta.fence(partition, epoch, CATCH_UP_WITHIN).await?;
+        }
+        if question != Question::Known {
+            self.knows_shard(&select)?;
         }
         let answer = self.answer_here(question, select, request).await?;
         if is_fenced {
@@ -193,12 +208,8 @@ impl Inner {
                 self.meta.holds(select.partition)?;
                 write(held)
             }
-            Question::Frozen => {
-                let frozen = local.frozen(&select.tenant, select.partition, request.max).await?;
-                let encode = move || series::put_frozen(frozen.as_ref());
-                let bad = |e: &dyn std::fmt::Display| Error::new(Class::Internal, format!("encoding an answer: {e}"));
-                tokio::task::spawn_blocking(encode).await.map_err(|e| bad(&e))?.map_err(|e| bad(&e))
-            }
+            Question::Known => write(self.meta.reached(select.as_of, CATCH_UP_WITHIN).await?),
+            Question::Frozen => unreachable!("answered as a stream of its own"),
         }
     }
 }
@@ -337,6 +348,11 @@ impl Ingest for Api {
         self.0.guard.check(request.metadata())?;
         let inner = self.0.clone();
         let request = request.into_inner();
+        if request.question == Question::Frozen as u32 {
+            let part = async move { inner.handing.take(&*inner.local, request).await };
+            let send = |part: Handing, tx: mpsc::Sender<Frame>| part.send(FRAME_BYTES, &tx);
+            return Ok(Response::new(produced(part, send, mpsc::channel(FRAMES_AHEAD))));
+        }
         let answer = async move { inner.answer(request).await.map(Bytes::from) };
         Ok(Response::new(produced(answer, send_pieces, mpsc::channel(FRAMES_AHEAD))))
     }

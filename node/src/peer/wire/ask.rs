@@ -40,8 +40,10 @@ pub enum Question {
     Inventory = 8,
     /// What a partition holds by window.
     Windows = 9,
-    /// What was set aside for a seal.
+    /// What was set aside for a seal; answered in frames, see [`super::frozen`].
     Frozen = 10,
+    /// Nothing: the answer comes when the metadata are known here as of the request's index.
+    Known = 11,
 }
 
 impl Question {
@@ -59,6 +61,7 @@ impl Question {
             Self::Inventory,
             Self::Windows,
             Self::Frozen,
+            Self::Known,
         ];
         all.into_iter().find(|one| *one as u32 == number)
     }
@@ -203,6 +206,16 @@ impl Answer for Vec<(Millis, Digest)> {
     }
 }
 
+impl Answer for () {
+    type Form = ();
+
+    fn form(self) {}
+
+    fn of((): ()) -> Result<Self, Error> {
+        Ok(())
+    }
+}
+
 impl Answer for Vec<(TenantId, Digest)> {
     type Form = Vec<(String, Digest)>;
 
@@ -265,6 +278,7 @@ mod tests {
         assert_eq!(back(counts.clone()), counts);
         let inventory = vec![(TenantId::new("t").unwrap(), Digest { count: 1, low: 2, high: u64::MAX })];
         assert_eq!(back(inventory.clone()), inventory);
+        back(());
         let windows = vec![HeldWindows {
             tenant: TenantId::new("t").unwrap(),
             newest: Some(5),

@@ -4,11 +4,13 @@
 //! a sample; a flat body is written in one pass, read in one pass and shared by all replicas it goes to. What comes
 //! in is the world's: every length is checked before memory is taken for it, every checksum before a byte is believed.
 //!
-//! Map: [`batch`] slices of writes · [`series`] answers of a select · [`partial`] sums · [`ask`] the other questions · here the stubs,
+//! Map: [`batch`] slices of writes · [`series`] answers of a select · [`partial`] sums · [`frozen`] what is set aside ·
+//! [`ask`] the other questions · here the stubs,
 //! failures and selectors.
 
 pub mod ask;
 pub mod batch;
+pub mod frozen;
 pub mod partial;
 pub mod series;
 

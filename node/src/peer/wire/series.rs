@@ -17,8 +17,6 @@ use engram_model::{Labels, Millis, TimeRange};
 use engram_storage::chunk::{Kind, ValueRef, decode, encode};
 use engram_storage::codec::{Broken, Reader, put_prefixed, put_u64, put_u128, put_uvarint, put_varint};
 
-use crate::peer::Frozen;
-
 /// No chunk crosses a multiple of this, as in heads and blocks.
 const WINDOW_MS: i64 = 2 * 60 * 60 * 1000;
 
@@ -199,43 +197,6 @@ pub fn read_digests(bytes: &[u8]) -> Result<Vec<(Millis, Digest)>, Broken> {
     Ok(all)
 }
 
-/// What was set aside for a seal, or nothing:
-/// `0 | 1  number (u64)  start (time)  end (time)  digest bytes  digests  series*`.
-///
-/// # Errors
-/// Stored bytes do not decode.
-pub fn put_frozen(frozen: Option<&Frozen>) -> Result<Vec<u8>, ReadError> {
-    let Some(frozen) = frozen else { return Ok(vec![0]) };
-    let mut out = vec![1];
-    put_u64(&mut out, frozen.number);
-    put_varint(&mut out, frozen.window.start);
-    put_varint(&mut out, frozen.window.end);
-    let digests: Vec<(Millis, Digest)> = frozen.digests.iter().map(|(slot, digest)| (*slot, *digest)).collect();
-    put_prefixed(&mut out, &put_digests(&digests));
-    let mut columns = Columns::default();
-    for series in &frozen.series {
-        put_series(&mut out, series, frozen.window, &mut columns)?;
-    }
-    Ok(out)
-}
-
-/// What was set aside, arrived.
-///
-/// # Errors
-/// The bytes are none.
-pub fn read_frozen(bytes: &Bytes) -> Result<Option<Frozen>, Broken> {
-    let mut r = Reader::new(bytes);
-    if r.u8()? == 0 {
-        return Ok(None);
-    }
-    let number = r.u64()?;
-    let window = TimeRange { start: r.varint()?, end: r.varint()? };
-    let digests = read_digests(r.prefixed()?)?.into_iter().collect();
-    let mut series = Vec::new();
-    read_series(&bytes.slice(r.at()..), &mut series)?;
-    Ok(Some(Frozen { number, window, digests, series }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,23 +244,9 @@ mod tests {
 
         #[test]
         fn any_bytes_are_a_frame_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _any = read_series(&Bytes::from(bytes.clone()), &mut Vec::new());
             let _any = read_digests(&bytes);
-            let _any = read_frozen(&Bytes::from(bytes));
+            let _any = read_series(&Bytes::from(bytes), &mut Vec::new());
         }
-    }
-
-    #[test]
-    fn what_is_frozen_comes_back() {
-        let labels = Labels::from_pairs([("a", "1")]);
-        let columns = Columns { times: vec![1, 5], values: vec![1.0, 2.0], ..Columns::default() };
-        let series = vec![Series { labels: labels.clone(), source: Arc::new(columns) }];
-        let digests = BTreeMap::from([(0, Digest { count: 2, low: 1, high: 9 })]);
-        let frozen = Frozen { number: 4, window: TimeRange { start: 0, end: 9 }, digests, series };
-        let back = read_frozen(&put_frozen(Some(&frozen)).unwrap().into()).unwrap().unwrap();
-        assert_eq!((back.number, back.window, &back.digests), (4, frozen.window, &frozen.digests));
-        assert_eq!(back.series.iter().map(|s| &s.labels).collect::<Vec<_>>(), [&labels]);
-        assert!(read_frozen(&put_frozen(None).unwrap().into()).unwrap().is_none());
     }
 
     #[test]

@@ -92,35 +92,45 @@ pub async fn distribute(
     Ok(total)
 }
 
-/// One partition: as long as its replica set changes under the request, with the newer one again. What is stored
-/// already is found stored.
+/// One partition's slice. What is stored already is found stored.
 async fn store(
     meta: &Meta,
     peers: &Peers,
-    mut ring: Arc<RingView>,
+    ring: Arc<RingView>,
     request: Append,
     within: Duration,
 ) -> Result<Appended, Error> {
-    let until = Instant::now() + within;
-    loop {
-        let set = ring.replicas(request.partition).ok_or_else(|| {
-            Error::unavailable(format!("partition {} has no replicas: the node is still starting", request.partition.0))
-        })?;
-        let sets = Sets::new(&set.replicas, ring.next(request.partition));
-        let (epoch, left) = (set.epoch, until.saturating_duration_since(Instant::now()));
+    let append = |node, epoch, left| {
         // The index is that of the newest view: it shows the tenant, which this request may have made.
         let attempt = Append { epoch, as_of: meta.applied(), ..request.clone() };
-        let append = |node| {
-            let attempt = attempt.clone();
-            async move { peers.replica(node)?.append(attempt, left).await }
-        };
-        let error = match quorum(request.partition, &sets, append).await {
+        async move { peers.replica(node)?.append(attempt, left).await }
+    };
+    on_majority(meta, ring, request.partition, within, append).await
+}
+
+/// Asks the replicas of one partition: as long as its replica set changes under that, those of the newer one again.
+/// `ask` is given a replica, the epoch and the time that is left.
+pub(super) async fn on_majority<F: Future<Output = Result<Appended, Error>>>(
+    meta: &Meta,
+    mut ring: Arc<RingView>,
+    partition: PartitionId,
+    within: Duration,
+    ask: impl Fn(NodeId, Epoch, Duration) -> F,
+) -> Result<Appended, Error> {
+    let until = Instant::now() + within;
+    loop {
+        let set = ring.replicas(partition).ok_or_else(|| {
+            Error::unavailable(format!("partition {} has no replicas: the node is still starting", partition.0))
+        })?;
+        let sets = Sets::new(&set.replicas, ring.next(partition));
+        let (epoch, left) = (set.epoch, until.saturating_duration_since(Instant::now()));
+        let error = match quorum(partition, &sets, |node| ask(node, epoch, left)).await {
             Err(error) if error.stage == Stage::Stale => error,
             done => return done,
         };
         let newer = Epoch(epoch.0.saturating_add(1));
         let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || meta.epoch_reached(request.partition, newer, left).await.is_err() {
+        if left.is_zero() || meta.epoch_reached(partition, newer, left).await.is_err() {
             return Err(error);
         }
         ring = meta.ring();
