@@ -3,7 +3,7 @@
 
 use super::blocks::tar;
 use super::peer::Counts;
-use super::wire::{ask, batch, series, unpack};
+use super::wire::{ask, batch, frozen, series, unpack};
 use bytes::Bytes;
 use engram_model::series::Columns;
 use engram_model::{Labels, TimeRange};
@@ -57,8 +57,8 @@ pub fn run(data: &[u8]) {
             }
         }
         2 => {
-            if let Ok(Some(frozen)) = series::read_frozen(&Bytes::copy_from_slice(rest)) {
-                read(&frozen.series);
+            if let Ok(Some(promise)) = frozen::read_promise(rest) {
+                assert!(promise.digests.len() <= rest.len());
             }
         }
         3 => drop(series::read_digests(rest)),

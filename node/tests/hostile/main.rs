@@ -29,7 +29,7 @@ use engram_model::digest::Digest;
 use engram_model::series::{Columns, Series};
 use engram_model::{Labels, TimeRange};
 use engram_node::blocks;
-use engram_node::peer::wire::{self, ask, pack, series};
+use engram_node::peer::wire::{self, ask, frozen, pack, series};
 use engram_node::peer::{self, Counts, Frozen};
 use engram_node::read::remote::request;
 use engram_node::write::decode::{self, Version};
@@ -107,8 +107,8 @@ fn messages() -> Vec<Vec<u8>> {
     let slice = decode::decode_plain(write_v1(), Version::V1, &decode::Bounds::default()).unwrap().batch;
     let digests = vec![(0, Digest { count: 3, low: 4, high: 5 }), (300_000, Digest::EMPTY)];
     let window = TimeRange::new(0, 7_200_000);
-    let frozen = Frozen { number: 3, window, digests: BTreeMap::from_iter(digests.clone()), series: vec![one] };
-    let frozen = series::put_frozen(Some(&frozen)).unwrap();
+    let part = Frozen { number: 3, window, digests: BTreeMap::from_iter(digests.clone()), series: vec![one] };
+    let promise = frozen::put_promise(Some(&part.into()));
     let mut archive = blocks::tar::header("chunks/000001", 700);
     archive.resize(512 + 1024, 7);
     archive.extend(blocks::tar::header("meta.json", 3));
@@ -117,7 +117,7 @@ fn messages() -> Vec<Vec<u8>> {
     [
         wire::batch::encode(&slice, &[0, 1], true),
         frame.clone(),
-        frozen,
+        promise,
         series::put_digests(&digests),
         pack(&frame),
         ask::write(vec![labels]).unwrap(),
