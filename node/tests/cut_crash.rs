@@ -2,8 +2,8 @@
 //! what was acknowledged or a committed block does, nothing twice, and the cut is finished by itself. Method: a
 //! partition with its log, the follower and the cutter on a disk in memory that stops at its n-th act, for every n; then
 //! the disk comes back with a part of what was not synced, everything is opened anew and left alone. The sums of head
-//! and blocks must be that of what was acknowledged. The same for a replica that holds more than was cut, and ships it. The
-//! metadata is real and does not crash: its own tests do that.
+//! and blocks must be that of what was acknowledged. The same for a replica that holds more than was cut, and ships it; for a
+//! disk that is full after any number of bytes, one whose n-th sync fails, and one that damages its n-th write. The metadata is real and does not crash: its own tests do that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
 use std::collections::BTreeMap;
@@ -210,6 +210,25 @@ async fn until(is_so: impl Fn() -> bool) {
     }
 }
 
+/// Head and the one committed block hold what was acknowledged, once; what lies behind the window stays in the head.
+async fn whole(meta: &Meta, life: &Life, disk: &FaultDisk, tenant: &TenantId, digest: Digest, what: &str) {
+    let mut sum = life.held(tenant).await;
+    assert_eq!(sum.count, 1, "{what}: what lies behind the window stays in the head");
+    let rows = committed(meta, tenant);
+    for row in &rows {
+        let dir = Path::new("/blocks").join(tenant.as_str()).join(row.meta.id.to_string());
+        let block = BlockDir::open(disk, &dir).unwrap();
+        let found = verify(&block, block.meta()).unwrap().digest();
+        assert_eq!(found, row.meta.digest, "{what}");
+        for file in &row.meta.files {
+            assert_eq!(disk.open(&dir.join(&file.name)).unwrap().len().unwrap(), file.bytes, "{what}");
+        }
+        sum.add(found);
+    }
+    assert_eq!(sum, digest, "{what}: head and blocks hold what was acknowledged, once");
+    assert_eq!(rows.len(), 1, "{what}");
+}
+
 /// Two lives around a power failure at the n-th act of a cut; whether the first one got that far.
 async fn crash_at(meta: &Meta, acts: u64) -> bool {
     let tenant = TenantId::new(&format!("t{acts}")).unwrap();
@@ -238,20 +257,7 @@ async fn crash_at(meta: &Meta, acts: u64) -> bool {
 
     let life = Life::open(&disk, meta, &store);
     settled(meta, &tenant).await;
-    let mut sum = life.held(&tenant).await;
-    assert_eq!(sum.count, 1, "stopped at act {acts}: what lies behind the window stays in the head");
-    for row in committed(meta, &tenant) {
-        let dir = Path::new("/blocks").join(tenant.as_str()).join(row.meta.id.to_string());
-        let block = BlockDir::open(&disk, &dir).unwrap();
-        let found = verify(&block, block.meta()).unwrap().digest();
-        assert_eq!(found, row.meta.digest, "stopped at act {acts}");
-        for file in &row.meta.files {
-            assert_eq!(disk.open(&dir.join(&file.name)).unwrap().len().unwrap(), file.bytes, "act {acts}");
-        }
-        sum.add(found);
-    }
-    assert_eq!(sum, digest, "stopped at act {acts}: head and blocks hold what was acknowledged, once");
-    assert_eq!(committed(meta, &tenant).len(), 1);
+    whole(meta, &life, &disk, &tenant, digest, &format!("stopped at act {acts}")).await;
     let (late, _) = append(meta, &tenant, &[7_200_001]);
     life.local.append(late, LONG).await.unwrap();
     until(|| disk.list_dirs(Path::new("/work")).unwrap().is_empty()).await;
@@ -269,6 +275,113 @@ async fn the_power_may_fail_at_every_act_of_a_cut() {
     }
     eprintln!("{acts} acts");
     assert!(acts > 20, "a cut writes more than {acts} times");
+}
+
+/// A cut on a disk that fails in another way than by stopping; whether it came to that. What fails apart from the log is
+/// done again by itself; a log that fails ends the node, which finishes the cut in its next life.
+async fn faulty(meta: &Meta, name: &str, order: impl FnOnce(&FaultDisk), met: impl Fn(&FaultDisk) -> bool) -> bool {
+    let tenant = TenantId::new(name).unwrap();
+    meta.tenant_or_create(&tenant, LONG).await.unwrap();
+    let disk = FaultDisk::new();
+    let store = Store::local(Arc::new(disk.clone()), Path::new("/blocks")).unwrap();
+    let mut life = Life::open(&disk, meta, &store);
+    let (first, digest) = append(meta, &tenant, &[10, 20, 7_200_000]);
+    life.local.append(first, LONG).await.unwrap();
+    order(&disk);
+    meta.seal(&tenant, P0, WINDOW, LONG).await.unwrap();
+    let log = life.log.clone();
+    let has_failed = tokio::select! {
+        () = until(|| log.failed().is_some()) => true,
+        () = settled(meta, &tenant) => false,
+    };
+    let met = met(&disk);
+    assert!(met || !has_failed, "{name}: the log failed for nothing");
+    if has_failed {
+        drop(log);
+        life.end().await;
+        disk.crash(7);
+        life = Life::open(&disk, meta, &store);
+        settled(meta, &tenant).await;
+    }
+    whole(meta, &life, &disk, &tenant, digest, name).await;
+    until(|| disk.list_dirs(Path::new("/work")).unwrap().is_empty()).await;
+    life.end().await;
+    met
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_sync_of_a_cut_may_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = meta(dir.path()).await;
+    let mut syncs = 0;
+    while faulty(&meta, &format!("sync{syncs}"), |disk| disk.fail_sync_after(syncs), FaultDisk::has_failed_sync).await {
+        syncs += 1;
+    }
+    assert!(syncs > 6, "a block, its copy and two entries have more than {syncs} syncs");
+}
+
+/// What the work directory holds goes into a store on the same disk by link: there is no second write to be damaged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_write_of_a_block_may_be_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = meta(dir.path()).await;
+    let mut writes = 0;
+    let order = |writes: u64| move |disk: &FaultDisk| disk.damage_write(Path::new("/work"), writes);
+    while faulty(&meta, &format!("work{writes}"), order(writes), FaultDisk::has_damaged_write).await {
+        writes += 1;
+    }
+    assert!(writes > 2, "three files have more than {writes} writes");
+}
+
+/// A cut on a disk with room for so many bytes; whether it met the end of the room. When there is room again it is
+/// finished by itself.
+async fn full_at(meta: &Meta, free: usize) -> bool {
+    let tenant = TenantId::new(&format!("full{free}")).unwrap();
+    meta.tenant_or_create(&tenant, LONG).await.unwrap();
+    let disk = FaultDisk::new();
+    let store = Store::local(Arc::new(disk.clone()), Path::new("/blocks")).unwrap();
+    let life = Life::open(&disk, meta, &store);
+    let (first, digest) = append(meta, &tenant, &[10, 20, 7_200_000]);
+    life.local.append(first, LONG).await.unwrap();
+    disk.leave_free(free);
+    meta.seal(&tenant, P0, WINDOW, LONG).await.unwrap();
+    let met = tokio::select! {
+        biased;
+        () = until(|| disk.no_room() > 1) => true,
+        () = settled(meta, &tenant) => false,
+    };
+    if met {
+        assert!(committed(meta, &tenant).is_empty(), "{free} bytes of room");
+        assert_eq!(life.held(&tenant).await, digest, "{free} bytes of room: the head keeps all of it");
+        // What was reserved before is still written.
+        let (more, _) = append(meta, &tenant, &[7_200_001]);
+        assert_eq!(life.local.append(more, LONG).await.unwrap().samples, 1);
+        disk.fill(false);
+        settled(meta, &tenant).await;
+    }
+    let mut sum = life.held(&tenant).await;
+    assert_eq!(sum.count, 1 + u64::from(met), "{free} bytes of room");
+    let rows = committed(meta, &tenant);
+    assert_eq!(rows.len(), 1);
+    sum.add(rows[0].meta.digest);
+    assert_eq!(sum.count, digest.count + u64::from(met));
+    let dir = Path::new("/blocks").join(tenant.as_str()).join(rows[0].meta.id.to_string());
+    let block = BlockDir::open(&disk, &dir).unwrap();
+    assert_eq!(verify(&block, block.meta()).unwrap().digest(), rows[0].meta.digest);
+    until(|| disk.list_dirs(Path::new("/work")).unwrap().is_empty()).await;
+    life.end().await;
+    met
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disk_may_be_full_at_any_byte_of_a_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = meta(dir.path()).await;
+    let mut free = 0;
+    while full_at(&meta, free).await {
+        free += 101;
+    }
+    assert!(free > 1000, "a block and its copy take more than {free} bytes");
 }
 
 /// The block of seal 1 as a majority without this node makes it: only the first sample was there.
