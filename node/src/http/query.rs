@@ -131,8 +131,8 @@ async fn evaluate(app: &App, tenant: &Tenant, params: &Params, request: QueryReq
 fn whose_answer(tenant: &Tenant, request: &QueryRequest) -> Tenant {
     use std::collections::HashMap;
     use std::sync::{LazyLock, Mutex, PoisonError};
-    static FIRST: LazyLock<Mutex<HashMap<(String, Millis, Millis), engram_model::tenant::TenantId>>> =
-        LazyLock::new(Mutex::default);
+    type Asked = (String, Millis, Millis);
+    static FIRST: LazyLock<Mutex<HashMap<Asked, engram_model::tenant::TenantId>>> = LazyLock::new(Mutex::default);
     if !engram_model::mutant::Mutant::CacheAcrossTenants.lives() || request.step_ms == 0 {
         return Tenant(tenant.0.clone());
     }
