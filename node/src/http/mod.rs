@@ -1,7 +1,7 @@
 //! The door for people and Prometheus: one port, the API of Prometheus, probes, metrics.
 //!
 //! ```text
-//! connection (server.rs: deadlines, limits, ordered stop)
+//! connection (server.rs: deadlines, limits, ordered stop; client.rs: who left)
 //!   → id, counters (metrics.rs) → panic becomes 500 → gzip → router (here)
 //!     → tenant and parameters (params.rs, time.rs, body.rs)
 //!       → push.rs | query.rs | remote.rs | series.rs | tenants.rs | blocks.rs | snapshot.rs | flush.rs | import.rs |
@@ -9,8 +9,8 @@
 //!         → answer.rs: envelope and codes, json.rs: values, piece by piece
 //! ```
 //!
-//! What it does not do: it knows no ring, no disk, no other node. A client that leaves drops its handler's future; what
-//! the handler waited for stops with it.
+//! What it does not do: it knows no ring, no disk, no other node. A client that leaves (client.rs) drops its
+//! handler's future; what the handler waited for stops with it.
 
 pub mod answer;
 pub mod port;
@@ -20,6 +20,7 @@ mod admin;
 mod backup;
 mod blocks;
 mod body;
+mod client;
 mod features;
 mod flush;
 mod import;

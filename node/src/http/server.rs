@@ -5,6 +5,7 @@
 //!
 //! - a connection has [`ServeOptions::header_within`] to send its first bytes and each header, idle time included;
 //! - an answer that the client does not take for [`ServeOptions::write_stall_max`] ends the connection;
+//! - a client that closes its half gets what is ready within [`ServeOptions::answer_within`], everything else is stopped;
 //! - above [`ServeOptions::connections_max`] new ones wait in the system's own queue;
 //! - on stop, requests in flight have [`ServeOptions::stop_within`] to finish, then the connections are cut.
 //!
@@ -20,7 +21,6 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -29,6 +29,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::HttpMetrics;
+use super::client::Client;
 
 /// Bytes after which HTTP itself minds the deadlines: the length of HTTP/2's preface, by which the two are told apart.
 const PREFACE_BYTES: usize = 24;
@@ -50,6 +51,8 @@ pub struct ServeOptions {
     pub header_within: Duration,
     /// Longest a client may leave an answer untaken.
     pub write_stall_max: Duration,
+    /// How long answers may still take when a client closes its half, which is how leaving looks, too.
+    pub answer_within: Duration,
     /// How long requests in flight may go on after the stop.
     pub stop_within: Duration,
 }
@@ -60,6 +63,7 @@ impl Default for ServeOptions {
             connections_max: 4096,
             header_within: Duration::from_secs(60),
             write_stall_max: Duration::from_secs(60),
+            answer_within: Duration::from_millis(500),
             stop_within: Duration::from_secs(30),
         }
     }
@@ -140,7 +144,8 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 async fn connection(stream: TcpStream, router: Router, options: &ServeOptions, stop: CancellationToken) {
     // An answer is often one small packet: it should not wait for a second one. Failing to set it costs time only.
     let _set = stream.set_nodelay(true);
-    let io = TokioIo::new(Guarded::new(stream, options));
+    let client = Client::new(options.answer_within);
+    let io = TokioIo::new(Guarded::new(stream, client.clone(), options));
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.header_within);
     builder
@@ -150,7 +155,7 @@ async fn connection(stream: TcpStream, router: Router, options: &ServeOptions, s
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
-    let mut serving = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
+    let mut serving = std::pin::pin!(builder.serve_connection(io, client.served_by(router)));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = stop.cancelled() => {
@@ -167,6 +172,9 @@ async fn connection(stream: TcpStream, router: Router, options: &ServeOptions, s
 /// A stream that fails when nothing moves for too long.
 struct Guarded<S> {
     stream: S,
+    client: Client,
+    /// Whether the end of what the client sends was held back, because it awaits answers.
+    ended: bool,
     read_bytes: usize,
     begins_by: Pin<Box<Sleep>>,
     write_stall_max: Duration,
@@ -174,9 +182,11 @@ struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S, options: &ServeOptions) -> Self {
+    fn new(stream: S, client: Client, options: &ServeOptions) -> Self {
         Self {
             stream,
+            client,
+            ended: false,
             read_bytes: 0,
             begins_by: Box::pin(sleep(options.header_within)),
             write_stall_max: options.write_stall_max,
@@ -188,6 +198,10 @@ impl<S> Guarded<S> {
     fn guard<T>(&mut self, polled: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stalled_by = None;
+            if self.ended {
+                // This may have been the last of the answers: what was held back is due then.
+                cx.waker().wake_by_ref();
+            }
             return polled;
         }
         let max = self.write_stall_max;
@@ -199,9 +213,18 @@ impl<S> Guarded<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
+        let (before, wanted) = (buf.filled().len(), buf.remaining());
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.read_bytes = self.read_bytes.saturating_add(buf.filled().len() - before);
+        let read = buf.filled().len() - before;
+        self.read_bytes = self.read_bytes.saturating_add(read);
+        if matches!(polled, Poll::Ready(Ok(()))) && read == 0 && wanted > 0 {
+            // HTTP would take this for a client that left, and drop answers that are ready or half written.
+            self.ended = self.client.awaits_answers() || self.stalled_by.is_some();
+            if self.ended {
+                self.client.ends();
+                return Poll::Pending;
+            }
+        }
         if polled.is_pending() && self.read_bytes < PREFACE_BYTES {
             ready!(self.begins_by.as_mut().poll(cx));
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client sent no request")));

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_model::TimeRange;
 use engram_model::place::{Epoch, NodeId, PartitionId};
+use engram_model::tenant::TenantId;
 use engram_model::time::Clock;
+use engram_node::ingest::partition::{Forgetting, Proof};
 use engram_node::ingest::repair::{Comparing, Config, Patience};
 use engram_node::meta::Meta;
 use engram_node::peer::{Peers, Replica};
@@ -89,6 +92,34 @@ async fn a_leftover_is_taken_out_of_a_slot_that_is_never_quiet() {
     write(&own, 12_000).await;
     look(&mut comparing, 22).await;
     assert_eq!(times(&own).await, 14, "and after as long again it is");
+    own.close().await;
+    other.close().await;
+    group.shutdown().await.unwrap();
+}
+
+/// What came late to a window that was forgotten here is taken although another seal of its time is open: only what is cut
+/// of it lies in a block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_that_is_not_cut_hides_no_slot() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (meta, group) = meta(dirs[0].path()).await;
+    let (here, there) = (group.id(), second(&group).await);
+    let clock = Clock::test(1000);
+    let [own, other] = [&dirs[0], &dirs[1]].map(|dir| Ingest::open(dir.path(), &meta, &clock));
+    let (tenant, window) = (TenantId::anonymous(), TimeRange::new(0, 7_200_000));
+    meta.tenant_or_create(&tenant, LONG).await.unwrap();
+    own.local.append(append(&meta, 7), LONG).await.unwrap();
+    assert!(own.handle.seal(&tenant, 1, window, LONG).await.unwrap());
+    let proof = Proof { digest: own.frozen(1).await.unwrap().unwrap().digest(), index: 9 };
+    assert_eq!(own.handle.forget(&tenant, 1, proof, LONG).await.unwrap(), Forgetting::Gone);
+    meta.seal(&tenant, PartitionId(0), window, LONG).await.unwrap();
+    other.local.append(append(&meta, 8), LONG).await.unwrap();
+    let config = config(&meta, (here, &own), (there, &other));
+    let (mut comparing, start) = (Comparing::default(), Instant::now());
+    for seconds in [0, 5] {
+        comparing.look(&config, start + Duration::from_secs(seconds)).await;
+    }
+    assert_eq!(own.local.counts(select(&meta), 1).await.unwrap().samples, 1);
     own.close().await;
     other.close().await;
     group.shutdown().await.unwrap();

@@ -65,6 +65,7 @@ struct Fake {
     asked: Mutex<Vec<String>>,
     not_ready: AtomicBool,
     hangs: AtomicBool,
+    takes: Mutex<Duration>,
     full: AtomicBool,
     left: Arc<AtomicBool>,
 }
@@ -103,6 +104,8 @@ impl Read for Fake {
                 let _left = Left(self.left.clone());
                 futures::future::pending::<()>().await;
             }
+            let takes = *self.takes.lock();
+            tokio::time::sleep(takes).await;
             assert!(q.text != "panic", "the test wants a panic");
             self.query.lock().take().unwrap_or_else(|| Ok(outcome(Value::Vector(Vec::new()))))
         })
