@@ -20,9 +20,13 @@ use engram_storage::disk::fault::FaultDisk;
 use engram_storage::head::AppendLimits;
 use engram_storage::log::{NodeLog, Options};
 use futures::{FutureExt, StreamExt};
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use prost::bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use engram_node::Error;
 use engram_node::grpc::ingest::Api;
 use engram_node::ingest::LocalReplica;
 use engram_node::ingest::heads::Heads;
@@ -30,6 +34,7 @@ use engram_node::ingest::partition::{self, LogBudget};
 use engram_node::meta::TenantDefaults;
 use engram_node::meta::tenants::TenantChange;
 use engram_node::meta::{Meta, nodes::NodeSpec};
+use engram_node::peer::wire::failure;
 use engram_node::peer::{Directory, Peers, Select, SetAside, digests_of};
 use engram_node::read::fanout::Fanout;
 use engram_node::tls::Tls;
@@ -252,4 +257,29 @@ async fn nothing_is_written_before_readers_can_learn_where() {
     let (caught_up, ()) = futures::future::join(behind, server.shard(&tenant, 3)).await;
     caught_up.unwrap();
     server.end().await;
+}
+
+#[tokio::test]
+async fn a_node_older_than_the_question_hinders_no_write() {
+    let answer = || async {
+        let failure = failure(&Error::invalid("question 11 is not known")).encode_to_vec();
+        // Its field in a frame.
+        let frame = [&[4 << 3 | 2, u8::try_from(failure.len()).unwrap()][..], &failure].concat();
+        let len = u32::try_from(frame.len()).unwrap().to_be_bytes();
+        let body = Full::new(Bytes::from([&[0][..], &len, &frame].concat()));
+        let ok = async { Some(Ok([("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect())) };
+        ([("content-type", "application/grpc")], axum::body::Body::new(body.with_trailers(ok)))
+    };
+    let older = tonic::service::Routes::from(axum::Router::new().fallback(answer));
+    let listener = tonic::transport::server::TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(tonic::transport::Server::builder().add_routes(older).serve_with_incoming(listener));
+    let nobody = Arc::new(LocalReplica::new(Arc::default(), Vec::new(), 0));
+    let to = (Box::new(All(Some(address))) as Box<dyn Directory>, Tls::plain());
+    let peers = Peers::new((NodeId(99), nobody), ("c".into(), "z".into()), to);
+    let replica = peers.replica(NodeId(1)).unwrap();
+    replica.known(P0, Epoch(1), 5).await.unwrap();
+    // Another question that it does not know is still refused.
+    assert_eq!(replica.inventory(P0, Epoch(1)).await.unwrap_err().class, Class::Invalid);
 }

@@ -424,8 +424,16 @@ impl Replica for Remote {
     }
 
     fn known(&self, partition: PartitionId, epoch: Epoch, index: u64) -> BoxFuture<'_, Result<(), Error>> {
-        let as_of = Select { as_of: index, ..all_of(partition, epoch) };
-        self.ask(Question::Known, &as_of, Default::default())
+        async move {
+            let as_of = Select { as_of: index, ..all_of(partition, epoch) };
+            match self.ask(Question::Known, &as_of, Default::default()).await {
+                // It is older than the question. It fences no reader either, but without it nobody could write on nodes
+                // that are newer until a majority is.
+                Err(error) if error.class == Class::Invalid => Ok(()),
+                answered => answered,
+            }
+        }
+        .boxed()
     }
 
     fn windows(&self, partition: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
