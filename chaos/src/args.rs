@@ -23,6 +23,8 @@ pub(crate) enum Command {
     /// Becomes another program that ends when we end.
     #[command(hide = true)]
     Guard {
+        #[arg(long)]
+        parent: u32,
         #[arg(last = true, required = true)]
         command: Vec<std::ffi::OsString>,
     },

@@ -45,7 +45,7 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let command = args::Command::parse();
     match &command {
-        args::Command::Guard { command } => return complain(&cluster::guard(command).to_string()),
+        args::Command::Guard { parent, command } => return complain(&cluster::guard(*parent, command).to_string()),
         args::Command::Run(_) | args::Command::Mutants(_) | args::Command::Soak(_) | args::Command::List => {
             cluster::enter_own_mounts()
         }

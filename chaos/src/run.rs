@@ -283,8 +283,7 @@ async fn play(
     for node in cluster.running() {
         cluster.alive(node)?;
     }
-    let ours = scenario.blocks.filter(|_| cluster.peer().is_none());
-    let bucket = ours.map(|_| cluster.folder().join("bucket"));
+    let bucket = cluster.bucket().filter(|_| cluster.peer().is_none());
     for stage in std::iter::once(Stage::Final).chain(std::iter::repeat_n(Stage::Again, AGAIN)) {
         if stage == Stage::Again && bucket.is_some() {
             // From here on everything is read from blocks.

@@ -47,6 +47,9 @@ pub(super) fn check(history: &History, numbers: Numbers) -> Verdict {
             verdict.fail(|| format!("tenant {tenant}: {stored:?} is stored, {shown:?} was read"));
         }
     }
+    if tenants > 0 && blocks_seen == 0 {
+        verdict.cannot_tell("there was no block to look at".to_owned());
+    }
     for (name, count) in
         [("tenants", tenants), ("blocks", blocks_seen), ("compacted", compacted), ("objects of nobody", orphans)]
     {
@@ -134,6 +137,18 @@ mod tests {
             assert_eq!(failed.outcome, Outcome::Failed, "{what}");
             assert!(failed.told.iter().any(|told| told.contains(what)), "{what}: {:?}", failed.told);
         }
+    }
+
+    #[test]
+    fn a_book_without_blocks_proves_nothing() {
+        assert_eq!(
+            verdict(Vec::new(), stored(1..=9)).outcome,
+            Outcome::Failed,
+            "samples are stored that are in no block"
+        );
+        let answer = Answer::Ledger { blocks: Vec::new(), stored: Digest::EMPTY, strangers: Vec::new() };
+        let told = op(0, Call::Ledger { tenant: 0 }, 100, 101, End::Ok, Some(answer));
+        assert_eq!(check(&history(vec![told]), NUMBERS).outcome, Outcome::Unknown);
     }
 
     #[test]

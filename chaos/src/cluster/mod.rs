@@ -8,13 +8,14 @@
 //! - `damage`: files that are torn or rot
 //! - `certs`: the certificates of nodes
 //! - `limits`: less than a node needs
-//! - `store`: the object store blocks are kept in
+//! - `store`, `bucket`: the object store blocks are kept in, and what lies there
 //! - `clock`: the time of day as one node sees it
 //! - `view`, `roster`: what the cluster says of itself, whom clients may ask
 //!
 //! A node keeps its ports, its name and its directory over all restarts, so a client's address never changes and what
 //! a client sees is the node's doing.
 
+mod bucket;
 mod certs;
 mod clock;
 mod damage;
@@ -31,6 +32,7 @@ mod roster;
 mod store;
 mod view;
 
+pub(crate) use bucket::Bucket;
 pub(crate) use certs::Certs;
 pub(crate) use clock::FakeClock;
 pub(crate) use damage::{Damage, Part, inflict};
@@ -238,11 +240,6 @@ impl Cluster {
         Place { index, zone: node.zone, http: node.http.port(), grpc: node.grpc.port(), data }
     }
 
-    /// Below it lies everything of this run.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.spec.folder
-    }
-
     /// The other store, when it is not ours.
     pub(crate) fn peer(&self) -> Option<&Peer> {
         self.spec.peer.as_ref()
@@ -307,15 +304,27 @@ impl Cluster {
         self.store.as_mut()
     }
 
+    /// Where blocks lie, if any are made.
+    pub(crate) fn bucket(&self) -> Option<Bucket> {
+        let ours = self.store.as_ref().map(Store::bucket);
+        ours.or_else(|| Some(self.spec.folder.join("bucket")).filter(|path| path.exists()).map(Bucket::Folder))
+    }
+
     /// What the nodes have printed: one file each.
     pub(crate) fn logs(&self) -> Vec<PathBuf> {
         self.nodes.iter().map(|node| node.folder.join("log")).collect()
     }
 
-    /// Whether a node has ever printed this.
-    pub(crate) fn said(&self, node: usize, text: &str) -> bool {
+    /// How much a node has printed: what it prints later is asked for by [`Self::said`].
+    pub(crate) fn told(&self, node: usize) -> usize {
+        let log = std::fs::metadata(self.nodes[node].folder.join("log"));
+        log.ok().and_then(|log| usize::try_from(log.len()).ok()).unwrap_or(0)
+    }
+
+    /// Whether a node has printed this since it had printed so much.
+    pub(crate) fn said(&self, node: usize, since: usize, text: &str) -> bool {
         let log = std::fs::read(self.nodes[node].folder.join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&log).contains(text)
+        String::from_utf8_lossy(log.get(since..).unwrap_or_default()).contains(text)
     }
 
     /// Starts a node's process; does not wait until it is ready.
@@ -468,8 +477,10 @@ impl Cluster {
     /// # Errors
     /// This machine cannot, or the node does not run.
     pub(crate) async fn inject(&self, index: usize, syncs: Syncs) -> Result<Injected, Error> {
-        let pid = self.nodes[index].process.as_ref().map(Process::pid);
-        Injected::attach(pid.ok_or_else(|| Error::Usage(format!("node {index} does not run")))?, syncs).await
+        let node = &self.nodes[index];
+        let pid = node.process.as_ref().map(Process::pid);
+        let pid = pid.ok_or_else(|| Error::Usage(format!("node {index} does not run")))?;
+        Injected::attach(pid, syncs, &node.folder.join("strace")).await
     }
 
     /// Takes a node off the list clients use.

@@ -20,16 +20,31 @@ pub(super) struct Process {
     child: Child,
 }
 
-/// What `guard` does: becomes `command`, which dies with the process that started us.
+/// What `guard` does: becomes `command`, which dies with the process that started us, of that id.
 ///
 /// # Errors
 /// Only when it could not; otherwise it does not return.
-pub(crate) fn guard(command: &[OsString]) -> Error {
+pub(crate) fn guard(parent: u32, command: &[OsString]) -> Error {
     let Some((program, args)) = command.split_first() else { return Error::Usage("guard whom?".to_owned()) };
     if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
         return Error::Io(error.into());
     }
+    // Who ended before this was asked for is told to nobody.
+    let parent_now = rustix::process::getppid().and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
+    if parent_now != Some(parent) {
+        return Error::Usage(format!("process {parent}, whom this was started by, is gone"));
+    }
     Error::Io(Command::new(program).args(args).exec())
+}
+
+/// The beginning of a command that dies with us: the program and its arguments are to follow.
+///
+/// # Errors
+/// This program does not know where it is.
+pub(super) fn guarded() -> Result<Command, Error> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["guard", "--parent", &std::process::id().to_string(), "--"]);
+    Ok(command)
 }
 
 impl Process {
@@ -39,9 +54,7 @@ impl Process {
     /// It does not exist, or nothing can be started.
     pub(super) fn start(binary: &Path, args: &[String], env: Env, log: &Path) -> Result<Self, Error> {
         let log = std::fs::File::options().create(true).append(true).open(log)?;
-        let child = Command::new(std::env::current_exe()?)
-            .arg("guard")
-            .arg("--")
+        let child = guarded()?
             .arg(binary)
             .args(args)
             .envs(env)

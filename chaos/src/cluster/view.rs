@@ -3,7 +3,7 @@
 use super::{ASK_WITHIN, Cluster, REPLICAS};
 use crate::client::Client;
 use crate::error::Error;
-use engram_model::time::Stopwatch;
+use engram_model::time::{Clock, Stopwatch};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,6 +15,17 @@ impl Cluster {
     /// It does not answer.
     pub(crate) async fn status(&self, index: usize) -> Result<Value, Error> {
         Ok(self.asker(index)?.ask("cluster/status", &[], None).await?["data"].take())
+    }
+
+    /// How many milliseconds a node's clock is ahead of ours, as far as its answers tell; `None`: it did not answer.
+    pub(crate) async fn clock_off(&self, index: usize) -> Option<f64> {
+        let asker = self.asker(index).ok()?;
+        let (before, watch) = (Clock::real().now(), Stopwatch::start());
+        let answer = asker.ask("query", &[("query", "time()".to_owned())], None).await.ok()?;
+        let told: f64 = answer["data"]["result"][1].as_str()?.parse().ok()?;
+        #[allow(clippy::cast_precision_loss, reason = "milliseconds of this age, far below 2^53")]
+        let ours = before as f64 + watch.elapsed().as_secs_f64() * 500.0;
+        Some(told * 1000.0 - ours)
     }
 
     fn asker(&self, index: usize) -> Result<Client, Error> {

@@ -1,11 +1,13 @@
 //! Files that are damaged, syncs that are held, calls that fail.
 
 use super::members::replace;
+use super::proof::HITS_WITHIN;
 use super::wounds::revive;
-use super::{Nemesis, Pace, Whom, names};
-use crate::cluster::{Cluster, Damage, Flaw, Syncs, inflict};
+use super::{Nemesis, Pace, Proof, Whom, names};
+use crate::cluster::{Cluster, Damage, Flaw, Injected, Syncs, inflict};
 use crate::error::Error;
 use crate::history::FaultState;
+use engram_model::time::Stopwatch;
 use std::time::Duration;
 
 /// Longer than anything is held.
@@ -29,6 +31,19 @@ pub(super) const FLAWS: [Flaw; 6] = [
     flaw("fsync,fdatasync", "EINTR", 3, 20),
 ];
 
+/// Waits until each node stands before a sync.
+async fn held_there(held: &[Injected]) -> Proof {
+    let watch = Stopwatch::start();
+    for one in held {
+        while !one.holds().await {
+            if watch.elapsed() > HITS_WITHIN {
+                return Err("no sync was asked for".to_owned());
+            }
+        }
+    }
+    Ok(String::new())
+}
+
 impl Nemesis {
     /// A node stands still between what it wrote and the sync of it; then it is let go on, or is killed there.
     pub(super) async fn held_sync(
@@ -48,6 +63,7 @@ impl Nemesis {
             held.push(cluster.inject(*node, Syncs::Held(HELD_MS)).await?);
         }
         tokio::time::sleep(PILE).await;
+        let proof = held_there(&held).await;
         nodes.iter().for_each(|node| cluster.pause(*node, true));
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
@@ -62,7 +78,7 @@ impl Nemesis {
             nodes.iter().for_each(|node| cluster.pause(*node, false));
             revive(cluster, &nodes).await?;
         }
-        self.recorder.fault(&name, FaultState::Healed, "");
+        self.healed(&name, proof);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! - a replica that learns late of a seal, so that the block lacks what it has: only the digest keeps that
 //! - a power loss while every sync takes long: only the order of sync and answer keeps what was acknowledged
 
-use super::{CHURN_WITHIN, CUT, Nemesis, Pace, Wound, heal, steer, strike};
+use super::{CHURN_WITHIN, CUT, Nemesis, Pace, Wound, heal, proof, steer, strike};
 use crate::cluster::{Cluster, Rule, Syncs, between};
 use crate::error::Error;
 use crate::history::FaultState;
@@ -104,12 +104,13 @@ impl Nemesis {
         let mut slow = Wound::Syncs { nodes: nodes.clone(), syncs, held: Vec::new() };
         strike(cluster, &mut slow).await?;
         self.wait(pace.hold_ms).await;
+        let late = proof(cluster, &slow, &[]).await?;
         let dark = "power loss of all nodes meanwhile";
         self.recorder.fault(dark, FaultState::Installed, "");
         let mut wound = Wound::NoPower(nodes);
         strike(cluster, &mut wound).await?;
         drop(slow);
-        self.recorder.fault(&name, FaultState::Healed, "");
+        self.healed(&name, late);
         heal(cluster, &mut wound).await?;
         self.recorder.fault(dark, FaultState::Healed, "");
         Ok(())

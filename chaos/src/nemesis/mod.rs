@@ -7,6 +7,7 @@
 //! - [`mod@self`]: the kinds of faults, and a round of them
 //! - `hand`: faults of several steps
 //! - `wounds`: how each is done and undone
+//! - `proof`: what shows that a fault did hit; without it nothing is proved and the run is *unknown*
 //! - `network`: which pairs of nodes a fault of the network hits, and how
 //! - `files`: files that are damaged, syncs that are held, calls that fail
 //! - `clocks`: clocks that are wrong
@@ -20,6 +21,7 @@ mod flood;
 mod hand;
 mod members;
 mod network;
+mod proof;
 mod store;
 mod whole;
 mod wounds;
@@ -28,6 +30,7 @@ use crate::cluster::{Cluster, Damage, Injected, Mood, Rule, Scarce, Syncs, Trap}
 use crate::error::Error;
 use crate::history::{FaultState, Recorder};
 use members::{CHURN_WITHIN, steer};
+use proof::{Proof, proof};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
@@ -39,7 +42,7 @@ use wounds::{heal, strike};
 /// Whom a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whom {
-    /// One node after the other, in an order of chance.
+    /// One node after the other, in an order of chance that is the same for the whole run.
     EachNode,
     /// A zone at a time.
     Zone,
@@ -143,11 +146,15 @@ pub(crate) struct Nemesis {
     recorder: Arc<Recorder>,
     chance: StdRng,
     client_timeout: Duration,
+    /// In which order nodes have their turns: the more of it, the later.
+    turns: u64,
 }
 
 impl Nemesis {
     pub(crate) fn new(recorder: Arc<Recorder>, seed: u64, client_timeout: Duration) -> Self {
-        Self { recorder, chance: StdRng::seed_from_u64(seed), client_timeout }
+        let mut chance = StdRng::seed_from_u64(seed);
+        let turns = chance.random();
+        Self { recorder, chance, client_timeout, turns }
     }
 
     /// Does `act` as often as `pace` says; nothing is broken any more when it returns well.
@@ -206,19 +213,24 @@ impl Nemesis {
 
     async fn round(&mut self, cluster: &mut Cluster, act: Act, round: u32, pace: Pace) -> Result<(), Error> {
         let (name, mut wound) = self.decide(cluster, act, round).await;
+        let before: Vec<usize> = (0..cluster.count()).map(|node| cluster.told(node)).collect();
         // Written down before it is done: what fails by it must not look as if it had failed without a fault.
         self.recorder.fault(&name, FaultState::Installed, "");
         strike(cluster, &mut wound).await?;
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
-        if let Wound::Full(nodes) = &wound
-            && !nodes.iter().all(|node| cluster.said(*node, "No space left"))
-        {
-            self.recorder.fault(&name, FaultState::Unknown, "no node said that its disk is full");
-        }
+        let proof = proof(cluster, &wound, &before).await?;
         heal(cluster, &mut wound).await?;
-        self.recorder.fault(&name, FaultState::Healed, "");
+        self.healed(&name, proof);
         Ok(())
+    }
+
+    /// Writes down that a fault is over, and what proves that it was there.
+    fn healed(&self, name: &str, proof: Proof) {
+        if let Err(why) = &proof {
+            self.recorder.fault(name, FaultState::Unknown, why);
+        }
+        self.recorder.fault(name, FaultState::Healed, &proof.unwrap_or_default());
     }
 
     async fn wait(&mut self, mean_ms: u64) {
@@ -231,8 +243,9 @@ impl Nemesis {
         match whom {
             Whom::All => running,
             Whom::EachNode => {
-                // The same order in every round: each node has its turn.
+                // The same order of chance in every round: each node has its turn.
                 running.sort_unstable();
+                running.shuffle(&mut StdRng::seed_from_u64(self.turns));
                 let turn = round as usize % running.len().max(1);
                 running.get(turn).copied().into_iter().collect()
             }
@@ -325,11 +338,12 @@ impl Nemesis {
         let mut lies = Wound::Syncs { nodes: nodes.clone(), syncs: Syncs::Lie, held: Vec::new() };
         strike(cluster, &mut lies).await?;
         self.wait(pace.hold_ms).await;
+        let proof = proof(cluster, &lies, &[]).await?;
         let mut dark = Wound::NoPower(nodes);
         strike(cluster, &mut dark).await?;
         drop(lies);
         heal(cluster, &mut dark).await?;
-        self.recorder.fault(name, FaultState::Healed, "");
+        self.healed(name, proof);
         Ok(())
     }
 }

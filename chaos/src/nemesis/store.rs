@@ -1,13 +1,18 @@
 //! The object store: slow, silent, lying; and nodes that die or stop at a chosen request of theirs.
 
-use super::{Nemesis, Pace};
+use super::proof::HITS_WITHIN;
+use super::{Nemesis, Pace, Proof};
 use crate::cluster::{Cluster, Deed, Mood, Store, Trap};
 use crate::error::Error;
 use crate::history::FaultState;
+use engram_model::time::Stopwatch;
 use std::time::Duration;
 
 /// How long a trap lies before it counts as never reached.
 const REACHED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a lease of a node that says nothing may last, and the work of the one after it.
+const AGAIN_WITHIN: Duration = Duration::from_secs(150);
 
 fn store(cluster: &mut Cluster) -> Result<&mut Store, Error> {
     cluster.store().ok_or_else(|| Error::Usage("this cluster has no object store".to_owned()))
@@ -35,9 +40,9 @@ impl Nemesis {
         store(cluster)?.set(mood);
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
+        let proof = met(cluster, mood).await?;
         store(cluster)?.set(Mood::default());
-        let there = store(cluster)?.objects();
-        self.recorder.fault(&name, FaultState::Healed, &format!("{there} objects"));
+        self.healed(&name, proof);
         Ok(())
     }
 
@@ -48,15 +53,14 @@ impl Nemesis {
         store(cluster)?.lay(trap);
         self.recorder.fault(&name, FaultState::Installed, "");
         let Some(node) = store(cluster)?.caught(REACHED_WITHIN).await else {
-            self.recorder.fault(&name, FaultState::Unknown, "no node came there");
-            self.recorder.fault(&name, FaultState::Healed, "");
-            self.recorder.fault(&name, FaultState::Healed, "");
+            self.healed(&name, Err("no node came there".to_owned()));
             return Ok(());
         };
         self.recorder.fault(&name, FaultState::Struck, "");
         if trap.deed == Deed::Kill {
             cluster.kill_any(&[node]).await?;
         }
+        let proof = if trap.merged { made_again(cluster).await? } else { Ok(String::new()) };
         self.wait(pace.hold_ms).await;
         if trap.deed == Deed::Kill {
             cluster.start(&[node]).await?;
@@ -64,7 +68,48 @@ impl Nemesis {
             cluster.pause(node, false);
             cluster.ready(node).await?;
         }
-        self.recorder.fault(&name, FaultState::Healed, &format!("node {node}"));
+        self.healed(&name, proof.map(|told| format!("node {node}{told}")));
         Ok(())
     }
+}
+
+/// Waits until requests have met all that a mood is.
+async fn met(cluster: &mut Cluster, mood: Mood) -> Result<Proof, Error> {
+    let watch = Stopwatch::start();
+    loop {
+        let (met, there) = (store(cluster)?.met(), store(cluster)?.objects());
+        let missing: Vec<_> = mood.kinds().into_iter().filter(|kind| !met.contains_key(kind)).collect();
+        if missing.is_empty() {
+            return Ok(Ok(format!("requests met {met:?}; {there} objects")));
+        }
+        if watch.elapsed() > HITS_WITHIN {
+            return Ok(Err(format!("no request met: {}", missing.join(", "))));
+        }
+        if mood.stale {
+            ask_for_lists(cluster).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Nodes ask for lists every few hours, and whenever a person asks what lies there that nobody knows; that is done here.
+async fn ask_for_lists(cluster: &Cluster) {
+    let at = cluster.running().first().and_then(|node| cluster.roster.client(*node));
+    let (Some(client), Some(bucket)) = (at, cluster.bucket()) else { return };
+    for tenant in bucket.tenants() {
+        // What is answered does not matter here: it is as old as the list.
+        let _told = client.ask("admin/blocks/orphans", &[], Some(&tenant)).await;
+    }
+}
+
+/// Waits until another node has made a block of what the one that is caught was making one of.
+async fn made_again(cluster: &mut Cluster) -> Result<Proof, Error> {
+    let watch = Stopwatch::start();
+    while store(cluster)?.made_again() == 0 {
+        if watch.elapsed() > AGAIN_WITHIN {
+            return Ok(Err("no other node took its work over".to_owned()));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(Ok(format!("; another took its work over after {:.0} s", watch.elapsed().as_secs_f64())))
 }

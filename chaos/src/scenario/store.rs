@@ -44,7 +44,7 @@ const BASE: Scenario = Scenario {
 };
 
 const fn trap(verb: Verb, ends: &'static str, after: bool) -> Trap {
-    Trap { verb, ends, after, deed: Deed::Kill }
+    Trap { verb, ends, after, merged: false, deed: Deed::Kill }
 }
 
 /// Each step of making a block, in its order.
@@ -129,10 +129,11 @@ pub(super) static STORE: &[Scenario] = &[
     Scenario {
         name: "two-owners",
         number: "29",
-        fault: "SIGSTOP of a node that has uploaded a block and not said so, for longer than its lease; then SIGCONT",
+        fault: "SIGSTOP of a node that has uploaded a merged block and not said so, until another has done it too; then SIGCONT",
         says: "who comes back late changes nothing; no sample is lost or doubled",
-        act: Act::Trap(&[Trap { deed: Deed::Pause, ..trap(Verb::Put, "meta.json", true) }]),
-        pace: Pace { rounds: 1, hold_ms: 90_000, rest_ms: 5_000 },
+        act: Act::Trap(&[Trap { deed: Deed::Pause, merged: true, ..trap(Verb::Put, "meta.json", true) }]),
+        // So long after the other one has done it.
+        pace: Pace { rounds: 1, hold_ms: 6_000, rest_ms: 5_000 },
         promise: HONEST,
         ..BASE
     },

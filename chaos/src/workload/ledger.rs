@@ -2,13 +2,13 @@
 
 use super::{Shared, failure};
 use crate::client::Client;
+use crate::cluster::Bucket;
 use crate::error::Error;
 use crate::history::{Answer, BlockSeen, Call, End};
 use engram_model::digest::Digest;
 use engram_model::time::Stopwatch;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 /// Longest time until all of a tenant is in blocks.
@@ -37,7 +37,7 @@ pub(crate) async fn flush_all(shared: &Shared) -> Result<(), Error> {
 }
 
 /// Asks what there is of each tenant, and looks whether it lies in the bucket.
-pub(crate) async fn look(shared: &Shared, bucket: &Path) {
+pub(crate) async fn look(shared: &Shared, bucket: &Bucket) {
     for tenant in 0..shared.numbers.tenants {
         let node = shared.roster.listed().into_iter().next().unwrap_or(0);
         let Some(client) = shared.roster.client(node) else { continue };
@@ -53,7 +53,7 @@ pub(crate) async fn look(shared: &Shared, bucket: &Path) {
     }
 }
 
-async fn ledger(client: &Client, tenant: &str, bucket: &Path) -> Result<Answer, Error> {
+async fn ledger(client: &Client, tenant: &str, bucket: &Bucket) -> Result<Answer, Error> {
     for _ in 1..LOOKS {
         let looked = once(client, tenant, bucket).await;
         let after = index(client, tenant).await?;
@@ -72,7 +72,7 @@ async fn index(client: &Client, tenant: &str) -> Result<BTreeSet<String>, Error>
     Ok(rows.filter(|row| row["state"] == "read").filter_map(|row| Some(row["id"].as_str()?.to_owned())).collect())
 }
 
-async fn once(client: &Client, tenant: &str, bucket: &Path) -> Result<(Answer, BTreeSet<String>), Error> {
+async fn once(client: &Client, tenant: &str, bucket: &Bucket) -> Result<(Answer, BTreeSet<String>), Error> {
     let names = index(client, tenant).await?;
     let mut blocks = Vec::new();
     for id in &names {
@@ -84,27 +84,26 @@ async fn once(client: &Client, tenant: &str, bucket: &Path) -> Result<(Answer, B
             id: id.clone(),
             samples: row["samples"].as_u64().unwrap_or(0),
             sources: sources.filter_map(|id| Some(id.as_str()?.to_owned())).collect(),
-            wrong: missing(&row, &bucket.join(tenant).join(id)).or(damage),
+            wrong: missing(&row, bucket, &format!("{tenant}/{id}")).or(damage),
         });
     }
     let total = client.ask("admin/digests", &[], Some(tenant)).await?["data"]["total"].take();
     let sum = |name: &str| u64::from_str_radix(total[name].as_str().unwrap_or_default(), 16).unwrap_or(0);
     let stored = Digest { count: total["count"].as_u64().unwrap_or(0), low: sum("low"), high: sum("high") };
-    let there = std::fs::read_dir(bucket.join(tenant)).into_iter().flatten().flatten();
-    let strangers = there.filter_map(|one| one.file_name().into_string().ok()).filter(|id| !names.contains(id));
+    let strangers = bucket.of(tenant).into_iter().filter(|id| !names.contains(id));
     Ok((Answer::Ledger { blocks, stored, strangers: strangers.collect() }, names))
 }
 
 /// The first object of a block that is not in the bucket as it was agreed.
-fn missing(row: &Value, folder: &Path) -> Option<String> {
+fn missing(row: &Value, bucket: &Bucket, block: &str) -> Option<String> {
     let files = row["files"].as_array().filter(|files| !files.is_empty());
     let Some(files) = files else { return Some("it names no objects".to_owned()) };
     files.iter().find_map(|file| {
         let name = file["name"].as_str().unwrap_or_default();
-        match std::fs::metadata(folder.join(name)) {
-            Ok(have) if Some(have.len()) == file["bytes"].as_u64() => None,
-            Ok(have) => Some(format!("{name} has {} bytes, agreed are {}", have.len(), file["bytes"])),
-            Err(error) => Some(format!("{name}: {error}")),
+        match bucket.bytes(&format!("{block}/{name}")) {
+            Some(have) if Some(have) == file["bytes"].as_u64() => None,
+            Some(have) => Some(format!("{name} has {have} bytes, agreed are {}", file["bytes"])),
+            None => Some(format!("{name} is not there")),
         }
     })
 }

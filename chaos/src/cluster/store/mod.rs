@@ -16,6 +16,7 @@
 mod http;
 mod shelf;
 
+use super::bucket::Bucket;
 use super::origin;
 use super::proxy::Pids;
 use crate::error::Error;
@@ -24,6 +25,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal};
 use shelf::Shelf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +38,8 @@ use tokio::task::JoinSet;
 pub(super) const BUCKET: &str = "chaos";
 /// Springs of a trap that are remembered.
 const SPRINGS_MAX: usize = 16;
+/// How the object is called that says what a block is; it is put last.
+const SAYS_WHAT: &str = "/meta.json";
 
 /// How the store is at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +69,22 @@ pub(crate) enum Verb {
     List,
 }
 
+impl Mood {
+    /// What can be met in it, each by its name.
+    pub(crate) fn kinds(self) -> Vec<&'static str> {
+        let all = [
+            (self.down, "down"),
+            (self.silent, "silent"),
+            (self.refused > 0, "refused"),
+            (self.late_ms > 0, "late"),
+            (self.unanswered > 0, "unanswered"),
+            (self.halves > 0, "half"),
+            (self.stale, "old list"),
+        ];
+        all.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect()
+    }
+}
+
 /// What becomes of whoever makes a certain request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deed {
@@ -80,6 +100,8 @@ pub(crate) struct Trap {
     pub(crate) ends: &'static str,
     /// Whether it is done first; else it never is.
     pub(crate) after: bool,
+    /// Only where it says what a block is that was made of others.
+    pub(crate) merged: bool,
     pub(crate) deed: Deed,
 }
 
@@ -97,6 +119,10 @@ pub(crate) struct Store {
 struct Inner {
     shelf: Mutex<Shelf>,
     trap: Mutex<Option<Trap>>,
+    /// What the mood did to requests, and how often.
+    met: Mutex<BTreeMap<&'static str, u64>>,
+    /// The sources of the block whose maker is in the trap, and how often another was made of any of them since.
+    watched: Mutex<(Vec<String>, usize)>,
     pids: Pids,
     springs: mpsc::Sender<usize>,
 }
@@ -109,7 +135,8 @@ impl Store {
     pub(super) async fn start(address: SocketAddr, pids: Pids, seed: u64) -> Result<Self, Error> {
         let listener = TcpListener::bind(address).await?;
         let (springs, sprung) = mpsc::channel(SPRINGS_MAX);
-        let inner = Arc::new(Inner { shelf: Mutex::default(), trap: Mutex::default(), pids, springs });
+        let (shelf, trap, met, watched) = (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        let inner = Arc::new(Inner { shelf, trap, met, watched, pids, springs });
         let (mood, moods) = watch::channel(Mood::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, inner.clone(), moods, StdRng::seed_from_u64(seed)));
@@ -139,7 +166,18 @@ impl Store {
         let mut shelf = self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner);
         shelf.freeze(mood.stale);
         drop(shelf);
+        self.inner.met.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.mood.send_replace(mood);
+    }
+
+    /// What the mood did to requests since it was set, and how often.
+    pub(crate) fn met(&self) -> BTreeMap<&'static str, u64> {
+        self.inner.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often a block was made of what the one that was caught was making another of.
+    pub(crate) fn made_again(&self) -> usize {
+        self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// Lays a trap, in place of any other.
@@ -158,6 +196,27 @@ impl Store {
     /// How many objects there are.
     pub(crate) fn objects(&self) -> usize {
         self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// What is in it now and later, for who looks from outside.
+    pub(super) fn bucket(&self) -> Bucket {
+        Bucket::Ours(Objects(self.inner.clone()))
+    }
+}
+
+/// The objects of a store of ours, past all its moods.
+#[derive(Clone, Debug)]
+pub(crate) struct Objects(Arc<Inner>);
+
+impl Objects {
+    /// How long an object is; `None`: it is not there.
+    pub(super) fn bytes(&self, key: &str) -> Option<u64> {
+        self.0.shelf.lock().unwrap_or_else(PoisonError::into_inner).bytes(key)
+    }
+
+    /// The names that follow `prefix`, up to the next slash.
+    pub(super) fn below(&self, prefix: &str) -> BTreeSet<String> {
+        self.0.shelf.lock().unwrap_or_else(PoisonError::into_inner).below(prefix)
     }
 }
 
@@ -197,19 +256,30 @@ impl Line {
     /// `None`: the connection ends without a word.
     async fn answer(&mut self, request: &Request, chance: &mut StdRng) -> Option<Answer> {
         let mood = *self.moods.borrow_and_update();
+        let met = |kind| *self.inner.met.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_insert(0) += 1;
         if mood.silent {
+            met("silent");
             // Until somebody loses patience, or the mood is another.
             self.moods.changed().await.ok();
             return None;
         }
-        tokio::time::sleep(Duration::from_millis(mood.late_ms)).await;
+        if mood.late_ms > 0 {
+            met("late");
+            tokio::time::sleep(Duration::from_millis(mood.late_ms)).await;
+        }
         let mut hit = |percent: u32| percent > 0 && chance.random_range(0..100) < percent;
         let verb = request.verb();
         let changes = matches!(verb, Verb::Put | Verb::Delete);
-        if mood.down || verb == Verb::Put && hit(mood.halves) {
+        if mood.down {
+            met("down");
+            return None;
+        }
+        if verb == Verb::Put && hit(mood.halves) {
+            met("half");
             return None;
         }
         if hit(mood.refused) {
+            met("refused");
             return Some(Answer::error(503, "SlowDown"));
         }
         let trap = self.trap(request);
@@ -217,18 +287,42 @@ impl Line {
             self.spring(trap).await;
             return None;
         }
-        let answer = self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner).answer(request);
+        let (answer, old) = {
+            let mut shelf = self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            (shelf.answer(request), shelf.is_old())
+        };
+        if verb == Verb::List && old {
+            met("old list");
+        }
+        self.watch(request, trap.is_some());
         if let Some(trap) = trap {
             self.spring(trap).await;
             return None;
         }
-        if changes && hit(mood.unanswered) { None } else { Some(answer) }
+        if changes && hit(mood.unanswered) {
+            met("unanswered");
+            return None;
+        }
+        Some(answer)
+    }
+
+    /// Remembers of what the block is made whose maker is caught, and counts others that are made of the same.
+    fn watch(&self, request: &Request, caught: bool) {
+        let Some(sources) = merged_of(request) else { return };
+        let mut watched = self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if caught {
+            *watched = (sources, 0);
+        } else if sources.iter().any(|one| watched.0.contains(one)) {
+            watched.1 += 1;
+        }
     }
 
     /// The trap, if this request is the one it waits for; it is taken away with that.
     fn trap(&self, request: &Request) -> Option<Trap> {
         let mut laid = self.inner.trap.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |trap: &&mut Trap| trap.verb == request.verb() && request.names(trap.ends);
+        let merged = || merged_of(request).is_some();
+        let of =
+            |trap: &&mut Trap| trap.verb == request.verb() && request.names(trap.ends) && (!trap.merged || merged());
         laid.as_mut().filter(of).map(|trap| *trap)?;
         laid.take()
     }
@@ -250,6 +344,16 @@ impl Line {
         // Nobody waits any more only when the run is over.
         let _over = self.inner.springs.send(node).await;
     }
+}
+
+/// The blocks that one is made of which this request puts; `None`: it puts none that was made of others.
+fn merged_of(request: &Request) -> Option<Vec<String>> {
+    if request.verb() != Verb::Put || !request.key.ends_with(SAYS_WHAT) {
+        return None;
+    }
+    let says: serde_json::Value = serde_json::from_slice(&request.body).ok()?;
+    let sources: Vec<_> = says["compaction"]["sources"].as_array()?.iter().filter_map(|id| id.as_str()).collect();
+    (sources.len() > 1).then(|| sources.into_iter().map(ToOwned::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -328,5 +432,27 @@ mod tests {
         put("f").await.unwrap();
         let list = http.get(format!("{root}?list-type=2&prefix=")).send().await.unwrap().text().await.unwrap();
         assert!(list.contains("<Key>e</Key>") && !list.contains("<Key>f</Key>"), "{list}");
+        assert_eq!(store.met(), BTreeMap::from([("old list", 1)]), "what was met before is forgotten");
+        assert_eq!(Mood { stale: true, halves: 1, ..Mood::default() }.kinds(), ["half", "old list"]);
+        assert_eq!((store.bucket().bytes("f"), store.bucket().bytes("d")), (Some(1), None));
+    }
+
+    #[tokio::test]
+    async fn who_makes_a_block_of_the_same_is_counted() {
+        let (store, root, http) = store().await;
+        let put = |block: &str, sources: &str| {
+            let body = format!("{{\"compaction\":{{\"level\":2,\"sources\":[{sources}]}}}}");
+            http.put(format!("{root}/t/{block}/meta.json")).body(body).send()
+        };
+        let trap = Trap { verb: Verb::Put, ends: "meta.json", after: true, merged: true, deed: Deed::Pause };
+        *store.inner.trap.lock().unwrap() = Some(trap);
+        assert!(put("cut", "\"cut\"").await.is_ok(), "a block of nothing else is not waited for");
+        assert!(put("ab", "\"a\",\"b\"").await.is_err());
+        // Nobody knows who that was, so the trap lies there again.
+        *store.inner.trap.lock().unwrap() = None;
+        put("cd", "\"c\",\"d\"").await.unwrap();
+        assert_eq!(store.made_again(), 0);
+        put("bc", "\"b\",\"c\"").await.unwrap();
+        assert_eq!(store.made_again(), 1);
     }
 }

@@ -28,6 +28,21 @@ impl Shelf {
         self.objects.len()
     }
 
+    pub(super) fn bytes(&self, key: &str) -> Option<u64> {
+        self.objects.get(key).map(|object| object.bytes.len() as u64)
+    }
+
+    /// The names that follow `prefix`, up to the next slash.
+    pub(super) fn below(&self, prefix: &str) -> BTreeSet<String> {
+        let rest = self.objects.keys().filter_map(|key| key.strip_prefix(prefix));
+        rest.filter_map(|rest| rest.split('/').next()).map(ToOwned::to_owned).collect()
+    }
+
+    /// Whether lists show other objects than there are.
+    pub(super) fn is_old(&self) -> bool {
+        self.frozen.as_ref().is_some_and(|frozen| !frozen.keys().eq(self.objects.keys()))
+    }
+
     /// Whether lists show this moment from now on.
     pub(super) fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen.then(|| self.objects.clone());
