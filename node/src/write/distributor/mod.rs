@@ -3,7 +3,7 @@
 //! One look at the ring per request: the partitions of the tenant's shard, each with its replica set and epoch. While a
 //! set is being replaced by another, each of the two must have its majority. A slow or dead replica does not slow the
 //! request once the others are a majority; what was sent to it is on its way all the same. Without a majority the answer
-//! comes as soon as that is certain. A set that changes meanwhile is looked up again.
+//! comes as soon as that is certain. A set that changes meanwhile is looked up again, unless it had its majority.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,11 +124,17 @@ pub(super) async fn on_majority<F: Future<Output = Result<Appended, Error>>>(
         })?;
         let sets = Sets::new(&set.replicas, ring.next(partition));
         let (epoch, left) = (set.epoch, until.saturating_duration_since(Instant::now()));
-        let error = match quorum(partition, &sets, |node| ask(node, epoch, left)).await {
+        let newer = Epoch(epoch.0.saturating_add(1));
+        let known = async {
+            if meta.epoch_reached(partition, newer, left).await.is_err() {
+                // It does not become known in time: the answers themselves are all there is.
+                std::future::pending::<()>().await;
+            }
+        };
+        let error = match quorum(partition, &sets, known, |node| ask(node, epoch, left)).await {
             Err(error) if error.stage == Stage::Stale => error,
             done => return done,
         };
-        let newer = Epoch(epoch.0.saturating_add(1));
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() || meta.epoch_reached(partition, newer, left).await.is_err() {
             return Err(error);
@@ -140,16 +146,30 @@ pub(super) async fn on_majority<F: Future<Output = Result<Appended, Error>>>(
 /// One partition under one replica set: all replicas at once, the answer when each set has its majority, or as soon as
 /// it cannot have it any more. What any replica of the majority refused counts as refused ([`of_both`]): a sample is
 /// promised only when all of these have stored it.
+///
+/// A replica that knows a newer set counts as one that fails: a majority of this set is one all the same, for nobody is
+/// complete in the newer one without having asked a majority of this one for what it had stored before. Who has none by
+/// the time that `newer` is known here asks the newer set.
 async fn quorum<F: Future<Output = Result<Appended, Error>>>(
     partition: PartitionId,
     sets: &Sets,
+    newer: impl Future<Output = ()>,
     append: impl Fn(NodeId) -> F,
 ) -> Result<Appended, Error> {
     let append = &append;
+    let mut newer = std::pin::pin!(newer);
     let mut answers: FuturesUnordered<_> = sets.nodes().map(|node| async move { (node, append(node).await) }).collect();
     let (mut good, mut bad, mut stored) = (Vec::new(), Vec::new(), None::<Appended>);
-    let mut why = Vec::new();
-    while let Some((node, answer)) = answers.next().await {
+    let (mut why, mut stale) = (Vec::new(), None);
+    loop {
+        let (node, answer) = tokio::select! {
+            biased;
+            answer = answers.next() => match answer {
+                Some(answer) => answer,
+                None => break,
+            },
+            () = newer.as_mut(), if stale.is_some() => break,
+        };
         match answer {
             Ok(done) => {
                 good.push(node);
@@ -162,18 +182,20 @@ async fn quorum<F: Future<Output = Result<Appended, Error>>>(
                     return Ok(stored.unwrap_or_default());
                 }
             }
-            // Others know of a newer set too, or will: what they say for this one is of no use.
-            Err(error) if error.stage == Stage::Stale => return Err(error),
             Err(error) => {
                 bad.push(node);
-                why.push(error);
+                if error.stage == Stage::Stale {
+                    stale = Some(error);
+                } else {
+                    why.push(error);
+                }
                 if sets.cannot_have_majority(&bad) {
                     break;
                 }
             }
         }
     }
-    Err(no_majority(partition, sets, &why))
+    Err(stale.unwrap_or_else(|| no_majority(partition, sets, &why)))
 }
 
 /// What two replicas have both stored of one slice. Refusals that read the same are taken to be of the same samples;

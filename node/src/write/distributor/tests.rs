@@ -8,12 +8,19 @@ enum Does {
     /// Stores so many samples and refuses so many.
     Stores(u64, u64),
     Fails(Error),
+    /// Stores a sample after so many seconds.
+    Slow(u64),
     /// Is silent for so many seconds, then fails.
     Silent(u64),
 }
 
 /// Asks node `i` to do `does[i]`; the first `current` are the set that is, the others the one that will be.
 async fn ask(does: &[Does], current: usize) -> (Result<Appended, Error>, u64) {
+    ask_until(does, current, 0).await
+}
+
+/// The same where a newer set becomes known after so many seconds.
+async fn ask_until(does: &[Does], current: usize, newer_s: u64) -> (Result<Appended, Error>, u64) {
     let ids: Vec<NodeId> = (0..does.len() as u64).map(NodeId).collect();
     let next = (current < ids.len()).then(|| &ids[current..]);
     let sets = Sets::new(&ids[..current], next);
@@ -28,6 +35,10 @@ async fn ask(does: &[Does], current: usize) -> (Result<Appended, Error>, u64) {
                     Ok(done)
                 }
                 Does::Fails(error) => Err(error),
+                Does::Slow(seconds) => {
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    Ok(Appended { samples: 1, ..Appended::default() })
+                }
                 Does::Silent(seconds) => {
                     tokio::time::sleep(Duration::from_secs(seconds)).await;
                     Err(Error::new(Class::Timeout, "silent"))
@@ -35,7 +46,8 @@ async fn ask(does: &[Does], current: usize) -> (Result<Appended, Error>, u64) {
             }
         }
     };
-    let done = quorum(PartitionId(0), &sets, append).await;
+    let newer = tokio::time::sleep(Duration::from_secs(newer_s));
+    let done = quorum(PartitionId(0), &sets, newer, append).await;
     (done, began.elapsed().as_secs())
 }
 
@@ -99,4 +111,21 @@ async fn one_replica_alone_says_why_in_its_own_words_and_a_newer_ring_is_told_at
     let stale = Error { stage: Stage::Stale, ..Error::unavailable("newer") };
     let (done, took) = ask(&[Does::Silent(10), Does::Fails(stale.clone()), Does::Silent(10)], 3).await;
     assert_eq!((done.unwrap_err(), took), (stale, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_of_a_set_counts_although_one_of_it_knows_a_newer_one() {
+    let stale = || Does::Fails(Error { stage: Stage::Stale, ..Error::unavailable("newer") });
+    let good = || Does::Stores(1, 0);
+    assert!(ask(&[stale(), good(), good()], 3).await.0.is_ok());
+    // It comes while this node does not know the newer set, and is not waited for after that.
+    let (done, took) = ask_until(&[stale(), Does::Slow(1), Does::Slow(2)], 3, 5).await;
+    assert_eq!((done.unwrap().samples, took), (1, 2));
+    let (done, took) = ask_until(&[stale(), Does::Slow(1), Does::Silent(60)], 3, 5).await;
+    assert_eq!((done.unwrap_err().stage, took), (Stage::Stale, 5));
+    // Of each set.
+    let both = [good(), good(), stale(), good(), stale(), Does::Slow(1)];
+    assert_eq!(ask_until(&both, 3, 5).await.1, 1);
+    let (done, took) = ask_until(&[good(), good(), stale(), good(), stale(), stale()], 3, 5).await;
+    assert_eq!((done.unwrap_err().stage, took), (Stage::Stale, 0), "the newer set may take what this one cannot");
 }
