@@ -3,7 +3,7 @@
 //! Two connections a node: one carries the stream of appends ([`super::appends`]), the other what queries ask, so that
 //! a large answer does not hold up a write. Both are kept alive by HTTP/2 pings, because a half-open one would swallow
 //! requests until their deadlines. Who failed just now is not called for a moment: a dead node costs its callers
-//! nothing.
+//! nothing. Each connection has its own mark of that: a query that broke off holds up no write.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -128,7 +128,10 @@ pub struct Remote {
     node: NodeId,
     address: String,
     client: Client,
+    /// Of what queries ask.
     mark: Arc<Mark>,
+    /// Of the stream of appends.
+    appends_mark: Arc<Mark>,
     stats: Arc<Peer>,
     appends: appends::Handle,
     _tasks: JoinSet<()>,
@@ -174,10 +177,11 @@ impl Remote {
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX)
         };
-        let (mark, mut tasks) = (Arc::new(Mark::default()), JoinSet::new());
+        let (mark, appends_mark, mut tasks) = (Arc::default(), Arc::<Mark>::default(), JoinSet::new());
         let name = format!("node {} at {address}", node.0);
-        let appends = appends::open(client(), name, (mark.clone(), stats.clone()), &mut tasks);
-        Ok(Self { node, address: address.to_owned(), client: client(), mark, stats, appends, _tasks: tasks })
+        let appends = appends::open(client(), name, (appends_mark.clone(), stats.clone()), &mut tasks);
+        let (client, address) = (client(), address.to_owned());
+        Ok(Self { node, address, client, mark, appends_mark, stats, appends, _tasks: tasks })
     }
 
     /// Where it is.
@@ -186,10 +190,10 @@ impl Remote {
         &self.address
     }
 
-    /// Whether a call is worth trying.
+    /// Whether a call is worth trying: neither a query nor a write failed just now.
     #[must_use]
     pub fn is_well(&self) -> bool {
-        self.mark.is_well()
+        self.mark.is_well() && self.appends_mark.is_well()
     }
 
     fn lost(&self, status: &Status) -> Error {
@@ -344,7 +348,7 @@ impl Replica for Remote {
     fn append(&self, request: Append, within: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
         async move {
             let began = Instant::now();
-            self.mark.rested().await;
+            self.appends_mark.rested().await;
             self.appends.append(request, within.saturating_sub(began.elapsed())).await
         }
         .boxed()
@@ -461,5 +465,39 @@ impl Replica for Remote {
             Arriving::new(frames, name, self.mark.clone()).promised().await
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_query_that_failed_holds_up_no_write() {
+        // Nothing is connected: the actor of the stream gets no turn here.
+        let remote = Remote::open((NodeId(1), NodeId(2)), "c", ("127.0.0.1:1", &Tls::plain())).unwrap();
+        let append = || Append {
+            tenant: TenantId::anonymous(),
+            limits: Arc::default(),
+            partition: PartitionId(0),
+            epoch: Epoch(1),
+            batch: Arc::default(),
+            picks: Arc::default(),
+            metadata: false,
+            memory: None,
+            repair: false,
+            as_of: 0,
+            packed: Arc::default(),
+        };
+        let sent = || remote.stats.waiting.load(Ordering::Relaxed);
+        remote.appends_mark.failed();
+        assert!(remote.append(append(), Duration::from_secs(9)).now_or_never().is_none());
+        assert!(!remote.is_well() && sent() == 0, "the way of the writes itself rests");
+        remote.appends_mark.answered();
+        remote.mark.failed();
+        assert!(remote.append(append(), Duration::from_secs(9)).now_or_never().is_none());
+        assert!(!remote.is_well() && sent() == 1, "the way of the queries is another one");
     }
 }

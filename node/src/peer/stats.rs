@@ -56,7 +56,7 @@ struct Counts {
 pub struct Peer {
     calls: [Counts; CALLS.len()],
     /// Slices that wait to be sent.
-    waiting: AtomicU64,
+    pub(super) waiting: AtomicU64,
     /// Whether the stream of writes is open.
     stream: AtomicU64,
 }
