@@ -218,13 +218,18 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
         known.acknowledged.extend(times);
     };
     assert!(known.acknowledged.len() > 1, "what was reserved is written");
-    // Whoever comes now is told at once, with the code that makes senders come again.
+    // Whoever comes now is told at once, with the code that makes senders come again; also behind one that asks to be told
+    // when everything before it is visible.
+    let mut settling = ingest.handle.settle(LONG).boxed();
+    assert!((&mut settling).now_or_never().is_none());
     let refused = ingest.local.append(append_all(&meta, &[from]), LONG).await.unwrap_err();
     assert_eq!(status(&refused, Side::Write), 503, "{refused}");
     assert!(retry_after_seconds(&refused).is_some() && refused.to_string().contains("full"), "{refused}");
     check(&ingest, &known, "on a full disk").await;
+    assert!((&mut settling).now_or_never().is_none(), "what is at the log is not visible");
     disk.fill(false);
     assert_eq!(waiting.0.await.unwrap().samples, BATCH.unsigned_abs());
+    settling.await.unwrap();
     known.acknowledged.extend(waiting.1);
     write(&ingest, &mut known, from).await.unwrap();
     check(&ingest, &known, "when there is room").await;

@@ -41,6 +41,8 @@ pub use handle::{Forgetting, Handle, Message, Proof};
 const MAILBOX_MAX: usize = 1024;
 /// Appends that may be at the log at once.
 const PENDING_MAX: usize = 256;
+/// Who may wait at once for what was accepted before; more make the actor wait for the log.
+const SETTLING_MAX: usize = 256;
 /// Appends taken from the mailbox in one go.
 const DRAIN_MAX: usize = 64;
 /// A slice of more series than this is staged and applied on a thread that may take its time: at half a microsecond
@@ -98,6 +100,8 @@ struct State {
     config: Config,
     pending: VecDeque<Pending>,
     accepted_count: u64,
+    /// Who is told when all appends below a number are visible, in order of the number.
+    settling: VecDeque<(u64, Reply<()>)>,
     flushed_tx: mpsc::Sender<(u64, Result<Position, engram_storage::Error>)>,
 }
 
@@ -105,7 +109,8 @@ async fn run(config: Config, mailbox: Mailbox<Message>) -> Result<(), crate::act
     let mut lease = mailbox.open().ok_or("mailbox is in use")?;
     let (flushed_tx, mut flushed_rx) = mpsc::channel(PENDING_MAX + DRAIN_MAX);
     let stop = config.stop.clone();
-    let mut state = State { config, pending: VecDeque::new(), accepted_count: 0, flushed_tx };
+    let mut state =
+        State { config, pending: VecDeque::new(), accepted_count: 0, settling: VecDeque::new(), flushed_tx };
     let mut messages = Vec::with_capacity(DRAIN_MAX);
     let mut closed = false;
     loop {
@@ -164,8 +169,13 @@ impl State {
                 let _gone = reply.send(done);
             }
             Message::Settle { reply } => {
-                self.settle(flushed).await?;
-                let _gone = reply.send(());
+                // Peers that compare ask this all the time: what comes after it does not wait for the log.
+                self.settling.retain(|(_, reply)| !reply.is_closed());
+                if self.settling.len() >= SETTLING_MAX {
+                    self.settle(flushed).await?;
+                }
+                self.settling.push_back((self.accepted_count, reply));
+                self.tell_settled();
             }
             Message::Leave { reply } => {
                 self.settle(flushed).await?;
@@ -289,6 +299,7 @@ impl State {
         match result {
             Ok(_) => {
                 self.apply(pending).await?;
+                self.tell_settled();
                 self.keep_full().await
             }
             Err(error) => {
@@ -296,6 +307,14 @@ impl State {
                 let _gone = pending.reply.send(Err(error.clone()));
                 Err(error)
             }
+        }
+    }
+
+    /// Tells those who wait for nothing that is still at the log.
+    fn tell_settled(&mut self) {
+        let visible_count = self.pending.front().map_or(self.accepted_count, |oldest| oldest.sequence);
+        while let Some((_, reply)) = self.settling.pop_front_if(|(count, _)| *count <= visible_count) {
+            let _gone = reply.send(());
         }
     }
 
