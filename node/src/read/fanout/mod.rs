@@ -8,6 +8,10 @@
 //! replica of the majority that is asked here has it. If that one's digest of the slot equals the nearest replica's,
 //! which was taken before its series were read, the nearest one had the sample too. If not, its slot is fetched.
 //!
+//! While a set is being replaced a majority of the next one is asked, too, because one of them knows when the change is
+//! over. What those have that only come is not read: all that was acknowledged is on a majority of the present set, and
+//! what a replica that only comes has beside that is gone from every query if the change is taken back.
+//!
 //! A replica that fails is passed over as long as a majority answers; one that takes long gets a rival. A replica set
 //! that has changed meanwhile is looked up again, together with the blocks of a reader that has any: a new replica does
 //! not know what the old ones forgot. Nothing is ever left out silently.
@@ -77,9 +81,7 @@ impl Fanout {
             Error::unavailable(format!("partition {} has no replicas: the node is still starting", partition.0))
         })?;
         let sets = Sets::new(&set.replicas, ring.next(partition));
-        let mut order = self.peers.nearest(sets.current());
-        // Who comes is not complete yet, and still better than nobody.
-        order.extend(sets.nodes().filter(|node| !sets.current().contains(node)));
+        let order = self.peers.nearest(sets.current());
         Ok(Part { select: Select { epoch: set.epoch, ..select.clone() }, sets, order })
     }
 
@@ -241,7 +243,8 @@ impl Fanout {
         }
     }
 
-    /// The digests of each part from so many replicas that they are a majority of each set, by replica.
+    /// The digests of each part from replicas of the present set, by replica, when so many have answered that they are a
+    /// majority of each set.
     async fn digests_of_majority(&self, parts: &[Part]) -> Result<Vec<Vec<(NodeId, SlotDigests)>>, Error> {
         let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
         for (i, part) in parts.iter().enumerate() {
@@ -286,10 +289,14 @@ impl Fanout {
                 None => return Err(Error::unavailable("too few replicas gave their digests")),
             }
         }
+        for (part, from) in parts.iter().zip(&mut have) {
+            from.retain(|(node, _)| part.sets.current().contains(node));
+        }
         Ok(have)
     }
 
-    /// What a majority of the replicas of each request answers, all answers of one request together.
+    /// What a majority of the replicas of each request answers, all answers of one request together; those of replicas that
+    /// only come count for the majority alone.
     ///
     /// # Errors
     /// Unavailable when some partition has no majority that answers.
@@ -312,15 +319,15 @@ impl Fanout {
         ask: &(impl for<'r> Fn(&'r dyn Replica, Select) -> BoxFuture<'r, Result<T, Error>> + Sync),
     ) -> Result<Vec<T>, Error> {
         let mut asked: FuturesUnordered<_> = part
-            .order
-            .iter()
+            .sets
+            .nodes()
             .map(|node| async move {
                 let select = std::slice::from_ref(&part.select);
-                let answer = match self.replica(*node, select) {
-                    Ok(replica) => self.still(*node, select, ask(replica.as_ref(), part.select.clone()).await),
+                let answer = match self.replica(node, select) {
+                    Ok(replica) => self.still(node, select, ask(replica.as_ref(), part.select.clone()).await),
                     Err(error) => Err(error),
                 };
-                (*node, answer)
+                (node, answer)
             })
             .collect();
         let (mut good, mut bad, mut answers, mut why) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -328,7 +335,9 @@ impl Fanout {
             match answer {
                 Ok(answer) => {
                     good.push(node);
-                    answers.push(answer);
+                    if part.sets.current().contains(&node) {
+                        answers.push(answer);
+                    }
                     if part.sets.have_majority(&good) {
                         return Ok(answers);
                     }
