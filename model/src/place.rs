@@ -68,6 +68,18 @@ impl Sets {
         &self.current
     }
 
+    /// Those of the set that will be; empty when none will.
+    #[must_use]
+    pub fn next(&self) -> &[NodeId] {
+        &self.next
+    }
+
+    /// Whether the node is in the present set, and will not be in the next one.
+    #[must_use]
+    pub fn leaves(&self, node: NodeId) -> bool {
+        !self.next.is_empty() && self.current.contains(&node) && !self.next.contains(&node)
+    }
+
     /// Whether these nodes are a majority of each set.
     #[must_use]
     pub fn have_majority(&self, nodes: &[NodeId]) -> bool {
@@ -160,8 +172,9 @@ mod tests {
             assert_eq!(sets.have_majority(&ids(nodes)), want, "{nodes:?}");
         }
         assert!(!sets.cannot_have_majority(&ids(&[1])) && sets.cannot_have_majority(&ids(&[1, 4])));
+        assert_eq!(sets.nodes().filter(|node| sets.leaves(*node)).collect::<Vec<_>>(), ids(&[2, 3]));
         let alone = Sets::new(&ids(&[7]), None);
-        assert!(alone.have_majority(&ids(&[7])) && alone.cannot_have_majority(&ids(&[7])));
+        assert!(!alone.leaves(NodeId(7)) && alone.have_majority(&ids(&[7])) && alone.cannot_have_majority(&ids(&[7])));
     }
 
     #[test]

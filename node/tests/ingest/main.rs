@@ -2,6 +2,7 @@
 //! with bounds so small that the case comes at once; recovery is given entries by hand.
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
+mod completing;
 mod crash;
 mod harness;
 mod keeping;

@@ -2,6 +2,10 @@
 //!
 //! Why apart from comparing: nothing may be lacking here, and the leader waits for it. Who no longer belongs to a partition
 //! forgets it here, too.
+//!
+//! A majority of the old set has all that was acknowledged. Who leaves is asked all the same, if it can be: what a refused
+//! write left there, and a query may have shown, goes with it otherwise. One that does not answer is waited for
+//! [`INSISTS_FOR`] and no longer, one that is dead not at all.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,25 +15,47 @@ use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId, Sets};
 use engram_model::{Millis, TimeRange};
 use futures::{StreamExt, stream};
+use tokio::time::Instant;
 
 use super::Config;
 use super::take::{At, Why, absent, on_thread, ranges};
 use crate::error::Error;
+use crate::meta::nodes::NodeState;
 
 /// Partitions completed at once.
 const COMPLETE_AT_ONCE: usize = 4;
 /// How long a partition's actor may take for what it was told before, and to forget.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a change waits for a replica that leaves and does not give what it has, though a majority does.
+const INSISTS_FOR: Duration = Duration::from_secs(3);
 
-impl Config {
+/// Replica sets that change, and since when this node knows.
+#[derive(Default)]
+pub struct Completing {
+    since: BTreeMap<PartitionId, (Epoch, Instant)>,
+}
+
+impl Completing {
     /// Completes replicas whose set changes and forgets those that are no longer here. Whether something is left to do.
-    pub(super) async fn change(&self) -> bool {
-        let changes = stream::iter(self.all()).map(|partition| self.change_of(partition));
+    pub async fn look(&mut self, config: &Config, now: Instant) -> bool {
+        let changing = config.all().filter_map(|partition| {
+            let (_, epoch, _) = config.sets(partition).filter(|(_, _, comes)| *comes)?;
+            let known = self.since.get(&partition).filter(|(of, _)| *of == epoch);
+            Some((partition, (epoch, known.map_or(now, |(_, since)| *since))))
+        });
+        self.since = changing.collect();
+        let since = &self.since;
+        let insists = |partition: PartitionId| {
+            since.get(&partition).is_none_or(|(_, since)| now.saturating_duration_since(*since) < INSISTS_FOR)
+        };
+        let changes = stream::iter(config.all()).map(|partition| config.change_of(partition, insists(partition)));
         changes.buffer_unordered(COMPLETE_AT_ONCE).fold(false, async |any, left| any || left).await
     }
+}
 
-    /// The same of one partition.
-    async fn change_of(&self, partition: PartitionId) -> bool {
+impl Config {
+    /// Completes, or forgets, one partition. Whether something is left to do.
+    async fn change_of(&self, partition: PartitionId, insists: bool) -> bool {
         let Some((sets, epoch, comes)) = self.sets(partition) else {
             self.complete.lock().remove(&partition);
             let (at, known) = (partition.0 as usize, self.meta.epoch(partition).is_some());
@@ -49,7 +75,7 @@ impl Config {
         if self.complete.lock().get(&partition) == Some(&epoch) {
             return false;
         }
-        match self.complete(partition, &sets, epoch).await {
+        match self.complete(partition, (&sets, epoch), insists).await {
             Ok(()) => {
                 self.complete.lock().insert(partition, epoch);
                 false
@@ -61,19 +87,23 @@ impl Config {
         }
     }
 
-    /// Takes everything that a majority of the present set acknowledged before `epoch`.
-    async fn complete(&self, partition: PartitionId, sets: &Sets, epoch: Epoch) -> Result<(), Error> {
-        let mut done = Vec::new();
-        let mut why = Vec::new();
-        let is_done = |done: &[NodeId]| Sets::new(sets.current(), None).have_majority(done);
+    /// Takes everything that a majority of the present set acknowledged before `epoch`, and what those have that leave.
+    async fn complete(
+        &self,
+        partition: PartitionId,
+        (sets, epoch): (&Sets, Epoch),
+        insists: bool,
+    ) -> Result<(), Error> {
         // Whatever this partition's actor was told before comes first: one that left and is back may still be forgetting.
         if let Some(actor) = self.partitions.get(partition.0 as usize) {
             actor.settle(LEAVE_WITHIN).await?;
         }
-        // This node first: as one of the old set it only has to make visible what it accepted.
-        let mut order: Vec<NodeId> = sets.current().to_vec();
-        order.sort_by_key(|node| *node != self.here());
-        for node in order {
+        let (mut done, mut why, mut missed) = (Vec::new(), Vec::new(), false);
+        let is_done = |done: &[NodeId]| Sets::new(sets.current(), None).have_majority(done);
+        for node in self.order_of(sets) {
+            if is_done(&done) && !sets.leaves(node) {
+                continue;
+            }
             let taken = if node == self.here() {
                 self.inventory(node, partition, epoch).await.map(drop)
             } else {
@@ -81,13 +111,36 @@ impl Config {
             };
             match taken {
                 Ok(()) => done.push(node),
-                Err(error) => why.push(error.message),
-            }
-            if is_done(&done) {
-                return Ok(());
+                Err(error) => {
+                    missed |= sets.leaves(node) && !self.is_dead(node);
+                    why.push(error.message);
+                }
             }
         }
-        Err(Error::unavailable(format!("no majority of the old replicas gives what it has: {}", why.join("; "))))
+        let why = why.join("; ");
+        if !is_done(&done) {
+            return Err(Error::unavailable(format!("no majority of the old replicas gives what it has: {why}")));
+        }
+        if missed && insists {
+            return Err(Error::unavailable(format!("a replica that leaves does not give what it has: {why}")));
+        }
+        if missed {
+            tracing::warn!(partition = partition.0, why, "complete without what only a replica that leaves may have");
+        }
+        Ok(())
+    }
+
+    /// Whom to ask: this node first, as one of the old set it only has to make visible what it accepted. Who leaves comes
+    /// before who stays, so that no more replicas are asked than must be, and who failed just now comes last.
+    fn order_of(&self, sets: &Sets) -> Vec<NodeId> {
+        let mut order: Vec<NodeId> = sets.current().to_vec();
+        order.sort_by_key(|node| (*node != self.here(), !self.peers.is_well(*node), !sets.leaves(*node)));
+        order
+    }
+
+    /// Whether a node is known to be gone for good.
+    fn is_dead(&self, node: NodeId) -> bool {
+        self.meta.member(node).is_none_or(|member| member.state == NodeState::Dead)
     }
 
     /// Pulls every slot in which another replica has something that this one lacks.

@@ -10,9 +10,9 @@
 //! is pulled although it is ([`hot`]).
 //!
 //! [`complete`]: while a set is being replaced, each node of the new one makes sure that it holds everything that was
-//! acknowledged before the change, and says so to the leader. It asks a majority of the old set; each answers only when
-//! it refuses writes of older epochs and has made visible what it accepted before ([`crate::peer::Replica::inventory`]), so nothing
-//! can be acknowledged behind its back. Then every slot that differs is pulled at once. What is written meanwhile goes
+//! acknowledged before the change, and says so to the leader. It asks a majority of the old set, and all that leave; each
+//! answers only when it refuses writes of older epochs and has made visible what it accepted before
+//! ([`crate::peer::Replica::inventory`]), so nothing can be acknowledged behind its back. Then every slot that differs is pulled at once. What is written meanwhile goes
 //! to the new set by itself. What was taken is proven afterwards: a refused sample, or one that the other has and this
 //! replica still lacks, and it is not complete. Completing does not wait for comparing: a slow peer delays the one only.
 //!
@@ -41,6 +41,7 @@ use crate::meta::Meta;
 use crate::peer::Peers;
 
 pub use compare::Comparing;
+pub use complete::Completing;
 
 /// How soon a change that could not be completed is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -113,10 +114,10 @@ async fn run(config: Config) -> Result<(), ChildError> {
 }
 
 async fn completing(config: &Config) -> Result<(), ChildError> {
-    let mut again = true;
+    let (mut completing, mut again) = (Completing::default(), true);
     loop {
         config.meta.next_change(if again { RETRY_AFTER } else { config.every }).await;
-        again = config.change().await;
+        again = completing.look(config, Instant::now()).await;
     }
 }
 
