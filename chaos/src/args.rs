@@ -49,6 +49,11 @@ pub(crate) struct Run {
     pub(crate) how: How,
 }
 
+/// Defaults of how much load there is.
+const WRITERS: u32 = 8;
+const SERIES: u32 = 8;
+const PAUSE_MS: u64 = 40;
+
 /// How every run is made.
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct How {
@@ -71,14 +76,35 @@ pub(crate) struct How {
     #[arg(long)]
     pub(crate) keep: bool,
     /// Clients that write.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, default_value_t = WRITERS, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) writers: u32,
     /// Series of each of them, a sample of each in every request.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = SERIES, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) series: u32,
     /// Mean pause of a client between two requests, milliseconds.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = PAUSE_MS)]
     pub(crate) pause_ms: u64,
+}
+
+impl How {
+    /// The options that make a run what it is and are not as they are by default, as they are written.
+    pub(crate) fn said(&self) -> String {
+        let mut text = String::new();
+        let paths = [("engram", &self.engram), ("engram-old", &self.engram_old), ("peer", &self.peer)];
+        for (name, path) in paths.iter().filter_map(|(name, path)| Some((name, path.as_ref()?))) {
+            text += &format!(" --{name} {}", path.display());
+        }
+        let (writers, series) = (u64::from(self.writers), u64::from(self.series));
+        let numbers = [
+            ("writers", writers, u64::from(WRITERS)),
+            ("series", series, u64::from(SERIES)),
+            ("pause-ms", self.pause_ms, PAUSE_MS),
+        ];
+        for (name, value, _) in numbers.iter().filter(|(_, value, usual)| value != usual) {
+            text += &format!(" --{name} {value}");
+        }
+        text
+    }
 }
 
 /// `engram-chaos mutants`

@@ -10,6 +10,7 @@
 //! {"at":81,"op":7,"node":2,"begins":{"f":"append","writer":3,"number":19}}
 //! {"at":4120,"op":7,"ends":"ok","answer":{"a":"done"}}
 //! {"at":5000,"fault":"kill node 1","state":"installed"}
+//! {"at":5001,"node":1,"life":"killed"}
 //! ```
 //!
 //! An operation ends in one of three ways: `ok`; `fail`, known not to have happened; `unknown`, may have happened, may
@@ -184,6 +185,18 @@ pub(crate) enum FaultState {
     Unknown,
 }
 
+/// What becomes of a node's process by our hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Life {
+    /// It is being killed.
+    Killed,
+    /// It is asked to end.
+    Asked,
+    /// It is gone.
+    Gone,
+}
+
 /// One line.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Line {
@@ -204,6 +217,8 @@ struct Line {
     state: Option<FaultState>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    life: Option<Life>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     why: String,
 }
@@ -230,12 +245,23 @@ pub(crate) struct Fault {
     pub(crate) why: String,
 }
 
+/// A node that was taken down: from the first blow until its process was gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Down {
+    pub(crate) node: u32,
+    pub(crate) from: Micros,
+    /// `None`: nobody saw it gone.
+    pub(crate) gone: Option<Micros>,
+}
+
 /// A whole run, read back.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     /// By their beginning.
     pub(crate) ops: Vec<Op>,
     pub(crate) faults: Vec<Fault>,
+    /// By their beginning.
+    pub(crate) downs: Vec<Down>,
     /// Stages of the run by name.
     pub(crate) marks: Vec<(Micros, String)>,
 }
@@ -273,6 +299,13 @@ impl History {
             }
         } else if let (Some(name), Some(state)) = (line.fault, line.state) {
             self.faults.push(Fault { at: line.at, name, state, why: line.why });
+        } else if let (Some(node), Some(life)) = (line.node, line.life) {
+            let open = self.downs.iter_mut().find(|down| down.node == node && down.gone.is_none());
+            match (open, life) {
+                (Some(down), Life::Gone) => down.gone = Some(line.at),
+                (None, Life::Killed | Life::Asked) => self.downs.push(Down { node, from: line.at, gone: None }),
+                _ => {}
+            }
         } else if let Some(name) = line.mark {
             self.marks.push((line.at, name));
         }
@@ -345,6 +378,11 @@ impl Recorder {
         self.line(Line { fault, state: Some(state), why, ..Line::default() });
     }
 
+    /// Writes down what becomes of a node's process.
+    pub(crate) fn life(&self, node: usize, life: Life) {
+        self.line(Line { node: u32::try_from(node).ok(), life: Some(life), ..Line::default() });
+    }
+
     /// Writes down that a stage of the run begins.
     pub(crate) fn mark(&self, name: &str) {
         self.line(Line { mark: Some(name.to_owned()), ..Line::default() });
@@ -404,12 +442,16 @@ mod tests {
         recorder.end(two, End::Ok, Some(Answer::Samples(found.clone())), "");
         recorder.end(one, End::Fail, None, "refused");
         recorder.fault("kill node 1", FaultState::Installed, "");
+        for life in [Life::Killed, Life::Killed, Life::Gone, Life::Gone] {
+            recorder.life(1, life);
+        }
         let history = recorder.finish().unwrap();
         assert_eq!(history.ops.len(), 3);
         assert_eq!((history.ops[0].end, history.ops[0].why.as_str(), history.ops[0].node), (End::Fail, "refused", 2));
         assert_eq!(history.ops[1].answer, Some(Answer::Samples(found)));
         assert_eq!((history.ops[2].end, history.ops[2].ended), (End::Unknown, None));
         assert_eq!(history.faults[0].state, FaultState::Installed);
+        assert!(history.downs.len() == 1 && history.downs[0].node == 1 && history.downs[0].gone.is_some());
         assert!(history.mark("load").is_some() && history.mark("heal").is_none());
     }
 

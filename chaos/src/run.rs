@@ -7,13 +7,13 @@
 //! Whatever happens, every process it started ends with it: on an error, on Ctrl-C, and when it is killed itself.
 
 use crate::args::{How, Run};
-use crate::check::{self, Outcome};
+use crate::check::{self, Asked, Outcome};
 use crate::cluster::{Cluster, Env, Spec};
 use crate::error::Error;
-use crate::history::{Answer, FaultState, Recorder, Stage};
+use crate::history::{Answer, FaultState, History, Recorder, Stage};
 use crate::nemesis::Nemesis;
 use crate::peer::{self, Peer};
-use crate::report::{Report, Reports};
+use crate::report::{Build, Report, Reports};
 use crate::scenario::{self, MISSING, Scenario};
 use crate::workload::{self, Load, Numbers, Shared, Size};
 use engram_model::time::{Clock, Stopwatch};
@@ -66,12 +66,14 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
     }
     let engram = engram(&args.how)?;
     let seed = args.seed.unwrap_or_else(|| Clock::real().now().unsigned_abs() % 1_000_000);
-    let mut reports = Reports::new(&args.what, seed, &store(&args.how, &engram)?);
+    let mut reports = Reports::new(&args.what, seed, &store(&args.how, &engram)?, builds(&args.how, &engram));
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     'scenarios: for scenario in scenarios {
         for round in 0..u64::from(args.repeat) {
             let report = tokio::select! {
-                report = one(scenario, &engram, Vec::new(), seed + round, &args.how) => report?,
+                report = one(scenario, &engram, Vec::new(), seed + round, &args.how) => {
+                    report.unwrap_or_else(|error| unplayed(scenario, seed + round, &args.how, &error))
+                }
                 _ = &mut interrupted => {
                     say("interrupted: every node is ended")?;
                     reports.interrupted = true;
@@ -87,6 +89,8 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
     }
     say(&reports.summary(args.allow_skipped))?;
     if let Some(out) = &args.how.out {
+        // Also what was interrupted says so.
+        reports.write(out)?;
         say(&format!("report: {}", out.join("report.html").display()))?;
     }
     Ok(reports.passed(args.allow_skipped))
@@ -113,6 +117,22 @@ pub(crate) fn list() -> Result<bool, Error> {
         writeln!(out, "{:<16} {number:>6}         {what}: not yet, it needs {waits}", "-")?;
     }
     Ok(true)
+}
+
+/// A run that never began: it proves nothing, and hides nothing of the others.
+fn unplayed(scenario: &Scenario, seed: u64, how: &How, error: &Error) -> Report {
+    let mut report = Report::new(scenario, seed, &History::default(), Vec::new(), None, Duration::ZERO);
+    report.made(how, &Vec::new());
+    report.give_up(error.to_string());
+    report
+}
+
+/// The programs that take part.
+fn builds(how: &How, engram: &Path) -> Vec<Build> {
+    let node = how.peer.is_none().then(|| Build::of("node", engram));
+    let older = how.engram_old.as_deref().map(|older| Build::of("older node", older));
+    let own = std::env::current_exe().ok().map(|own| Build::of("harness", &own));
+    node.into_iter().chain(older).chain(own).collect()
 }
 
 /// What is attacked, with its version as it says it itself.
@@ -156,7 +176,12 @@ pub(crate) async fn one(
     args: &How,
 ) -> Result<Report, Error> {
     let watch = Stopwatch::start();
-    let folder = tempfile::Builder::new().prefix("engram-chaos-").tempdir_in(&args.work_dir)?;
+    let mut folder = tempfile::Builder::new().prefix("engram-chaos-").tempdir_in(&args.work_dir)?;
+    if args.keep {
+        // Also when somebody interrupts.
+        folder.disable_cleanup(true);
+        say(&format!("{}: {}", scenario.name, folder.path().display()))?;
+    }
     let recorder = Arc::new(Recorder::new(&folder.path().join("history.jsonl"), HISTORY_BYTES_MAX)?);
     let peer = args.peer.as_deref().map(Peer::read).transpose()?;
     let numbers = numbers(scenario, peer.as_ref(), args);
@@ -164,7 +189,14 @@ pub(crate) async fn one(
     let possible = peer.as_ref().map_or(Ok(()), |peer| peer.bears(scenario.act)).and_then(|()| scenario.possible());
     let older = scenario.kit.older && args.engram_old.is_none();
     let possible = if older { Err("name an older binary with --engram-old".to_owned()) } else { possible };
-    let mut broken = None;
+    let (size, mut broken, mut harness) = (size(scenario, peer.as_ref(), args), None, None);
+    let ours = peer.is_none();
+    let asked = Asked {
+        totals: size.totals,
+        constants: size.constants,
+        registers: size.configurers > 0,
+        blocks: ours && (scenario.blocks.is_some() || scenario.kit.store),
+    };
     if let Err(why) = possible {
         recorder.fault(scenario.name, FaultState::Skipped, &why);
     } else {
@@ -176,26 +208,34 @@ pub(crate) async fn one(
             zones,
             options: options(scenario, folder.path())?,
             peer,
-            env,
+            env: env.clone(),
             disk: scenario.disk,
             kit: scenario.kit,
             folder: folder.path().to_owned(),
             patience: Duration::from_secs(60),
             seed,
+            recorder: recorder.clone(),
         };
-        let mut cluster = Cluster::new(spec, CLIENT_TIMEOUT).await?;
-        if let Err(error) = play(scenario, &mut cluster, numbers, &recorder, seed, args).await {
-            broken = Some(error.to_string());
+        match Cluster::new(spec, CLIENT_TIMEOUT).await {
+            Ok(mut cluster) => {
+                let played = play(scenario, &mut cluster, (numbers, &size), &recorder, seed).await;
+                broken = played.err().map(|error| error.to_string()).or(panicked(&cluster));
+                let every: Vec<usize> = (0..cluster.count()).collect();
+                harness = cluster.kill_any(&every).await.err();
+            }
+            Err(error) => harness = Some(error),
         }
-        broken = broken.or(panicked(&cluster));
-        let every: Vec<usize> = (0..cluster.count()).collect();
-        cluster.kill_any(&every).await?;
     }
-    let history = recorder.finish()?;
-    let verdicts = check::all(&history, numbers, promise);
+    // A history that could not be kept, or is not whole, proves nothing.
+    let history = recorder.finish().unwrap_or_else(|error| {
+        harness = Some(error);
+        History::default()
+    });
+    let verdicts = check::all(&history, numbers, promise, asked);
     let mut report = Report::new(scenario, seed, &history, verdicts, broken, watch.elapsed());
-    if let Some(peer) = &args.peer {
-        report.with_peer(peer);
+    report.made(args, &env);
+    if let Some(error) = harness {
+        report.give_up(error.to_string());
     }
     let passed = report.outcome == Outcome::Passed;
     if !(passed || report.skipped()) || args.keep {
@@ -218,7 +258,6 @@ fn numbers(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Numbers {
 fn size(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Size {
     let flush_every = scenario.blocks.map(|blocks| Duration::from_millis(blocks.flush_every_ms));
     let ours = Size {
-        readers: 2,
         registers: 2,
         configurers: 3,
         totals: true,
@@ -255,18 +294,16 @@ fn options(scenario: &Scenario, folder: &Path) -> Result<Vec<String>, Error> {
 async fn play(
     scenario: &Scenario,
     cluster: &mut Cluster,
-    numbers: Numbers,
+    (numbers, size): (Numbers, &Size),
     recorder: &Arc<Recorder>,
     seed: u64,
-    args: &How,
 ) -> Result<(), Error> {
     recorder.mark("start");
     let every: Vec<usize> = (0..cluster.count()).collect();
     cluster.start(&every).await?;
     cluster.whole(HEAL_WITHIN).await?;
-    let size = size(scenario, cluster.peer(), args);
-    let shared = Shared::new(recorder.clone(), cluster.roster.clone(), numbers, &size);
-    let load = Load::start(shared, &size, seed).await?;
+    let shared = Shared::new(recorder.clone(), cluster.roster.clone(), numbers, size);
+    let load = Load::start(shared, size, seed).await?;
     recorder.mark("load");
     tokio::time::sleep(Duration::from_millis(scenario.healthy_ms)).await;
     let mut nemesis = Nemesis::new(recorder.clone(), seed.rotate_left(32) ^ 0x5eed, CLIENT_TIMEOUT);

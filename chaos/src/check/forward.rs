@@ -40,7 +40,7 @@ pub(super) fn check(history: &History) -> Verdict {
     let mut verdict = Verdict::new("forward", "terms, applied indexes, epochs and versions only grow at each node");
     let mut highest: BTreeMap<(u32, String), Highest> = BTreeMap::new();
     let mut values: BTreeMap<(u32, u64), u64> = BTreeMap::new();
-    let (mut looked, mut leaders, mut last_leader) = (0, 0_u64, None);
+    let (mut looked, mut leaders, mut last_term) = (0, 0_u64, None);
     let mut ops: Vec<_> = history.ops.iter().filter(|op| op.end == End::Ok).collect();
     ops.sort_by_key(|op| op.ended);
     for op in ops {
@@ -50,8 +50,9 @@ pub(super) fn check(history: &History) -> Verdict {
                 let lives = history.faults.iter().filter(|fault| fault.at < ended).count();
                 told.extend([("term".to_owned(), *term), (format!("applied index after {lives} faults"), *applied)]);
                 told.extend(epochs.iter().enumerate().map(|(at, epoch)| (format!("epoch of partition {at}"), *epoch)));
-                if leader.is_some() && *leader != last_leader {
-                    (leaders, last_leader) = (leaders + 1, *leader);
+                // Nodes know different leaders at one time; a term has one at most.
+                if leader.is_some() && Some(*term) > last_term {
+                    (leaders, last_term) = (leaders + 1, Some(*term));
                 }
             }
             (Call::Get { key }, Some(Answer::Register { version, value })) => {

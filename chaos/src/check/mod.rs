@@ -13,7 +13,8 @@
 //! - `covered`: the faults were there, and work was done while they were
 //!
 //! A checker reads the history and nothing else. It trusts no answer more than another, and its verdict is one of
-//! three: *passed*, *failed* with what was found, *unknown* when the history cannot tell. Only passed is good.
+//! three: *passed*, *failed* with what was found, *unknown* when the history cannot tell, which it also is when too few
+//! answers were seen to tell anything. Only passed is good. What a run left out is *not applicable*, never passed.
 
 mod agreement;
 mod available;
@@ -27,13 +28,25 @@ mod register;
 mod samples;
 mod totals;
 
-pub(crate) use healed::{AGREED, FAULTS_OVER, LOAD_OVER, WHOLE};
+pub(crate) use covered::{ROUND_DARK, ROUND_SERVED};
+pub(crate) use healed::{AGREED, FAULTS_OVER, HEAL_BEGINS, LOAD_OVER, ROUND_WHOLE, WHOLE};
 
 use crate::history::History;
 use crate::workload::Numbers;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// Figures that a checker needs, and how much of each: with less it has looked at nothing.
+const NEEDED: [(&str, &str, f64); 8] = [
+    ("totals", "queries", 10.0),
+    ("totals", "exact answers", 10.0),
+    ("ledger", "tenants", 1.0),
+    ("ledger", "blocks", 1.0),
+    ("register", "sets", 10.0),
+    ("forward", "answers", 10.0),
+    ("prompt", "changes without a fault", 5.0),
+    ("constants", "answered", 10.0),
+];
 /// Findings that are told; all are counted.
 const TOLD_MAX: usize = 20;
 
@@ -41,6 +54,8 @@ const TOLD_MAX: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
+    /// The run left out what it looks at.
+    NotApplicable,
     Passed,
     Unknown,
     Failed,
@@ -74,6 +89,25 @@ impl Verdict {
         }
     }
 
+    /// The run did not ask what this looks at.
+    fn left_out(mut self) -> Self {
+        (self.outcome, self.found) = (Outcome::NotApplicable, 0);
+        self.told.clear();
+        self
+    }
+
+    /// Says *unknown* where too little was seen to tell anything.
+    fn enough(mut self) -> Self {
+        let checker = self.checker;
+        for (_, name, least) in NEEDED.iter().filter(|(of, ..)| *of == checker) {
+            let count = self.figures.get(name).copied().unwrap_or(0.0);
+            if count < *least {
+                self.cannot_tell(format!("{name}: {count}, at least {least} are needed to tell anything"));
+            }
+        }
+        self
+    }
+
     fn cannot_tell(&mut self, why: String) {
         self.outcome = self.outcome.max(Outcome::Unknown);
         self.told.push(why);
@@ -95,33 +129,86 @@ pub(crate) fn seconds(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
 
-/// What a scenario promises about availability, and which faults it needs.
+/// What a scenario promises about availability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Promise {
     /// Longest time without any acknowledged write, milliseconds; `None`: writes may stop while faults last.
     pub(crate) ack_gap_max_ms: Option<u64>,
-    /// Writes and reads that may fail while faults last, besides those in flight at a node that is killed.
+    /// The same, counted only from the moment of a fault until 2 s after it was done.
+    pub(crate) gap_at_fault_max_ms: Option<u64>,
+    /// Nine of ten acknowledged writes that begin while a fault is there take no longer, milliseconds.
+    pub(crate) p90_during_max_ms: Option<u64>,
+    /// Faults whose names begin like this take all of the cluster: what fails or stands still then, and until 2 s after, is
+    /// counted and not held against the promise. Empty: none.
+    pub(crate) save: &'static str,
+    /// Writes are refused with 503 while faults last: one that nobody refuses was no such fault.
+    pub(crate) refused: bool,
+    /// Writes, and reads with questions, that may fail while faults last, besides those in flight at a node that is
+    /// taken down.
     pub(crate) failed_writes_max: Option<u64>,
     pub(crate) failed_reads_max: Option<u64>,
     /// After the faults, so long may clients still fail, milliseconds.
     pub(crate) settle_ms: u64,
 }
 
+/// What was asked in a run, besides writes and reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) totals: bool,
+    pub(crate) constants: bool,
+    /// Configurations were changed, and nodes asked what they know.
+    pub(crate) registers: bool,
+    /// Blocks were made and looked at.
+    pub(crate) blocks: bool,
+}
+
 /// All checkers' verdicts.
-pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise) -> Vec<Verdict> {
+pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise, asked: Asked) -> Vec<Verdict> {
+    let of = |asked: bool, verdict: Verdict| if asked { verdict.enough() } else { verdict.left_out() };
     vec![
         samples::check(history, numbers),
-        totals::check(history, numbers),
-        ledger::check(history, numbers),
-        register::check(history),
-        forward::check(history),
+        of(asked.totals, totals::check(history, numbers)),
+        of(asked.blocks, ledger::check(history, numbers)),
+        of(asked.registers, register::check(history)),
+        of(asked.registers, forward::check(history)),
         agreement::check(history),
         available::check(history, promise),
-        prompt::check(history, promise),
+        of(asked.registers, prompt::check(history, promise)),
         healed::check(history),
-        constants::check(history),
+        of(asked.constants, constants::check(history)),
         covered::check(history),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: a history in which nothing was seen passes nowhere.
+    use super::*;
+
+    const NUMBERS: Numbers =
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true };
+
+    #[test]
+    fn who_looked_at_nothing_does_not_pass() {
+        let everything = Asked { totals: true, constants: true, registers: true, blocks: true };
+        let verdicts = all(&History::default(), NUMBERS, Promise::default(), everything);
+        for verdict in &verdicts {
+            assert_eq!(verdict.outcome, Outcome::Unknown, "{}", verdict.checker);
+        }
+        for (checker, name, _) in NEEDED {
+            let verdict = verdicts.iter().find(|verdict| verdict.checker == checker).unwrap();
+            assert!(verdict.figures.contains_key(name), "{checker} has no figure {name}");
+        }
+    }
+
+    #[test]
+    fn what_was_left_out_is_not_applicable() {
+        let nothing = Asked { totals: false, constants: false, registers: false, blocks: false };
+        let verdicts = all(&History::default(), NUMBERS, Promise::default(), nothing);
+        let left_out: Vec<_> = verdicts.iter().filter(|v| v.outcome == Outcome::NotApplicable).collect();
+        assert_eq!(left_out.len(), 6, "{left_out:?}");
+        assert!(left_out.iter().all(|verdict| verdict.told.is_empty()));
+    }
 }
 
 #[cfg(test)]

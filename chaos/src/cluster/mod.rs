@@ -45,8 +45,10 @@ pub(crate) use process::{Env, guard};
 pub(crate) use roster::Roster;
 pub(crate) use store::{Deed, Mood, Store, Trap, Verb};
 
+use crate::check::HEAL_BEGINS;
 use crate::client::Client;
 use crate::error::Error;
+use crate::history::{Life, Recorder};
 use crate::peer::{Peer, Place};
 use engram_model::time::Stopwatch;
 use process::Process;
@@ -117,6 +119,8 @@ pub(crate) struct Spec {
     /// Longest time for a start or a stop.
     pub(crate) patience: Duration,
     pub(crate) seed: u64,
+    /// Where it is written down when a node is taken down, and when healing begins.
+    pub(crate) recorder: Arc<Recorder>,
 }
 
 /// One node, running or not.
@@ -432,6 +436,7 @@ impl Cluster {
         for node in nodes {
             if let Some(process) = self.nodes[*node].process.take() {
                 process.gone().await?;
+                self.spec.recorder.life(*node, Life::Gone);
             }
             self.know(*node, None);
         }
@@ -442,6 +447,7 @@ impl Cluster {
     pub(crate) fn strike_dead(&mut self, nodes: &[usize]) {
         for node in nodes {
             if let Some(process) = &mut self.nodes[*node].process {
+                self.spec.recorder.life(*node, Life::Killed);
                 process.kill();
             }
         }
@@ -454,8 +460,10 @@ impl Cluster {
     pub(crate) async fn stop(&mut self, index: usize) -> Result<(), Error> {
         self.alive(index)?;
         let Some(process) = self.nodes[index].process.take() else { return Ok(()) };
+        self.spec.recorder.life(index, Life::Asked);
         process.signal(Signal::TERM);
         let ended = tokio::time::timeout(self.spec.patience, process.gone()).await;
+        self.spec.recorder.life(index, Life::Gone);
         self.know(index, None);
         match ended {
             Ok(Ok(status)) if status.success() => Ok(()),
@@ -463,6 +471,11 @@ impl Cluster {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.failed(index, "asked to end, it did not")),
         }
+    }
+
+    /// Writes down that from now on nothing is done to the cluster any more but what heals it.
+    pub(crate) fn healing(&self) {
+        self.spec.recorder.mark(HEAL_BEGINS);
     }
 
     /// Stops a node in the middle of whatever it does, or lets it go on.

@@ -80,6 +80,24 @@ impl Cluster {
         Ok(rows.map(|row| [of(row, "replicas"), of(row, "next")].concat()).collect())
     }
 
+    /// Whether the others miss these nodes, at the latest after `within`.
+    pub(crate) async fn lost(&self, nodes: &[usize], within: Duration) -> bool {
+        let watch = Stopwatch::start();
+        let Some(at) = self.running().into_iter().find(|node| !nodes.contains(node)) else { return false };
+        while watch.elapsed() < within {
+            if let Ok(status) = self.status(at).await {
+                let rows = status["nodes"].as_array().into_iter().flatten();
+                let active = rows.filter(|row| row["state"] == "active");
+                let all: BTreeSet<usize> = active.filter_map(|row| self.index_of(&status, &row["id"])).collect();
+                if !nodes.iter().any(|node| all.contains(node)) {
+                    return true;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        false
+    }
+
     /// Waits until every listed node sees all of them active, all partitions whole and nothing moving.
     ///
     /// # Errors

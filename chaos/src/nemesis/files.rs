@@ -72,9 +72,11 @@ impl Nemesis {
             cluster.strike_dead(&nodes);
             drop(held);
             cluster.kill_any(&nodes).await?;
+            cluster.healing();
             cluster.start(&nodes).await?;
         } else {
             drop(held);
+            cluster.healing();
             nodes.iter().for_each(|node| cluster.pause(*node, false));
             revive(cluster, &nodes).await?;
         }
@@ -104,6 +106,7 @@ impl Nemesis {
             }
         }
         self.wait(pace.hold_ms).await;
+        cluster.healing();
         for node in nodes {
             told.push(self.start_damaged(cluster, node).await?);
         }
@@ -151,6 +154,7 @@ impl Nemesis {
         }
         self.wait(pace.hold_ms).await;
         cluster.kill_any(&nodes).await?;
+        cluster.healing();
         for node in nodes {
             told.push(self.start_damaged(cluster, node).await?);
         }

@@ -27,6 +27,7 @@ impl Nemesis {
         cluster.unlist(old);
         steer(cluster, at, id, "remove").await?;
         cluster.kill_any(&[old]).await?;
+        cluster.healing();
         cluster.whole(CHURN_WITHIN).await?;
         self.recorder.fault(&name, FaultState::Healed, "");
         Ok(())
@@ -43,6 +44,7 @@ impl Nemesis {
         self.recorder.fault(&name, FaultState::Installed, "");
         std::fs::remove_dir_all(cluster.data(node))?;
         steer(cluster, at, id, "remove").await?;
+        cluster.healing();
         cluster.start(&[node]).await?;
         cluster.whole(CHURN_WITHIN).await?;
         self.recorder.fault(&name, FaultState::Healed, "");
@@ -64,6 +66,7 @@ pub(super) async fn replace(cluster: &mut Cluster, node: usize) -> Result<(), Er
         if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
     }
     steer(cluster, at, id, "remove").await?;
+    cluster.healing();
     cluster.start(&[node]).await?;
     cluster.whole(CHURN_WITHIN).await?;
     Ok(())

@@ -14,6 +14,7 @@
 //! - `store`: the object store
 //! - `members`: members that come and go
 //! - `whole`, `flood`: what is done to a cluster as a whole
+//! - `spares`: which faults leave a majority alive
 
 mod clocks;
 mod files;
@@ -22,13 +23,16 @@ mod hand;
 mod members;
 mod network;
 mod proof;
+mod spares;
 mod store;
 mod whole;
 mod wounds;
 
+use crate::check::{ROUND_DARK, ROUND_SERVED, ROUND_WHOLE};
 use crate::cluster::{Cluster, Damage, Injected, Mood, Rule, Scarce, Syncs, Trap};
 use crate::error::Error;
 use crate::history::{FaultState, Recorder};
+use engram_model::time::Stopwatch;
 use members::{CHURN_WITHIN, steer};
 use proof::{Proof, proof};
 use rand::rngs::StdRng;
@@ -118,6 +122,7 @@ pub(crate) enum Act {
 
 pub(crate) use clocks::Shift;
 pub(crate) use network::Shape;
+pub(crate) use whole::LINES_BREAK;
 
 /// What is broken now.
 #[derive(Debug)]
@@ -163,7 +168,12 @@ impl Nemesis {
     /// A node did not come back, or ended though nothing was done to it.
     pub(crate) async fn rounds(&mut self, cluster: &mut Cluster, act: Act, pace: Pace) -> Result<(), Error> {
         for round in 0..pace.rounds {
+            if round > 0 {
+                self.rest(cluster, pace.rest_ms).await;
+            }
             let act = self.decided(act);
+            let serves = act.spares_a_majority(cluster.running().len(), cluster.zones());
+            self.recorder.mark(if serves { ROUND_SERVED } else { ROUND_DARK });
             match act {
                 Act::Churn => self.churn(cluster).await?,
                 Act::WipeNode => self.wipe(cluster).await?,
@@ -187,7 +197,6 @@ impl Nemesis {
                 Act::LiveDamage(whom, damage) => self.live_damage(cluster, whom, damage, round, pace).await?,
                 _ => self.round(cluster, act, round, pace).await?,
             }
-            self.wait(pace.rest_ms).await;
         }
         Ok(())
     }
@@ -233,8 +242,23 @@ impl Nemesis {
         self.recorder.fault(name, FaultState::Healed, &proof.unwrap_or_default());
     }
 
+    /// The time between two rounds; when the cluster is whole in it, that is marked.
+    async fn rest(&mut self, cluster: &mut Cluster, mean_ms: u64) {
+        let rest = Duration::from_millis(self.about(mean_ms));
+        let watch = Stopwatch::start();
+        // A node that ended by itself is found by whoever needs it next.
+        if let Ok(Ok(_)) = tokio::time::timeout(rest, cluster.whole(rest)).await {
+            self.recorder.mark(ROUND_WHOLE);
+        }
+        tokio::time::sleep(rest.saturating_sub(watch.elapsed())).await;
+    }
+
+    fn about(&mut self, mean_ms: u64) -> u64 {
+        self.chance.random_range(mean_ms / 2..=mean_ms + mean_ms / 2)
+    }
+
     async fn wait(&mut self, mean_ms: u64) {
-        let ms = self.chance.random_range(mean_ms / 2..=mean_ms + mean_ms / 2);
+        let ms = self.about(mean_ms);
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
@@ -341,6 +365,7 @@ impl Nemesis {
         let proof = proof(cluster, &lies, &[]).await?;
         let mut dark = Wound::NoPower(nodes);
         strike(cluster, &mut dark).await?;
+        self.recorder.fault(name, FaultState::Struck, "");
         drop(lies);
         heal(cluster, &mut dark).await?;
         self.healed(name, proof);

@@ -41,6 +41,7 @@ impl Nemesis {
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
         let proof = met(cluster, mood).await?;
+        cluster.healing();
         store(cluster)?.set(Mood::default());
         self.healed(&name, proof);
         Ok(())
@@ -62,6 +63,7 @@ impl Nemesis {
         }
         let proof = if trap.merged { made_again(cluster).await? } else { Ok(String::new()) };
         self.wait(pace.hold_ms).await;
+        cluster.healing();
         if trap.deed == Deed::Kill {
             cluster.start(&[node]).await?;
         } else {

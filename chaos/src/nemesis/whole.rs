@@ -22,6 +22,10 @@ const MISSED: u32 = 200;
 const SHORT_LIFE: Duration = Duration::from_secs(8);
 /// By then nodes have read files anew that were changed.
 const READ_AGAIN: Duration = Duration::from_secs(5);
+/// By then a node that nobody lets in is missed.
+const LOST_WITHIN: Duration = Duration::from_secs(10);
+/// What the breaking of every connection is called; nobody can be served then.
+pub(crate) const LINES_BREAK: &str = "all connections between nodes break for 0.7 s";
 /// Memory of each node in a flood.
 const FLOOD_BYTES: u64 = 512 << 20;
 
@@ -34,6 +38,7 @@ impl Nemesis {
         cutting.spawn(cut(cluster.links.clone(), nodes, StdRng::seed_from_u64(self.chance.random())));
         let changed = self.churn(cluster).await;
         cutting.shutdown().await;
+        cluster.healing();
         cluster.links.heal();
         changed?;
         cluster.whole(CHURN_WITHIN).await?;
@@ -67,6 +72,7 @@ impl Nemesis {
         cluster.kill(&[node]).await?;
         cluster.launch(node)?;
         self.wait(pace.hold_ms).await;
+        cluster.healing();
         cluster.links.heal();
         cluster.ready(node).await?;
         cluster.whole(CHURN_WITHIN).await?;
@@ -99,6 +105,7 @@ impl Nemesis {
         }
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
+        cluster.healing();
         cluster.start(&nodes).await?;
         self.recorder.fault(&name, FaultState::Healed, "");
         Ok(())
@@ -125,9 +132,9 @@ impl Nemesis {
             certs.forget_the_last()?;
             tokio::time::sleep(READ_AGAIN).await;
         }
+        self.recorder.fault(name, FaultState::Healed, "");
         // What is open was made with what was before.
         self.break_lines(cluster).await;
-        self.recorder.fault(name, FaultState::Healed, "");
         Ok(())
     }
 
@@ -143,6 +150,10 @@ impl Nemesis {
         self.break_lines(cluster).await;
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
+        if !cluster.lost(&nodes, LOST_WITHIN).await {
+            self.recorder.fault(&name, FaultState::Unknown, "the others still count it among the active");
+        }
+        cluster.healing();
         for node in &nodes {
             certs(cluster)?.issue(*node, None)?;
         }
@@ -153,11 +164,14 @@ impl Nemesis {
 
     /// Every connection between nodes ends with its next piece.
     async fn break_lines(&mut self, cluster: &Cluster) {
+        self.recorder.fault(LINES_BREAK, FaultState::Installed, "");
         let all: Vec<Vec<usize>> = (0..cluster.count()).map(|node| vec![node]).collect();
         let always = Rule { breaks: 10_000, ..Rule::default() };
         cluster.links.set(&crate::cluster::between(&all), always);
         tokio::time::sleep(Duration::from_millis(700)).await;
+        cluster.healing();
         cluster.links.heal();
+        self.recorder.fault(LINES_BREAK, FaultState::Healed, "");
     }
 
     /// There is too little of something for a while.
@@ -181,6 +195,7 @@ impl Nemesis {
         }
         self.wait(pace.hold_ms).await;
         let ended = nodes.iter().filter(|node| cluster.alive(**node).is_err()).count();
+        cluster.healing();
         drop(limits);
         revive(cluster, &nodes).await?;
         self.recorder.fault(&name, FaultState::Healed, &format!("{ended} ended by it"));
@@ -203,9 +218,17 @@ impl Nemesis {
         let flood = Flood::begin(&cluster.roster);
         self.wait(pace.hold_ms).await;
         let heard = flood.end().await;
+        if !["429", "503"].iter().any(|code| heard.contains(code)) {
+            self.recorder.fault(
+                name,
+                FaultState::Unknown,
+                &format!("nothing was refused, so it was no flood: {heard}"),
+            );
+        }
         for node in &nodes {
             cluster.alive(*node)?;
         }
+        cluster.healing();
         drop(limits);
         self.recorder.fault(name, FaultState::Healed, &heard);
         Ok(())

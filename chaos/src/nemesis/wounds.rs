@@ -42,6 +42,7 @@ pub(super) async fn strike(cluster: &mut Cluster, wound: &mut Wound) -> Result<(
 }
 
 pub(super) async fn heal(cluster: &mut Cluster, wound: &mut Wound) -> Result<(), Error> {
+    cluster.healing();
     match wound {
         Wound::Killed(nodes) | Wound::Stopped(nodes) => {
             cluster.start(nodes).await?;

@@ -31,6 +31,7 @@ pub(super) fn page(reports: &Reports) -> String {
         store = text(&reports.store),
         cut = if reports.interrupted { " <strong>The run was interrupted.</strong>" } else { "" },
     );
+    reports.builds.iter().for_each(|build| put(&mut out, &format!("<p><code>{}</code></p>", text(&build.text()))));
     table(&mut out, reports);
     let totals = super::Totals::of(&reports.runs).text();
     totals.lines().for_each(|line| put(&mut out, &format!("<p>{}</p>", text(line))));
@@ -46,6 +47,7 @@ fn class(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Passed => "passed",
         Outcome::Unknown => "unknown",
+        Outcome::NotApplicable => "not applicable",
         Outcome::Failed => "failed",
     }
 }
@@ -54,14 +56,14 @@ fn table(out: &mut String, reports: &Reports) {
     put(
         out,
         "<table><tr><th>scenario<th>seed<th>verdict<th>faults<th>operations<th>acknowledged<th>lost<th>stale<th>doubled\
-              <th>phantom<th>longest gap<th>unavailable<th>healed in</tr>",
+              <th>phantom<th>failed writes<th>failed reads<th>longest gap<th>at a fault<th>unavailable<th>healed in</tr>",
     );
     for run in &reports.runs {
         let of = |checker, name| run.figure(checker, name);
         let foreign = of("samples", "wrong tenant") + of("samples", "wrong series");
         let row = format!(
             "<tr><td><a href=\"#{id}\">{name}</a><td>{seed}<td class=\"{class}\">{word}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}\
-             <td>{}<td>{:.2} s<td>{:.1} s<td>{:.1} s</tr>",
+             <td>{}<td>{} + {}<td>{} + {}<td>{}<td>{}<td>{:.1} s<td>{}</tr>",
             of("covered", "faults"),
             of("covered", "operations"),
             of("samples", "acknowledged"),
@@ -69,9 +71,14 @@ fn table(out: &mut String, reports: &Reports) {
             of("samples", "stale"),
             of("samples", "doubled"),
             of("samples", "phantom") + foreign,
-            of("available", "longest gap s"),
+            of("available", "failed writes"),
+            of("available", "failed writes in flight at a hit"),
+            of("available", "failed reads") + of("available", "failed questions"),
+            of("available", "failed reads in flight at a hit") + of("available", "failed questions in flight at a hit"),
+            run.seconds("available", "longest gap s", 2),
+            run.seconds("available", "longest gap at a fault s", 2),
             of("available", "unavailable s"),
-            of("healed", "heal s"),
+            run.seconds("healed", "heal s", 1),
             id = id(run),
             name = run.scenario,
             seed = run.seed,
@@ -80,7 +87,7 @@ fn table(out: &mut String, reports: &Reports) {
         );
         put(out, &row);
     }
-    put(out, "</table>");
+    put(out, "</table><p>Failed: by itself + in flight at a node that was taken down.</p>");
 }
 
 fn id(run: &Report) -> String {
@@ -102,7 +109,7 @@ fn section(out: &mut String, run: &Report) {
         text(&run.replay),
     );
     put(out, &head);
-    if let Some(why) = &run.broken {
+    for why in run.broken.iter().chain(&run.harness) {
         put(out, &format!("<p class=\"failed\">{}</p>", text(why)));
     }
     draw(out, &run.timeline);
@@ -177,11 +184,11 @@ fn draw(out: &mut String, line: &Timeline) {
 /// Below the picture: leaders, changed replica sets, and what the colours mean.
 fn legend(out: &mut String, line: &Timeline, seconds: f64, most: u32, slowest: f64) {
     let x = |at: f64| at / seconds.max(0.001) * WIDTH;
-    for (at, leader) in &line.leaders {
+    for (at, term, leader) in &line.leaders {
         put(
             out,
             &format!(
-                "<text x=\"{:.1}\" y=\"{}\" font-size=\"11\" fill=\"#7a828c\">▲ leader {leader}</text>",
+                "<text x=\"{:.1}\" y=\"{}\" font-size=\"11\" fill=\"#7a828c\">▲ leader {leader}<title>term {term}: the node with id {leader}</title></text>",
                 x(*at),
                 HEIGHT + 12.0
             ),
@@ -222,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_page_is_whole_and_says_nothing_a_browser_would_run() {
-        let mut reports = Reports::new("<script>", 7, "/bin/engram, engram 1");
+        let mut reports = Reports::new("<script>", 7, "/bin/engram, engram 1", Vec::new());
         let broken = Some("node 1: <b>".to_owned());
         reports.add(Report::new(&scenario::ALL[0], 7, &History::default(), Vec::new(), broken, Duration::from_secs(1)));
         let page = page(&reports);

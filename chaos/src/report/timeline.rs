@@ -35,8 +35,8 @@ pub(super) struct Timeline {
     pub(super) bucket_seconds: f64,
     pub(super) buckets: Vec<Bucket>,
     pub(super) faults: Vec<Band>,
-    /// When another leader was first seen, and which.
-    pub(super) leaders: Vec<(f64, u64)>,
+    /// When a leader of a greater term was first seen: its term and its id in the cluster.
+    pub(super) leaders: Vec<(f64, u64, u64)>,
     /// When the sum of all epochs was first seen to have grown.
     pub(super) epochs: Vec<(f64, u64)>,
     pub(super) marks: Vec<(f64, String)>,
@@ -51,8 +51,8 @@ impl Timeline {
         ops.sort_by_key(|op| op.ended);
         for op in ops {
             let ended = op.ended.unwrap_or(history.end());
-            if let Some(Answer::Status { leader, epochs, .. }) = &op.answer {
-                line.look(seconds(ended), *leader, epochs.iter().sum());
+            if let Some(Answer::Status { term, leader, epochs, .. }) = &op.answer {
+                line.look(seconds(ended), *term, *leader, epochs.iter().sum());
             }
             let Some(bucket) = usize::try_from(ended / BUCKET).ok().and_then(|at| line.buckets.get_mut(at)) else {
                 continue;
@@ -87,9 +87,10 @@ impl Timeline {
         sum
     }
 
-    fn look(&mut self, at: f64, leader: Option<u64>, epochs: u64) {
-        if let Some(leader) = leader.filter(|leader| self.leaders.last().is_none_or(|(_, last)| last != leader)) {
-            self.leaders.push((at, leader));
+    /// Nodes know different leaders at one time; each term has one at most, so only a greater term is another leader.
+    fn look(&mut self, at: f64, term: u64, leader: Option<u64>, epochs: u64) {
+        if let Some(leader) = leader.filter(|_| self.leaders.last().is_none_or(|(_, last, _)| *last < term)) {
+            self.leaders.push((at, term, leader));
         }
         if self.epochs.last().is_none_or(|(_, last)| *last < epochs) {
             self.epochs.push((at, epochs));
@@ -103,6 +104,8 @@ fn bands(history: &History) -> Vec<Band> {
     for fault in &history.faults {
         let at = seconds(fault.at);
         match fault.state {
+            // Said of one that is there already it is no other.
+            FaultState::Unknown if bands.iter().any(|band| band.name == fault.name && band.to >= end) => {}
             FaultState::Installed | FaultState::Unknown => {
                 bands.push(Band { from: at, to: end, name: fault.name.clone() })
             }
@@ -136,11 +139,18 @@ mod tests {
         let ops = vec![append(0, 1000, End::Ok), append(200_000, 300_000, End::Ok), append(1, 300_001, End::Unknown)];
         let fault = |at, state| Fault { at, name: "f".into(), state, why: String::new() };
         let faults = vec![fault(100_000, FaultState::Installed), fault(200_000, FaultState::Healed)];
-        let line = Timeline::of(&History { ops, faults, marks: Vec::new() });
+        let line = Timeline::of(&History { ops, faults, ..History::default() });
         assert_eq!(line.buckets.len(), 2);
         assert_eq!((line.buckets[0].acknowledged, line.buckets[1].acknowledged, line.buckets[1].failed), (1, 1, 1));
         assert!((line.buckets[1].slowest_ms - 100.0).abs() < 1e-6);
         assert_eq!(line.faults, [Band { from: 0.1, to: 0.2, name: "f".into() }]);
+        let mut seen = Timeline::default();
+        for (at, term, leader) in
+            [(1.0, 1, Some(1)), (2.0, 2, Some(3)), (2.5, 1, Some(1)), (3.0, 2, Some(3)), (4.0, 3, None)]
+        {
+            seen.look(at, term, leader, 0);
+        }
+        assert_eq!(seen.leaders, [(1.0, 1, 1), (2.0, 2, 3)], "a node that is behind names the old one");
         let band = |from, to| Band { from, to, name: String::new() };
         let line = Timeline { faults: vec![band(4.0, 5.0), band(0.0, 2.0), band(1.0, 3.0)], ..Timeline::default() };
         assert!((line.broken_seconds() - 4.0).abs() < 1e-9);

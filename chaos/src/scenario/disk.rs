@@ -1,6 +1,7 @@
 //! Disks that lose their power, fail, are slow, full or rot; and clocks that are wrong.
 
-use super::{Scenario, THREE, UNNOTICED};
+use super::{HONEST, Scenario, THREE, UNNOTICED, UNSLOWED};
+use crate::check::Promise;
 use crate::cluster::{Damage, DiskKind, Kit, Part, Syncs};
 use crate::nemesis::{Act, Pace, Shift, Whom};
 
@@ -23,6 +24,7 @@ pub(super) static DISK: &[Scenario] = &[
         says: "nothing acknowledged is lost; clients notice nothing but what was in flight",
         disk: DiskKind::Ext4,
         act: Act::PowerLoss(Whom::EachNode),
+        promise: UNNOTICED,
         ..THREE
     },
     Scenario {
@@ -48,6 +50,7 @@ pub(super) static DISK: &[Scenario] = &[
         number: "16",
         fault: "every sync of one node takes 300 ms longer",
         says: "a slow zone does not slow acknowledgements down",
+        promise: UNSLOWED,
         act: Act::Syncs(Whom::EachNode, Syncs::Slow(300)),
         ..THREE
     },
@@ -97,6 +100,7 @@ pub(super) static DISK: &[Scenario] = &[
         says: "writes are refused as unavailable, none is acknowledged and lost; all recover",
         disk: DiskKind::Small(SMALL_DISK),
         act: Act::DiskFull(Whom::All),
+        promise: Promise { refused: true, ..HONEST },
         pace: Pace { rounds: 2, ..FULL },
         options: SMALL_SEGMENTS,
         ..THREE

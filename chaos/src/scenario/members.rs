@@ -1,8 +1,9 @@
 //! Members that come, go and are replaced.
 
 use super::{Scenario, THREE, UNNOTICED};
+use crate::check::Promise;
 use crate::cluster::Kit;
-use crate::nemesis::{Act, Pace};
+use crate::nemesis::{Act, LINES_BREAK, Pace};
 
 pub(super) static MEMBERS: &[Scenario] = &[
     Scenario {
@@ -57,8 +58,9 @@ pub(super) static MEMBERS: &[Scenario] = &[
         name: "certificates",
         number: "36",
         fault: "all certificates are replaced under load, then the CA as well; then all connections break",
-        says: "clients notice nothing",
+        says: "clients notice nothing of certificates; while all connections break writes are refused, and 2 s later all is well",
         act: Act::Rotate,
+        promise: Promise { save: LINES_BREAK, ..UNNOTICED },
         kit: Kit { certs: true, ..Kit::NOTHING },
         pace: Pace { rounds: 2, hold_ms: 1_000, rest_ms: 3_000 },
         ..THREE

@@ -10,7 +10,7 @@ mod process;
 mod store;
 
 use crate::check::Promise;
-use crate::cluster::{Disk, DiskKind, Injected, Kit};
+use crate::cluster::{Disk, DiskKind, Injected, Kit, Scarce};
 pub(crate) use crate::hard::{Blocks, HARD};
 use crate::nemesis::{Act, Pace};
 use std::sync::LazyLock;
@@ -47,11 +47,26 @@ pub(crate) struct Scenario {
 }
 
 /// Clients notice nothing but what was in flight at a node that is gone.
-const UNNOTICED: Promise =
-    Promise { ack_gap_max_ms: Some(1_000), failed_writes_max: Some(0), failed_reads_max: Some(0), settle_ms: 5_000 };
+const UNNOTICED: Promise = Promise {
+    ack_gap_max_ms: Some(1_000),
+    failed_writes_max: Some(0),
+    failed_reads_max: Some(0),
+    settle_ms: 5_000,
+    ..HONEST
+};
 /// Somebody may be refused or kept waiting; nobody is told a lie.
-pub(crate) const HONEST: Promise =
-    Promise { ack_gap_max_ms: None, failed_writes_max: None, failed_reads_max: None, settle_ms: 10_000 };
+pub(crate) const HONEST: Promise = Promise {
+    ack_gap_max_ms: None,
+    gap_at_fault_max_ms: None,
+    p90_during_max_ms: None,
+    save: "",
+    refused: false,
+    failed_writes_max: None,
+    failed_reads_max: None,
+    settle_ms: 10_000,
+};
+/// A zone that is slow slows nobody else down: what it is late by is more than this.
+const UNSLOWED: Promise = Promise { p90_during_max_ms: Some(250), ..HONEST };
 
 pub(crate) const THREE: Scenario = Scenario {
     name: "",
@@ -115,6 +130,11 @@ impl Scenario {
     pub(crate) fn possible(&self) -> Result<(), String> {
         Disk::possible(self.disk)?;
         self.kit.possible()?;
+        match self.act {
+            Act::Scarce(kinds) => kinds.iter().try_for_each(|kind| kind.possible())?,
+            Act::Flood => Scarce::MemoryTo(0).possible()?,
+            _ => {}
+        }
         let traced =
             matches!(self.act, Act::Syncs(..) | Act::Calls(_) | Act::HeldSync(_) | Act::PlantedLie | Act::SlowThenDark);
         if traced { Injected::possible() } else { Ok(()) }

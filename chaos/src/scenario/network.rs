@@ -1,6 +1,6 @@
 //! Networks that are cut, slow, narrow or break.
 
-use super::{Scenario, THREE};
+use super::{Scenario, THREE, UNSLOWED};
 use crate::cluster::Kit;
 use crate::nemesis::{Act, Pace, Shape};
 
@@ -83,6 +83,7 @@ pub(super) static NETWORK: &[Scenario] = &[
         number: "15c",
         fault: "the lines of one node carry 1 Mbit/s",
         says: "a slow zone does not slow acknowledgements down",
+        promise: UNSLOWED,
         act: Act::Network(Shape::Narrow(125_000)),
         ..THREE
     },

@@ -1,6 +1,7 @@
 //! Processes that are killed, paused and restarted.
 
 use super::{Scenario, THREE, UNNOTICED};
+use crate::check::Promise;
 use crate::cluster::Scarce;
 use crate::nemesis::{Act, Pace, Whom};
 
@@ -23,7 +24,7 @@ pub(super) static PROCESS: &[Scenario] = &[
         nodes: 6,
         act: Act::Kill(Whom::Zone),
         pace: Pace { rounds: 2, hold_ms: 8_000, rest_ms: 4_000 },
-        promise: UNNOTICED,
+        promise: Promise { gap_at_fault_max_ms: Some(500), ..UNNOTICED },
         ..THREE
     },
     Scenario {

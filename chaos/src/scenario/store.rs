@@ -26,8 +26,7 @@ const QUICK: &[&str] = &[
     "5s",
 ];
 /// Writes know nothing of the store; what lies there cannot be read while it does not answer.
-const WRITES: Promise =
-    Promise { ack_gap_max_ms: Some(1_000), failed_writes_max: Some(0), failed_reads_max: None, settle_ms: 10_000 };
+const WRITES: Promise = Promise { ack_gap_max_ms: Some(1_000), failed_writes_max: Some(0), ..HONEST };
 const WELL: Mood = Mood { down: false, silent: false, refused: 0, late_ms: 0, unanswered: 0, halves: 0, stale: false };
 const CALM: Pace = Pace { rounds: 2, hold_ms: 10_000, rest_ms: 8_000 };
 

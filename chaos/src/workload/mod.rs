@@ -42,10 +42,12 @@ use tokio::task::JoinSet;
 /// How an operation begins to say that nobody took it: it has no effect, and another node was asked instead.
 pub(crate) const NOT_REACHED: &str = "not reached";
 
+/// Readers of raw samples.
+pub(crate) const READERS: usize = 2;
+
 /// How much of everything.
 #[derive(Clone, Debug)]
 pub(crate) struct Size {
-    pub(crate) readers: usize,
     pub(crate) registers: u32,
     pub(crate) configurers: usize,
     /// Whether totals are asked and checked.
@@ -158,7 +160,7 @@ impl Load {
         for writer in 0..shared.numbers.writers {
             clients.spawn(append::write(shared.clone(), writer, StdRng::seed_from_u64(chance.random())));
         }
-        for _ in 0..size.readers {
+        for _ in 0..READERS {
             clients.spawn(reader::run(shared.clone(), StdRng::seed_from_u64(chance.random())));
         }
         for client in 0..size.configurers {
