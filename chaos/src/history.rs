@@ -250,6 +250,8 @@ pub(crate) struct Fault {
 pub(crate) struct Down {
     pub(crate) node: u32,
     pub(crate) from: Micros,
+    /// It was asked to end, and may finish what it is at.
+    pub(crate) asked: bool,
     /// `None`: nobody saw it gone.
     pub(crate) gone: Option<Micros>,
 }
@@ -303,7 +305,9 @@ impl History {
             let open = self.downs.iter_mut().find(|down| down.node == node && down.gone.is_none());
             match (open, life) {
                 (Some(down), Life::Gone) => down.gone = Some(line.at),
-                (None, Life::Killed | Life::Asked) => self.downs.push(Down { node, from: line.at, gone: None }),
+                (None, Life::Killed | Life::Asked) => {
+                    self.downs.push(Down { node, from: line.at, asked: life == Life::Asked, gone: None });
+                }
                 _ => {}
             }
         } else if let Some(name) = line.mark {

@@ -157,7 +157,7 @@ pub(crate) async fn run(args: Soak) -> Result<bool, Error> {
                 break;
             }
         };
-        report.replay = format!("engram-chaos soak --seed {first_seed} --episode {number}");
+        report.replay = format!("engram-chaos soak --seed {first_seed} --episode {number}{}", args.how.said());
         totals.add(&report);
         say(&report.text())?;
         if let Some(lines) = &mut lines {

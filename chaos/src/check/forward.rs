@@ -1,5 +1,6 @@
 //! What only grows, only grows: at each node Raft's term and applied index, each partition's epoch and each register's
-//! version as that node tells them; and one version of a register has one value everywhere.
+//! version as that node tells them; and one version of a register has one value everywhere: the one that somebody set at
+//! the version before, and was told so, or was told nothing.
 //!
 //! Of two answers of a node, the second counts as later when it was asked for after the first had come. Answers without
 //! a leader or with another set of partitions are compared all the same: terms, epochs and versions may not go back, not
@@ -35,10 +36,40 @@ impl Highest {
     }
 }
 
+/// What may be a register's value at a version: each change that was not refused, with its beginning, and whether it was
+/// acknowledged.
+type Sets = BTreeMap<(u32, u64), Vec<(Micros, u64, bool)>>;
+
+fn sets(history: &History) -> Sets {
+    let mut sets = Sets::new();
+    for op in history.ops.iter().filter(|op| op.end != End::Fail) {
+        if let Call::Set { key, expected, value } = op.call {
+            sets.entry((key, expected + 1)).or_default().push((op.began, value, op.end == End::Ok));
+        }
+    }
+    sets
+}
+
+/// Why nobody can have seen this value at this version, if that is so.
+fn unfounded(sets: &Sets, key: u32, version: u64, value: u64, ended: Micros) -> Option<String> {
+    if version == 0 {
+        return (value != 0).then(|| format!("register {key} does not exist yet and has value {value}"));
+    }
+    let all = sets.get(&(key, version)).map(Vec::as_slice).unwrap_or_default();
+    if let Some((_, set, _)) = all.iter().find(|(_, _, acknowledged)| *acknowledged)
+        && *set != value
+    {
+        return Some(format!("register {key} has value {value} at version {version}, {set} was acknowledged there"));
+    }
+    let known = all.iter().any(|(began, set, _)| *set == value && *began <= ended);
+    (!known).then(|| format!("register {key} has value {value} at version {version}, which nobody had set there"))
+}
+
 /// Checks all answers about versions.
 pub(super) fn check(history: &History) -> Verdict {
     let mut verdict = Verdict::new("forward", "terms, applied indexes, epochs and versions only grow at each node");
     let mut highest: BTreeMap<(u32, String), Highest> = BTreeMap::new();
+    let sets = sets(history);
     let mut values: BTreeMap<(u32, u64), u64> = BTreeMap::new();
     let (mut looked, mut leaders, mut last_term) = (0, 0_u64, None);
     let mut ops: Vec<_> = history.ops.iter().filter(|op| op.end == End::Ok).collect();
@@ -57,10 +88,20 @@ pub(super) fn check(history: &History) -> Verdict {
             }
             (Call::Get { key }, Some(Answer::Register { version, value })) => {
                 told.push((format!("version of register {key}"), *version));
+                if let Some(why) = unfounded(&sets, *key, *version, *value, ended) {
+                    verdict.fail(|| format!("node {}: {why}", op.node));
+                }
                 let first = values.entry((*key, *version)).or_insert(*value);
                 if first != value {
                     verdict.fail(|| format!("register {key} has value {first} and value {value} at version {version}"));
                 }
+            }
+            // It says what came after its own change.
+            (Call::Set { key, expected, .. }, Some(Answer::Register { version, value })) if *version > expected + 1 => {
+                if let Some(why) = unfounded(&sets, *key, *version, *value, ended) {
+                    verdict.fail(|| format!("node {}: {why}", op.node));
+                }
+                continue;
             }
             _ => continue,
         }
@@ -93,6 +134,39 @@ mod tests {
         op(node, Call::Get { key: 2 }, began, began + 1, End::Ok, Some(Answer::Register { version, value }))
     }
 
+    fn set(began: Micros, key: u32, expected: u64, value: u64, end: End) -> Op {
+        let answer = (end == End::Ok).then_some(Answer::Register { version: expected + 1, value });
+        op(3, Call::Set { key, expected, value }, began, began + 1, end, answer)
+    }
+
+    #[test]
+    fn a_value_that_nobody_set_at_its_version_is_found() {
+        let sets = || vec![set(1, 2, 0, 7, End::Ok), set(3, 2, 1, 8, End::Unknown), set(3, 2, 1, 9, End::Fail)];
+        let with = |more: Op| {
+            let verdict = check(&history([sets(), vec![more]].concat()));
+            (verdict.outcome, verdict.told.first().cloned().unwrap_or_default())
+        };
+        assert_eq!(with(get(0, 9, 1, 7)).0, Outcome::Passed);
+        assert_eq!(with(get(0, 9, 2, 8)).0, Outcome::Passed, "it may have taken effect");
+        assert_eq!(
+            with(op(0, Call::Get { key: 2 }, 1, 2, End::Ok, Some(Answer::Register { version: 0, value: 0 }))).0,
+            Outcome::Passed
+        );
+        for (wrong, word) in [
+            (get(0, 9, 1, 6), "was acknowledged there"),
+            (get(0, 9, 2, 9), "nobody had set"),
+            (get(0, 9, 3, 8), "nobody had set"),
+            (get(0, 1, 2, 8), "nobody had set"),
+            (get(0, 9, 0, 8), "does not exist"),
+        ] {
+            let (outcome, told) = with(wrong);
+            assert!(outcome == Outcome::Failed && told.contains(word), "{told}");
+        }
+        // An acknowledged change that names what came after it.
+        let later = Some(Answer::Register { version: 2, value: 5 });
+        assert_eq!(with(op(3, Call::Set { key: 2, expected: 0, value: 7 }, 5, 6, End::Ok, later)).0, Outcome::Failed);
+    }
+
     fn applied(began: Micros, applied: u64) -> Op {
         let answer = Answer::Status { term: 1, applied, leader: None, epochs: Vec::new() };
         op(0, Call::Status, began, began + 1, End::Ok, Some(answer))
@@ -111,6 +185,8 @@ mod tests {
             status(0, 1, 9, 5, 5),
             status(0, 2, 8, 4, 4),
             status(1, 20, 21, 3, 3),
+            set(1, 2, 6, 1, End::Ok),
+            set(1, 2, 5, 2, End::Ok),
             get(0, 5, 7, 1),
             get(1, 9, 6, 2),
         ];
