@@ -18,6 +18,9 @@ pub(crate) enum Command {
     Soak(Soak),
     /// Run builds that are broken on purpose, and require each to be caught: needs a node built with `--features mutants`.
     Mutants(Mutants),
+    /// Run whole clusters in one thread with simulated time, network and disks, one schedule for each seed.
+    #[cfg(any(test, feature = "sim"))]
+    Sim(Sim),
     /// Name every scenario: what is done, what is promised.
     List,
     /// Becomes another program that ends when we end.
@@ -137,6 +140,41 @@ pub(crate) struct Soak {
     pub(crate) episode: Option<u64>,
     #[command(flatten)]
     pub(crate) how: How,
+}
+
+/// `engram-chaos sim`
+#[cfg(any(test, feature = "sim"))]
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Sim {
+    /// Schedules.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seeds: u64,
+    /// The first seed; the others count up from it.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) from: u64,
+    /// Only this one, with every event.
+    #[arg(long, conflicts_with_all = ["seeds", "from"])]
+    pub(crate) seed: Option<u64>,
+    /// Schedules at once.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: usize,
+    /// Every so many-th is played a second time, and must be the same schedule then.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) twice_every: u64,
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl Sim {
+    pub(crate) fn wanted(&self) -> crate::sim::Wanted {
+        let (from, seeds) = self.seed.map_or((self.from, self.seeds), |seed| (seed, 1));
+        crate::sim::Wanted {
+            from,
+            seeds,
+            threads: self.threads,
+            twice_every: self.twice_every,
+            aloud: self.seed.is_some(),
+        }
+    }
 }
 
 /// `engram-chaos load`

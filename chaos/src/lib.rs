@@ -13,6 +13,9 @@
 //! - `soak` mixes faults without end; each episode is a run.
 //! - `peer`: another store in place of ours, described by a file.
 //!
+//! - `sim` (a feature of the build) runs a whole cluster in one thread with simulated time, network, disks and metadata,
+//!   thousands of times, each replayed by its seed; the same checkers judge. It alone links the node.
+//!
 //! Below them: `client` is the one way to a server, `wire` the bytes of remote write.
 
 mod args;
@@ -30,6 +33,8 @@ mod peer;
 mod report;
 mod run;
 mod scenario;
+#[cfg(any(test, feature = "sim"))]
+mod sim;
 mod soak;
 mod wire;
 mod workload;
@@ -49,6 +54,8 @@ pub fn main() -> ExitCode {
         args::Command::Run(_) | args::Command::Mutants(_) | args::Command::Soak(_) | args::Command::List => {
             cluster::enter_own_mounts()
         }
+        #[cfg(any(test, feature = "sim"))]
+        args::Command::Sim(args) => return simulate(args),
         args::Command::Load(_) | args::Command::Kill(_) => {}
     }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -65,10 +72,21 @@ pub fn main() -> ExitCode {
             args::Command::Run(args) => run::run(args).await,
             args::Command::Soak(args) => soak::run(args).await,
             args::Command::Mutants(args) => mutants::run(args).await,
+            #[cfg(any(test, feature = "sim"))]
+            args::Command::Sim(_) => unreachable!("answered above"),
             args::Command::List | args::Command::Guard { .. } => run::list(),
         }
     });
     match verdict {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => complain(&error.to_string()),
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+fn simulate(args: &args::Sim) -> ExitCode {
+    match sim::run(args.wanted()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => complain(&error.to_string()),

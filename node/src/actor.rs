@@ -311,6 +311,7 @@ async fn supervise(part: String, child: ChildSpec, health: Health, stop: Cancell
         tracing::warn!(part, why, wait_ms = wait.as_millis(), "failed, restarting");
         health.set(&part, Condition::Restarting(why));
         tokio::select! {
+            biased;
             () = tokio::time::sleep(wait) => {}
             () = stop.cancelled() => return,
         }

@@ -11,7 +11,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
-use engram_model::place::PartitionId;
 use engram_model::time::Clock;
 use engram_query::engine::SamplePool;
 use engram_raft::Group;
@@ -31,9 +30,8 @@ use crate::config::Config;
 use crate::data_dir::{DataDir, DirError};
 use crate::http::{self, App, HttpMetrics};
 use crate::ingest::heads::Heads;
-use crate::ingest::partition::{self, LogBudget};
 use crate::ingest::reached::Reached;
-use crate::ingest::{LocalReplica, keeper};
+use crate::ingest::{LocalReplica, keeper, open};
 use crate::meta::{Meta, TenantDefaults};
 use crate::metrics::{Distribution, Metrics, ReadMetrics, Reading, WriteMetrics};
 use crate::read::{ReadOptions, Reader};
@@ -73,8 +71,6 @@ pub enum StartError {
 const META_STOP_WITHIN: Duration = Duration::from_secs(20);
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
-/// Bytes that may wait at the log; the log's own queue is larger, so nobody blocks in it.
-pub(crate) const LOG_BUDGET_BYTES: usize = 256 << 20;
 
 /// A running node.
 pub struct Node {
@@ -314,22 +310,7 @@ fn start_partitions(
     stop: &CancellationToken,
     supervisor: &mut Supervisor,
 ) -> (LocalReplica, keeper::Config) {
-    let budget = LogBudget::new(LOG_BUDGET_BYTES);
-    let mut handles = Vec::with_capacity(heads.len());
-    for (i, own) in (0_u32..).zip(heads.iter()) {
-        let (handle, child) = partition::child(partition::Config {
-            partition: PartitionId(i),
-            heads: own.clone(),
-            all_heads: heads.clone(),
-            log: log.clone(),
-            budget: budget.clone(),
-            meta: reach.meta().clone(),
-            clock: clock.clone(),
-            stop: stop.clone(),
-        });
-        handles.push(handle);
-        supervisor.spawn(child);
-    }
+    let handles = open::start((heads, log), (reach.meta(), clock), stop, supervisor);
     let keeper = keeper::Config {
         partitions: handles.clone(),
         heads: heads.clone(),

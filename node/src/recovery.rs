@@ -9,19 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_model::time::Stopwatch;
-use engram_storage::chunk::ChunkFiles;
 use engram_storage::disk::Disk;
 use engram_storage::disk::real::RealDisk;
-use engram_storage::head::{HeadOptions, Symbols};
-use engram_storage::log::{self, NodeLog};
+use engram_storage::log::NodeLog;
 
 use crate::actor::{Condition, Health};
-use crate::assembly::{LOG_BUDGET_BYTES, StartError, millis};
+use crate::assembly::{StartError, millis};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::ingest::heads::Heads;
+use crate::ingest::open::{OpenError, Place};
 use crate::ingest::reached::Reached;
-use crate::ingest::recover::{Parallel, Rest};
+use crate::ingest::recover::Rest;
 use crate::meta::Meta;
 
 /// Full chunks that lie on the heap, in all partitions, before they are put into files; each partition has its share.
@@ -46,6 +45,15 @@ pub(crate) struct Unfinished {
     health: Health,
 }
 
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Storage(error) => Self::Storage(error),
+            OpenError::Lost(why) => Self::Failed(why),
+        }
+    }
+}
+
 fn part(health: &Health, what: String) {
     health.set("node/log", Condition::Starting(what));
 }
@@ -60,7 +68,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn tell(&mut self, (entries, bytes): (u64, u64)) {
+    fn tell(&mut self, entries: u64, bytes: u64) {
         if entries % LOOK_EVERY != 1 {
             return;
         }
@@ -74,47 +82,33 @@ impl Progress {
     }
 }
 
-/// Bytes of all files in the log's directory.
+/// Bytes of all files in the log's directory; a node that is new has none.
 fn log_bytes(disk: &dyn Disk, dir: &Path) -> Result<u64, StartError> {
-    disk.create_dir(dir)?;
-    let lens = disk.list(dir)?.into_iter().map(|name| disk.open(&dir.join(name))?.len());
+    let lens = disk.list(dir).unwrap_or_default().into_iter().map(|name| disk.open(&dir.join(name))?.len());
     Ok(lens.sum::<Result<u64, _>>()?)
 }
 
 /// Opens the log and reads all of it; most of it is applied to the heads then.
 pub(crate) async fn read(config: &Config, dir: &DataDir, meta: &Meta, health: &Health) -> Result<Found, StartError> {
-    let symbols = Arc::new(Symbols::default());
-    let options = HeadOptions { window_ms: millis(config.blocks.window) };
-    let count = meta.ring().partition_count();
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let files = ChunkFiles::open_all(&disk, &dir.head(), count, FULL_CHUNK_BYTES / (count.max(1) as usize))?;
-    let with_files = |files| Heads::with_files(symbols.clone(), options, files);
-    let heads: Arc<Vec<Heads>> = Arc::new(files.into_iter().map(with_files).collect());
-    let (path, for_log, health) = (dir.log(), heads.clone(), health.clone());
-    let reached = Reached::new(disk.clone(), dir.root());
-    let options = log::Options {
+    let place = Place {
+        disk: Arc::new(RealDisk),
+        root: dir.root().to_owned(),
+        head: dir.head(),
+        log: dir.log(),
+        partitions: meta.ring().partition_count(),
+        window_ms: millis(config.blocks.window),
+        full_chunk_bytes: FULL_CHUNK_BYTES,
         segment_bytes: config.log.segment_bytes_max,
-        record_bytes_max: 1 << 30,
-        queue_records_max: 1 << 16,
-        queue_bytes_max: 4 * LOG_BUDGET_BYTES,
         chance: uuid::Uuid::new_v4().as_u64_pair().0,
-        ..log::Options::default()
+        by_hand: None,
     };
+    let (for_log, health) = (place.heads()?, health.clone());
     let reading = move || -> Result<Found, StartError> {
-        reached.check_there(&path).map_err(StartError::Failed)?;
-        let (watch, bytes) = (Stopwatch::start(), log_bytes(disk.as_ref(), &path)?);
+        let (watch, bytes) = (Stopwatch::start(), log_bytes(place.disk.as_ref(), &place.log)?);
         let mut progress = Progress { health: health.clone(), watch, told: Duration::ZERO, bytes };
-        let mut recovery = Parallel::new(for_log.clone());
-        let log = NodeLog::open(disk, &path, options, &mut |position, bytes| {
-            progress.tell(recovery.taken());
-            let damage = |what: String| engram_storage::Error::corrupt(&path, position.0, what);
-            recovery.take(position, bytes).map_err(damage)
-        })?;
-        reached.check(&path, log.replayed()).map_err(StartError::Failed)?;
-        let rest = recovery.read().map_err(StartError::Failed)?;
-        reached.note(log.durable().0)?;
-        let unfinished = Unfinished { rest, watch: progress.watch, health };
-        Ok(Found { heads: for_log, log: Arc::new(log), reached, unfinished })
+        let opened = place.open(for_log, &mut |entries, bytes| progress.tell(entries, bytes))?;
+        let unfinished = Unfinished { rest: opened.rest, watch: progress.watch, health };
+        Ok(Found { heads: opened.heads, log: opened.log, reached: opened.reached, unfinished })
     };
     let read = tokio::task::spawn_blocking(reading).await;
     read.map_err(|e| StartError::Failed(format!("replaying the log: {e}")))?

@@ -18,6 +18,9 @@ use engram_model::{Labels, Millis};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// A series of an answer: its number, its labels, its points.
+type Row = (Option<u32>, String, Vec<(Millis, f64)>);
+
 /// Which numbers there are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Numbers {
@@ -34,7 +37,7 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     /// The name of all series.
-    pub(super) const METRIC: &str = "chaos_numbered";
+    pub(crate) const METRIC: &str = "chaos_numbered";
 
     pub(crate) fn tenant(&self, writer: u32) -> String {
         format!("chaos-{}", writer % self.tenants)
@@ -70,7 +73,7 @@ impl Numbers {
     }
 
     /// The request that appends one number to all series of a writer, compressed.
-    pub(super) fn request(&self, writer: u32, number: u32) -> Vec<u8> {
+    pub(crate) fn request(&self, writer: u32, number: u32) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.series as usize * 80);
         for series in 0..self.series {
             let labels = [
@@ -98,13 +101,21 @@ impl Numbers {
 
     /// Takes an answer apart.
     fn found(&self, writer: u32, result: &Value) -> Found {
-        let (mut by_runs, mut odd): (BTreeMap<Runs, Vec<u32>>, _) = (BTreeMap::new(), Vec::new());
-        for row in result.as_array().into_iter().flatten() {
+        let rows = result.as_array().into_iter().flatten().map(|row| {
             let labels = &row["metric"];
             let text = |name: &str| labels[name].as_str().unwrap_or_default();
             let mine = text("writer").parse() == Ok(writer) && text("__name__") == Self::METRIC;
             let series = text("series").parse::<u32>().ok().filter(|s| mine && *s < self.series);
-            let runs = self.runs(writer, series, &labels.to_string(), &points(&row["values"]), &mut odd);
+            (series, labels.to_string(), points(&row["values"]))
+        });
+        self.found_in(writer, rows)
+    }
+
+    /// Takes the series of an answer apart: the number of each, if it is one of the writer's, its labels and its points.
+    pub(crate) fn found_in(&self, writer: u32, rows: impl Iterator<Item = Row>) -> Found {
+        let (mut by_runs, mut odd): (BTreeMap<Runs, Vec<u32>>, _) = (BTreeMap::new(), Vec::new());
+        for (series, labels, points) in rows {
+            let runs = self.runs(writer, series, &labels, &points, &mut odd);
             if let Some(series) = series {
                 by_runs.entry(runs).or_default().push(series);
             }

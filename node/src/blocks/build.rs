@@ -26,6 +26,11 @@ use super::parts::{Part, Row};
 use crate::error::Error;
 use crate::read::hide::Hider;
 
+/// A number that nobody else has.
+pub(super) fn unique() -> u128 {
+    engram_storage::blocking::unique_here().unwrap_or_else(|| uuid::Uuid::new_v4().as_u128())
+}
+
 /// What is to be cut.
 pub struct Cutting {
     /// The window of the seal.

@@ -119,7 +119,7 @@ impl Catalog {
             Ok(path) => {
                 let (disk, meta) = (self.shop.disk.clone(), row.meta.clone());
                 let failed = |e| Error::new(Class::Internal, format!("checking a block failed: {e}"));
-                let checked = tokio::task::spawn_blocking(move || check(&*disk, &path, &meta)).await;
+                let checked = engram_storage::blocking::blocking(move || check(&*disk, &path, &meta)).await;
                 checked.map_err(failed).and_then(|found| found)
             }
         };

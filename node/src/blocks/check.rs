@@ -198,12 +198,13 @@ async fn deep(store: &Store, meta: &BlockMeta, pace: Pace, checked: &mut Checked
         Ok(json) => json.unwrap_or_default(),
         Err(error) => return damage(error, META, checked),
     };
-    let work = tokio::task::spawn_blocking(move || -> Result<(BlockInfo, Report, u64), engram_storage::Error> {
-        let info = BlockInfo::read(Path::new(META), &json)?;
-        let report = verify(&source, &info)?;
-        let bytes = source.read.load(std::sync::atomic::Ordering::Relaxed);
-        Ok((info, report, bytes))
-    });
+    let work =
+        engram_storage::blocking::blocking(move || -> Result<(BlockInfo, Report, u64), engram_storage::Error> {
+            let info = BlockInfo::read(Path::new(META), &json)?;
+            let report = verify(&source, &info)?;
+            let bytes = source.read.load(std::sync::atomic::Ordering::Relaxed);
+            Ok((info, report, bytes))
+        });
     let ended = |e| Error::new(engram_model::error::Class::Internal, format!("the check failed: {e}"));
     let (info, report, bytes) = match work.await.map_err(ended)? {
         Ok(done) => done,

@@ -247,7 +247,7 @@ impl Waits {
 
 async fn run(config: Config) -> Result<(), ChildError> {
     let (disk, work) = (config.shop.disk.clone(), config.shop.work.clone());
-    tokio::task::spawn_blocking(move || {
+    engram_storage::blocking::blocking(move || {
         disk.create_dir(&work)?;
         disk.list_dirs(&work)?.iter().try_for_each(|name| job::clear(&*disk, &work.join(name)))
     })
@@ -340,7 +340,7 @@ async fn look(config: &Config, running: usize) -> Vec<Waiting> {
         let clean = cleaning.contains(&tenant);
         // A large tenant's plan takes longer than a task may hold the runtime.
         let (own, whose) = (planner.clone(), tenant.clone());
-        let Ok(planned) = tokio::task::spawn_blocking(move || own.plan(&whose, clean)).await else { continue };
+        let Ok(planned) = engram_storage::blocking::blocking(move || own.plan(&whose, clean)).await else { continue };
         backlog.add(&planned);
         if clean && planned.unwritten == 0 {
             config.handle.0.cleaning.lock().remove(&tenant);

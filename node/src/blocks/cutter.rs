@@ -181,7 +181,7 @@ impl Waits {
 
 async fn run(config: Config) -> Result<(), ChildError> {
     let (disk, work) = (config.disk.clone(), config.work.clone());
-    let left = tokio::task::spawn_blocking(move || uploader::clean(&*disk, &work)).await??;
+    let left = engram_storage::blocking::blocking(move || uploader::clean(&*disk, &work)).await??;
     if left > 0 {
         tracing::info!(left, "blocks that were not finished before are removed and cut again");
     }
@@ -189,10 +189,12 @@ async fn run(config: Config) -> Result<(), ChildError> {
     loop {
         let (index, was_open) = (config.meta.index(), config.reach.is_open());
         tokio::select! {
+            biased;
             () = pass(&config, &mut waits) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
         tokio::select! {
+            biased;
             changed = config.meta.changed(index) => if changed.is_err() {
                 // The group is stopping, and with it the node.
                 config.stop.cancelled().await;
@@ -260,6 +262,7 @@ async fn cut_all(config: &Config, key: &Key, seals: Vec<Seal>) -> Result<(), Err
         Ok(())
     };
     let done = tokio::select! {
+        biased; // both go on side by side: in an order that can be repeated
         done = cutting => done,
         lost = keep(config, &lease) => Err(lost),
     };
@@ -290,7 +293,7 @@ async fn cut(config: &Config, key: &Key, seal: &Seal, lease: &Lease) -> Result<(
     // Before the samples are asked for: what is deleted later must still be hidden by readers of the block.
     let view = config.meta.blocks(tenant);
     let hidden = Hider::new(&view.deletions, seal.window)?;
-    let id = BlockId::new(config.clock.now(), uuid::Uuid::new_v4().as_u128());
+    let id = BlockId::new(config.clock.now(), super::build::unique());
     let Some(built) = build_of_majority(config, id, (key, seal), &hidden).await? else { return Ok(()) };
     let done = ship(config, key, seal, lease, (built, view.index)).await;
     uploader::remove_copy(config.disk.clone(), &config.work, id).await;
@@ -355,7 +358,7 @@ async fn build_on_thread(
         built
     };
     let failed = |e| Error::new(Class::Internal, format!("building a block failed: {e}"));
-    tokio::task::spawn_blocking(working).await.map_err(failed)?
+    engram_storage::blocking::blocking(working).await.map_err(failed)?
 }
 
 /// Uploads what was built and commits it.

@@ -77,7 +77,7 @@ async fn copy(store: &Store, meta: &BlockMeta, file: &BlockFile, to: Arc<dyn Dis
     while let Some((at, bytes)) = coming.try_next().await? {
         crc = crc32c_append(crc, &bytes);
         let to = to.clone();
-        let written = tokio::task::spawn_blocking(move || to.write_at(at, &bytes)).await;
+        let written = engram_storage::blocking::blocking(move || to.write_at(at, &bytes)).await;
         written.map_err(|e| Missing::Failed(Error::unavailable(format!("writing a copy failed: {e}"))))??;
     }
     if crc != file.crc32c {
@@ -92,7 +92,7 @@ async fn on_disk<T: Send + 'static>(
     act: impl FnOnce(&dyn Disk, &Path) -> Result<T, engram_storage::Error> + Send + 'static,
 ) -> Result<T, Missing> {
     let (disk, path) = (disk.clone(), path.to_owned());
-    let done = tokio::task::spawn_blocking(move || act(&*disk, &path)).await;
+    let done = engram_storage::blocking::blocking(move || act(&*disk, &path)).await;
     Ok(done.map_err(|e| Missing::Failed(Error::unavailable(format!("work on the disk failed: {e}"))))??)
 }
 

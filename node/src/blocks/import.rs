@@ -458,5 +458,5 @@ fn node_error(error: &engram_storage::Error) -> Error {
 /// Runs what blocks where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let failed = |e| Error::new(Class::Internal, format!("the import failed: {e}"));
-    tokio::task::spawn_blocking(work).await.map_err(failed)
+    engram_storage::blocking::blocking(work).await.map_err(failed)
 }

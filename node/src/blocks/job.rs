@@ -255,7 +255,7 @@ impl Workshop {
             memory::give_back();
             merged
         };
-        let joined = tokio::task::spawn_blocking(work).await;
+        let joined = engram_storage::blocking::blocking(work).await;
         let merged = joined.map_err(|e| Error::new(Class::Internal, format!("a merge failed: {e}")))?;
         merged.map_err(|failure| match failure {
             Failure::Source { id, source } => NotDone::Damaged(id, source.to_string()),
@@ -311,7 +311,7 @@ impl Workshop {
     /// Removes a directory of the work directory; what cannot be removed is told and goes at the next start.
     pub(super) async fn clear(&self, dir: &Path) {
         let (disk, dir) = (self.disk.clone(), dir.to_owned());
-        let cleared = tokio::task::spawn_blocking(move || (clear(&*disk, &dir), dir)).await;
+        let cleared = engram_storage::blocking::blocking(move || (clear(&*disk, &dir), dir)).await;
         if let Ok((Err(error), dir)) = cleared {
             tracing::warn!(dir = %dir.display(), %error, "what is left of a compaction cannot be removed");
         }

@@ -160,10 +160,10 @@ impl Cuts for LateBlocks {
             let _turn = self.0.turn.acquire().await.ok();
             let mut attempt = 1;
             loop {
-                let dir = self.0.work.join(uuid::Uuid::new_v4().to_string());
+                let dir = self.0.work.join(format!("{:032x}", super::build::unique()));
                 let done = self.0.complete(&key, cut, mine.clone(), &dir).await;
                 let disk = self.0.disk.clone();
-                let removed = tokio::task::spawn_blocking(move || {
+                let removed = engram_storage::blocking::blocking(move || {
                     uploader::clean(&*disk, &dir)?;
                     disk.remove_dir(&dir)
                 });
@@ -219,7 +219,7 @@ impl Inner {
     /// Builds, uploads and commits a late block.
     async fn ship(&self, key: &SealKey, part: Frozen, as_of: u64, dir: &Path) -> Result<(), Error> {
         let (range, made_at) = (part.window, self.clock.now());
-        let id = BlockId::new(made_at, uuid::Uuid::new_v4().as_u128());
+        let id = BlockId::new(made_at, super::build::unique());
         let cutting = Cutting {
             window: part.window,
             parts: vec![part.into()],
@@ -260,7 +260,7 @@ impl Inner {
 
 async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     let failed = |e| Error::new(Class::Internal, format!("comparing with blocks failed: {e}"));
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
+    engram_storage::blocking::blocking(work).await.map_err(failed)?
 }
 
 /// The blocks that may hold samples of the window, the one that was cut first. Imported ones may hide samples of their

@@ -87,7 +87,8 @@ impl Iterator for Coming {
                     }),
                 }
             };
-            match self.runtime.block_on(some)? {
+            let not_here = || Some(Err(Error::unavailable(format!("the rest of seal {number} is not here yet"))));
+            match engram_storage::blocking::wait(&self.runtime, some).unwrap_or_else(not_here)? {
                 Ok(some) => self.here = some.into_iter(),
                 Err(error) => {
                     if error.class != Class::Cancelled {

@@ -230,6 +230,7 @@ async fn run(reach: Reach, store: Store, stop: CancellationToken) -> Result<(), 
     let own = reach.0.meta.cluster_id();
     while reach.0.kind == Kind::Shared && *reach.0.owner.borrow() != Owner::Ours {
         let owner = tokio::select! {
+            biased;
             owner = claim(&store, &own) => owner,
             () = stop.cancelled() => return Ok(()),
         };
@@ -244,6 +245,7 @@ async fn run(reach: Reach, store: Store, stop: CancellationToken) -> Result<(), 
         }
         if *reach.0.owner.borrow() != Owner::Ours {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(ASK_EVERY) => {}
                 () = stop.cancelled() => return Ok(()),
             }

@@ -194,7 +194,7 @@ fn failed(error: &engram_storage::Error) -> Error {
 /// Runs what blocks where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let ended = |e| Error::new(Class::Internal, format!("the repair failed: {e}"));
-    tokio::task::spawn_blocking(work).await.map_err(ended)
+    engram_storage::blocking::blocking(work).await.map_err(ended)
 }
 
 #[cfg(test)]

@@ -247,7 +247,7 @@ impl Progress {
     async fn write(&self, config: &Config) -> Result<(), Error> {
         let (bytes, path) = (serde_json::to_vec(self).unwrap_or_default(), config.state.clone());
         // A crash may lose it or tear it: the round begins anew then.
-        let written = tokio::task::spawn_blocking(move || std::fs::write(path, bytes)).await;
+        let written = engram_storage::blocking::blocking(move || std::fs::write(path, bytes)).await;
         let failed = |why: String| Error::unavailable(format!("how far the scrubber is could not be written: {why}"));
         written.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
     }

@@ -120,10 +120,12 @@ async fn run(config: Config) -> Result<(), ChildError> {
     let mut sealed = Sealed::default();
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
         tokio::select! {
+            biased;
             () = pass(&config, &mut sealed) => {}
             () = config.stop.cancelled() => return Ok(()),
         }

@@ -139,7 +139,7 @@ impl Snapshots {
             done
         };
         let failed = |e| Error::new(Class::Internal, format!("taking the snapshot failed: {e}"));
-        tokio::task::spawn_blocking(work).await.map_err(failed)?
+        engram_storage::blocking::blocking(work).await.map_err(failed)?
     }
 
     /// What the heads hold, and the blocks that were there when they were asked.

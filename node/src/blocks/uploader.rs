@@ -95,7 +95,7 @@ pub fn clean(disk: &dyn Disk, work: &Path) -> Result<usize, engram_storage::Erro
 pub async fn remove_copy(disk: Arc<dyn Disk>, work: &Path, id: BlockId) {
     let dir = work.join(id.to_string());
     let shown = dir.display().to_string();
-    let removed = tokio::task::spawn_blocking(move || block::remove(&*disk, &dir)).await;
+    let removed = engram_storage::blocking::blocking(move || block::remove(&*disk, &dir)).await;
     if let Ok(Err(error)) = removed {
         tracing::warn!(dir = shown, %error, "the work copy of a block cannot be removed");
     }

@@ -47,8 +47,9 @@ use crate::metrics::Reading;
 const AT_ONCE_MAX: usize = 8;
 /// How long one step may take: setting aside a large window walks all series of a head.
 const STEP_WITHIN: Duration = Duration::from_secs(120);
-/// A cut that could not be proved is looked at again after this.
-const LOOK_AGAIN_MS: i64 = 30 * 1000;
+/// A cut that could not be proved is looked at again after this. Well below 30 s: what one replica alone has set aside comes
+/// and goes in reads until then, and 30 s after the last fault that must be over.
+const LOOK_AGAIN_MS: i64 = 10 * 1000;
 /// An empty head that had no append for so long is dropped: a window.
 const IDLE_MS: i64 = 2 * 60 * 60 * 1000;
 /// How often heads are looked at for that.
@@ -205,6 +206,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
     loop {
         let index = config.agreed.index();
         tokio::select! {
+            biased;
             () = pass(&config) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
@@ -220,6 +222,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
             }
         };
         tokio::select! {
+            biased;
             () = changed => {}
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),

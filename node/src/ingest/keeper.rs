@@ -80,6 +80,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
     let (mut growth, mut noted) = (Growth::default(), 0);
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(config.every) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
@@ -92,6 +93,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
         if growth.is_due(held, config.checkpoint_bytes_min) {
             let watch = Stopwatch::start();
             let done = tokio::select! {
+                biased;
                 done = round(&config) => done,
                 () = config.stop.cancelled() => return Ok(()),
             };
@@ -166,7 +168,7 @@ pub async fn round(config: &Config) -> Result<(), ChildError> {
 /// Notes how far the log has come; the entry that was noted.
 async fn note(config: &Config) -> u64 {
     let (reached, entry) = (config.reached.clone(), config.log.durable().0);
-    match tokio::task::spawn_blocking(move || reached.note(entry)).await {
+    match engram_storage::blocking::blocking(move || reached.note(entry)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "how far the log has come is noted later"),
         Err(error) => tracing::warn!(%error, "how far the log has come is noted later"),
@@ -178,7 +180,7 @@ async fn note(config: &Config) -> u64 {
 async fn collect_files(config: &Config) {
     let heads = config.heads.clone();
     let work = move || heads.iter().filter_map(Heads::files).for_each(|files| files.collect());
-    if let Err(error) = tokio::task::spawn_blocking(work).await {
+    if let Err(error) = engram_storage::blocking::blocking(work).await {
         tracing::warn!(%error, "chunk files that nobody needs stay for now");
     }
 }

@@ -1,6 +1,6 @@
 //! The partitions this node holds: opened from the log, written by their actors, read by queries.
 //!
-//! Map: [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
+//! Map: [`open`] from the disk to the partitions · [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
 //! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints · [`follower`] what
 //! the metadata seals and commits, carried out here · [`reached`] how far the log had come · [`repair`] taking from other
 //! replicas what is missing here.
@@ -11,6 +11,7 @@ pub mod entry;
 pub mod follower;
 pub mod heads;
 pub mod keeper;
+pub mod open;
 pub mod partition;
 pub mod reached;
 pub mod recover;
@@ -86,7 +87,7 @@ impl LocalReplica {
                 drop(place);
                 answer
             };
-            tokio::task::spawn_blocking(reading)
+            engram_storage::blocking::blocking(reading)
                 .await
                 .map_err(|e| Error::new(Class::Internal, format!("reading the head failed: {e}")))?
         }
@@ -244,7 +245,7 @@ impl Replica for LocalReplica {
 
     fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>> {
         async move {
-            let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let threads = engram_storage::blocking::cores();
             let share = requests.len().div_ceil(threads).max(1);
             let shares = requests.chunks(share).map(|some| {
                 let (replica, some) = (self.clone(), some.to_vec());

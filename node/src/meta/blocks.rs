@@ -95,7 +95,7 @@ impl Meta {
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn changed(&self, after: u64) -> Result<u64, Error> {
-        let mut views = self.views.clone();
+        let mut views = self.group.watch();
         let seen = views.wait_for(|view| view.applied.is_some_and(|index| index > after)).await;
         let index = seen.map(|view| view.applied.unwrap_or(0));
         index.map_err(|_| Error::unavailable("the metadata group is stopping"))

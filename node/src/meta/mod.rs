@@ -16,7 +16,7 @@ use std::time::Duration;
 use engram_model::error::Class;
 use engram_model::place::{Epoch, NodeId, PartitionId, ReplicaSet};
 use engram_model::tenant::{TenantId, TenantLimits};
-use engram_raft::{Command, Group, Outcome, Proposal, View};
+use engram_raft::{Command, Consensus, Outcome, Proposal, View};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -36,7 +36,7 @@ pub struct TenantDefaults {
 /// The door to the metadata. Cheap to clone.
 #[derive(Clone)]
 pub struct Meta {
-    group: Arc<Group>,
+    group: Arc<dyn Consensus>,
     views: watch::Receiver<Arc<View>>,
     defaults: Arc<TenantDefaults>,
     /// Tells the leases of this life of the process from those of earlier ones.
@@ -79,9 +79,15 @@ pub struct TenantView {
 impl Meta {
     /// Reads from and proposes to `group`.
     #[must_use]
-    pub fn new(group: Arc<Group>, defaults: TenantDefaults) -> Self {
+    pub fn new(group: Arc<dyn Consensus>, defaults: TenantDefaults) -> Self {
+        Self::of_life(group, defaults, uuid::Uuid::new_v4().as_u64_pair().0)
+    }
+
+    /// As [`Self::new`]; `life` is a number that no other life of this process, or of any other, has.
+    #[must_use]
+    pub fn of_life(group: Arc<dyn Consensus>, defaults: TenantDefaults, life: u64) -> Self {
         let views = group.watch();
-        Self { group, views, defaults: Arc::new(defaults), life: uuid::Uuid::new_v4().as_u64_pair().0 }
+        Self { group, views, defaults: Arc::new(defaults), life }
     }
 
     fn view(&self) -> Arc<View> {
@@ -156,7 +162,7 @@ impl Meta {
             shard_size: self.defaults.shard_size,
         };
         self.propose("first write", command, within).await?;
-        let mut views = self.views.clone();
+        let mut views = self.group.watch();
         let seen = views.wait_for(|view| view.tenants.get(tenant).is_some());
         match tokio::time::timeout(within, seen).await {
             Ok(Ok(view)) => {

@@ -187,7 +187,7 @@ impl Meta {
         if known >= epoch {
             return Ok(known);
         }
-        let mut views = self.views.clone();
+        let mut views = self.group.watch();
         let there = |view: &Arc<engram_raft::View>| {
             view.partitions.get(&partition).is_some_and(|row| row.current.epoch >= epoch)
         };
@@ -251,7 +251,7 @@ impl Meta {
 
     /// Waits for the next change of the metadata, at most `within`.
     pub async fn next_change(&self, within: Duration) {
-        let mut views = self.views.clone();
+        let mut views = self.group.watch();
         views.mark_unchanged();
         // Late or stopped: the caller looks again either way.
         let _changed = tokio::time::timeout(within, views.changed()).await;

@@ -382,10 +382,28 @@ struct Inner {
     local: (NodeId, Arc<dyn Replica>),
     /// Replicas of this process beside its own.
     beside: BTreeMap<NodeId, Arc<dyn Replica>>,
-    others: Option<Others>,
+    others: Option<Box<dyn Ways>>,
+}
+
+/// The ways from one node to the others.
+pub trait Ways: Send + Sync {
+    /// The replica on another node; none when the node is not known.
+    ///
+    /// # Errors
+    /// Its address is none.
+    fn replica(&self, node: NodeId) -> Result<Option<Arc<dyn Replica>>, Error>;
+    /// Whether a call to the node is worth trying: it did not fail just now.
+    fn is_well(&self, node: NodeId) -> bool;
+    /// Whether it is in another zone, or nobody knows in which.
+    fn is_far(&self, node: NodeId) -> bool;
+    /// What went there and came back; none where nobody counts.
+    fn stats(&self) -> Option<&Stats> {
+        None
+    }
 }
 
 struct Others {
+    here: NodeId,
     zone: String,
     cluster: String,
     directory: Box<dyn Directory>,
@@ -393,6 +411,32 @@ struct Others {
     stats: Stats,
     /// By node, with the address it was made for.
     open: Mutex<BTreeMap<NodeId, Arc<Remote>>>,
+}
+
+impl Ways for Others {
+    fn replica(&self, node: NodeId) -> Result<Option<Arc<dyn Replica>>, Error> {
+        let Some((address, _)) = self.directory.find(node) else { return Ok(None) };
+        let mut open = self.open.lock();
+        if let Some(remote) = open.get(&node).filter(|remote| remote.address() == address) {
+            return Ok(Some(remote.clone()));
+        }
+        let way = (address.as_str(), &self.tls);
+        let remote = Arc::new(Remote::counted((self.here, node), &self.cluster, way, self.stats.of(node))?);
+        open.insert(node, remote.clone());
+        Ok(Some(remote))
+    }
+
+    fn is_well(&self, node: NodeId) -> bool {
+        self.open.lock().get(&node).is_none_or(|remote| remote.is_well())
+    }
+
+    fn is_far(&self, node: NodeId) -> bool {
+        self.directory.find(node).is_none_or(|(_, zone)| zone != self.zone)
+    }
+
+    fn stats(&self) -> Option<&Stats> {
+        Some(&self.stats)
+    }
 }
 
 impl Peers {
@@ -415,8 +459,15 @@ impl Peers {
         (cluster, zone): (String, String),
         (directory, tls): (Box<dyn Directory>, Tls),
     ) -> Self {
-        let others = Others { zone, cluster, directory, tls, stats: Stats::default(), open: Mutex::default() };
-        Self(Arc::new(Inner { local: (node, replica), beside: BTreeMap::new(), others: Some(others) }))
+        let stats = Stats::default();
+        let others = Others { here: node, zone, cluster, directory, tls, stats, open: Mutex::default() };
+        Self::by(node, replica, Box::new(others))
+    }
+
+    /// This node, and all to which there is a way.
+    #[must_use]
+    pub fn by(node: NodeId, replica: Arc<dyn Replica>, ways: Box<dyn Ways>) -> Self {
+        Self(Arc::new(Inner { local: (node, replica), beside: BTreeMap::new(), others: Some(ways) }))
     }
 
     /// This node.
@@ -437,30 +488,20 @@ impl Peers {
         if let Some(beside) = self.0.beside.get(&node) {
             return Ok(beside.clone());
         }
-        let unknown = || Error::unavailable(format!("node {} is not known on node {}", node.0, here.0));
-        let others = self.0.others.as_ref().ok_or_else(unknown)?;
-        let (address, _) = others.directory.find(node).ok_or_else(unknown)?;
-        let mut open = others.open.lock();
-        if let Some(remote) = open.get(&node).filter(|remote| remote.address() == address) {
-            return Ok(remote.clone());
-        }
-        let way = (address.as_str(), &others.tls);
-        let remote = Arc::new(Remote::counted((here, node), &others.cluster, way, others.stats.of(node))?);
-        open.insert(node, remote.clone());
-        Ok(remote)
+        let found = self.0.others.as_ref().map_or(Ok(None), |others| others.replica(node))?;
+        found.ok_or_else(|| Error::unavailable(format!("node {} is not known on node {}", node.0, here.0)))
     }
 
     /// What went to the others and came back; none where there are no others.
     #[must_use]
     pub fn stats(&self) -> Option<&Stats> {
-        self.0.others.as_ref().map(|others| &others.stats)
+        self.0.others.as_ref().and_then(|others| others.stats())
     }
 
     /// Whether a call to the node is worth trying: it did not fail just now.
     #[must_use]
     pub fn is_well(&self, node: NodeId) -> bool {
-        let Some(others) = &self.0.others else { return true };
-        others.open.lock().get(&node).is_none_or(|remote| remote.is_well())
+        self.0.others.as_ref().is_none_or(|others| others.is_well(node))
     }
 
     /// The given nodes, the best to ask first: this one, those of its zone, the others; those that fail last.
@@ -468,7 +509,7 @@ impl Peers {
     pub fn nearest(&self, nodes: &[NodeId]) -> Vec<NodeId> {
         let mut order = nodes.to_vec();
         let (here, others) = (self.0.local.0, self.0.others.as_ref());
-        let far = |node: &NodeId| others.is_none_or(|o| o.directory.find(*node).is_none_or(|(_, zone)| zone != o.zone));
+        let far = |node: &NodeId| others.is_none_or(|others| others.is_far(*node));
         order.sort_by_cached_key(|node| (*node != here && !self.is_well(*node), *node != here, far(node)));
         order
     }

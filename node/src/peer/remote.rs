@@ -404,7 +404,7 @@ impl Replica for Remote {
             let found = self.selected(vec![all], SERIES).await?.pop().unwrap_or_default();
             // Series and digests of one moment do not come over the wire: the digests are made of what has come.
             let digests =
-                tokio::task::spawn_blocking(move || super::digests_of(&found.series).map(|d| (found.series, d)));
+                engram_storage::blocking::blocking(move || super::digests_of(&found.series).map(|d| (found.series, d)));
             let (series, digests) = digests.await.map_err(|e| self.damaged(&e))?.map_err(|e| self.damaged(&e))?;
             Ok(PartitionView { series, digests })
         }

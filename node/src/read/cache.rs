@@ -274,7 +274,7 @@ impl Pages {
         let missing: Vec<_> = keys.iter().filter(|key| !found.contains_key(key)).copied().collect();
         if !missing.is_empty() && self.0.disk.get().is_some() {
             let inner = self.0.clone();
-            let read = tokio::task::spawn_blocking(move || {
+            let read = engram_storage::blocking::blocking(move || {
                 let Some(disk) = inner.disk.get() else { return Vec::new() };
                 missing.into_iter().filter_map(|key| Some((key, disk.get(&key)?))).collect::<Vec<_>>()
             });
@@ -303,7 +303,7 @@ impl Pages {
         {
             let inner = self.0.clone();
             // Not waited for: nobody needs what is written now before it was evicted from memory.
-            tokio::task::spawn_blocking(move || {
+            engram_storage::blocking::blocking(move || {
                 let Some(disk) = inner.disk.get() else { return };
                 let failed = pages.iter().filter(|(key, bytes)| !disk.put(*key, bytes)).count();
                 inner.metrics.write_failures.fetch_add(failed as u64, Ordering::Relaxed);

@@ -175,7 +175,7 @@ impl Reader {
     #[must_use]
     pub fn new(options: ReadOptions, meta: Meta, peers: Peers, blocks: store::Blocks, metrics: ReadMetrics) -> Self {
         let queue = queue::Queue::new(options.concurrent_max, options.queue_max);
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cores = engram_storage::blocking::cores();
         Self(Arc::new(Inner { options, meta, peers, blocks, queue, cores, metrics }))
     }
 
@@ -291,13 +291,13 @@ impl Reader {
         let cancel = Cancel::default();
         let _guard = CancelOnDrop(cancel.clone());
         let (prepared, blocks) = self.prepare(tenant, &request).await?;
-        let evaluation = tokio::task::spawn_blocking(move || {
+        let evaluation = engram_storage::blocking::blocking(move || {
             let outcome = prepared.run(&cancel);
             let heavy = outcome.as_ref().map_or(true, |done| done.stats.samples_peak > HEAVY_SAMPLES);
             drop((prepared, place));
             if heavy {
                 // Not waited for: the answer does not depend on it.
-                tokio::task::spawn_blocking(memory::give_back);
+                engram_storage::blocking::blocking(memory::give_back);
             }
             outcome
         });

@@ -215,7 +215,7 @@ impl Blocks {
         if let Some(dir) = cache.filter(|_| store.local_root().is_none() && options.disk_bytes_max > 0) {
             let pages = pages.clone();
             // Not waited for: a cold cache is slow, not wrong.
-            tokio::task::spawn_blocking(move || {
+            engram_storage::blocking::blocking(move || {
                 if let Err(error) = pages.open_disk(&RealDisk, &dir, options.disk_bytes_max) {
                     tracing::warn!(dir = %dir.display(), %error, "blocks are read without a cache on disk");
                 }
@@ -346,7 +346,7 @@ impl Blocks {
         let (dir, place, tombstones) = match self.0.store.local_block(tenant, id) {
             Some(path) => {
                 let disk = self.0.disk.clone();
-                let dir = tokio::task::spawn_blocking(move || BlockDir::open(&*disk, &path)).await;
+                let dir = engram_storage::blocking::blocking(move || BlockDir::open(&*disk, &path)).await;
                 let dir = dir.map_err(|e| Error::new(Class::Internal, format!("opening a block failed: {e}")))?;
                 let dir = Arc::new(dir.map_err(|e| failed(&e))?);
                 (Some(dir.clone()), dir.place().clone(), self.tombstones(row).await?)
@@ -443,7 +443,7 @@ impl Blocks {
     {
         let mut have = Fetched::new();
         loop {
-            let step = tokio::task::spawn_blocking(move || {
+            let step = engram_storage::blocking::blocking(move || {
                 let step = reading.step(&have);
                 (reading, step)
             });
@@ -468,7 +468,7 @@ async fn on_disk<R: Reading + Send + 'static>(
 where
     R::Out: Send,
 {
-    let done = tokio::task::spawn_blocking(move || drive(&mut reading, &*dir)).await;
+    let done = engram_storage::blocking::blocking(move || drive(&mut reading, &*dir)).await;
     done.map_err(|e| Error::new(Class::Internal, format!("reading a block failed: {e}")))
 }
 

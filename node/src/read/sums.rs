@@ -58,7 +58,7 @@ impl Sums {
     /// At most `concurrent_max` at once, with samples of `pool`.
     #[must_use]
     pub fn new(concurrent_max: usize, pool: Arc<SamplePool>, counted: Fragments) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cores = engram_storage::blocking::cores();
         let turns = Arc::new(Semaphore::new(concurrent_max));
         Self(Arc::new(Inner { turns, turns_max: concurrent_max, cores, pool, counted }))
     }
@@ -107,7 +107,7 @@ impl Sums {
         let budget = self.budget(&summing, self.0.cores / running, &first.tenant);
         let cancel = Cancel::default();
         let _guard = CancelOnDrop(cancel.clone());
-        let evaluation = tokio::task::spawn_blocking(move || {
+        let evaluation = engram_storage::blocking::blocking(move || {
             let _turn = turn;
             let homes = Homes::new(&first.tenant, partition_count, summing.shard_size);
             let all_labels = first.wanted.labels.is_none();

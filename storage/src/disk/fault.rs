@@ -8,7 +8,8 @@
 //! Faults to order: [`FaultDisk::stop_after`] (power fails at the n-th act), [`FaultDisk::fail_sync_after`] (the sync
 //! fails and, as on Linux, the lost bytes stay visible in memory), [`FaultDisk::flip`] (bit rot),
 //! [`FaultDisk::damage_write`] (something else is kept than was given), [`FaultDisk::fill`] and [`FaultDisk::leave_free`]
-//! (no room: files do not grow any more; what was reserved before can be written).
+//! (no room: files do not grow any more; what was reserved before can be written), [`FaultDisk::lie`] (a sync that does
+//! nothing).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -48,6 +49,7 @@ struct State {
     free: Option<usize>,
     /// Acts that found no room.
     no_room: u64,
+    lies: bool,
 }
 
 #[derive(Debug, Default)]
@@ -195,6 +197,11 @@ impl FaultDisk {
     #[must_use]
     pub fn has_damaged_write(&self) -> bool {
         self.0.lock().damage.is_none()
+    }
+
+    /// Whether syncs of files promise from now on what they do not do.
+    pub fn lie(&self, lies: bool) {
+        self.0.lock().lies = lies;
     }
 
     /// Whether files may grow from now on.
@@ -495,6 +502,9 @@ impl DiskFile for FaultFile {
             state.act("sync", &self.path)?;
             let fails = state.fail_sync_at == Some(state.syncs);
             state.syncs += 1;
+            if state.lies {
+                return Ok(());
+            }
             fails
         };
         self.with("sync", |inode| {

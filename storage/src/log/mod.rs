@@ -38,6 +38,7 @@ mod writer;
 pub use metrics::LogMetrics;
 pub use replay::{Replayed, replay};
 
+pub use queue::OnWork;
 use queue::{Job, Queue};
 
 /// The place of a record: its number, counted from 1 over the life of the log, without holes.
@@ -100,6 +101,27 @@ pub struct NodeLog {
     thread_id: ThreadId,
 }
 
+/// What the log's thread does, done by hand: for simulations, in which there is one thread and time stands still while
+/// it works.
+pub struct Hand {
+    writer: writer::Writer,
+    queue: Arc<Queue>,
+}
+
+impl fmt::Debug for Hand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hand").finish_non_exhaustive()
+    }
+}
+
+impl Hand {
+    /// Makes durable what waits, or as much as goes into one group, and answers it. False when it was the last turn: the
+    /// log is closed or has failed.
+    pub fn turn(&mut self) -> bool {
+        self.writer.turn(&self.queue)
+    }
+}
+
 impl fmt::Debug for NodeLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeLog").field("dir", &self.dir).field("replayed", &self.replayed).finish_non_exhaustive()
@@ -115,6 +137,28 @@ impl NodeLog {
     /// [`Error::Corrupt`] for damage that is not a torn tail (the records before it were given to `each`),
     /// [`Error::Io`], and whatever `each` returns.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, each: Each<'_>) -> Result<Self, Error> {
+        let (mut log, hand) = Self::open_by_hand(disk, dir, options, each, None)?;
+        let thread = std::thread::Builder::new()
+            .name("engram-log".into())
+            .spawn(move || hand.writer.run(&hand.queue))
+            .map_err(|source| Error::io("start the thread of", dir, source))?;
+        log.thread_id = thread.thread().id();
+        log.thread = Mutex::new(Some(thread));
+        Ok(log)
+    }
+
+    /// As [`Self::open`], but nothing is made durable until somebody takes a turn. With `told`, which is called when
+    /// there is something to do, nothing here ever waits: a full queue refuses, and a full disk fails the log.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_by_hand(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+        each: Each<'_>,
+        told: Option<OnWork>,
+    ) -> Result<(Self, Hand), Error> {
         disk.create_dir(dir)?;
         let replayed = replay(disk.as_ref(), dir, each)?;
         let options = Options {
@@ -123,26 +167,12 @@ impl NodeLog {
             ..options
         };
         let record_bytes_max = options.record_bytes_max;
-        let queue = Arc::new(Queue::new(options.queue_records_max, options.queue_bytes_max, dir));
+        let queue = Arc::new(Queue::new(options.queue_records_max, options.queue_bytes_max, dir, told));
         let metrics = Arc::new(LogMetrics::default());
         let writer = writer::Writer::open(disk, dir, options, &replayed, Arc::clone(&metrics))?;
-        let thread = std::thread::Builder::new()
-            .name("engram-log".into())
-            .spawn({
-                let queue = Arc::clone(&queue);
-                move || writer.run(&queue)
-            })
-            .map_err(|source| Error::io("start the thread of", dir, source))?;
-        let thread_id = thread.thread().id();
-        Ok(Self {
-            queue,
-            metrics,
-            dir: dir.to_owned(),
-            record_bytes_max,
-            replayed,
-            thread: Mutex::new(Some(thread)),
-            thread_id,
-        })
+        let hand = Hand { writer, queue: Arc::clone(&queue) };
+        let (thread, thread_id) = (Mutex::new(None), std::thread::current().id());
+        Ok((Self { queue, metrics, dir: dir.to_owned(), record_bytes_max, replayed, thread, thread_id }, hand))
     }
 
     /// What was found when the log was opened. A caller that remembers positions of its own must find

@@ -27,6 +27,8 @@ pub(super) struct Work {
 }
 
 type OnFailed = Box<dyn FnOnce(Error) + Send>;
+/// Called when there is something to do.
+pub type OnWork = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -44,18 +46,21 @@ pub(super) struct Queue {
     work: Condvar,
     room: Condvar,
     ended: Condvar,
+    /// Told instead of a thread, where none waits.
+    told: Option<OnWork>,
     records_max: usize,
     bytes_max: usize,
     dir: PathBuf,
 }
 
 impl Queue {
-    pub(super) fn new(records_max: usize, bytes_max: usize, dir: &Path) -> Self {
+    pub(super) fn new(records_max: usize, bytes_max: usize, dir: &Path, told: Option<OnWork>) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
             ended: Condvar::new(),
+            told,
             records_max: records_max.max(1),
             bytes_max,
             dir: dir.to_owned(),
@@ -64,6 +69,13 @@ impl Queue {
 
     fn failure(&self, why: &Arc<str>) -> Error {
         Error::Failed { path: self.dir.clone(), why: Arc::clone(why) }
+    }
+
+    fn notify(&self) {
+        match &self.told {
+            Some(told) => told(),
+            None => drop(self.work.notify_one()),
+        }
     }
 
     /// Adds an append; with `wait` it waits for room.
@@ -85,20 +97,24 @@ impl Queue {
                 let max = if over_records { self.records_max } else { self.bytes_max };
                 return Err(Error::Full { what: "log queue", max: max as u64 });
             }
+            if self.told.is_some() {
+                // Who would make room runs on this very thread.
+                return Err(Error::Full { what: "log queue", max: self.records_max as u64 });
+            }
             self.room.wait(&mut state);
         }
         state.bytes += job.payload.len();
         state.jobs.push_back(job);
         if state.jobs.len() == 1 {
-            self.work.notify_one();
+            self.notify();
         }
         Ok(())
     }
 
-    /// Waits for something to do and takes it: appends until they hold `group_bytes`.
+    /// Waits for something to do, where a thread does, and takes it: appends until they hold `group_bytes`.
     pub(super) fn take(&self, group_bytes: usize) -> Work {
         let mut state = self.state.lock();
-        while state.jobs.is_empty() && !state.mark_moved && !state.closed {
+        while self.told.is_none() && state.jobs.is_empty() && !state.mark_moved && !state.closed {
             self.work.wait(&mut state);
         }
         let mut jobs = Vec::with_capacity(state.jobs.len().min(1024));
@@ -122,9 +138,12 @@ impl Queue {
         self.state.lock().jobs.is_empty()
     }
 
-    /// Rests for `time`, less when the log is closed in between. Whether it is still open.
+    /// Rests for `time`, less when the log is closed in between. Whether it is still open, and somebody may rest.
     pub(super) fn rest(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
+        if self.told.is_some() {
+            return false;
+        }
         self.ended.wait_while_for(&mut state, |state| !state.closed, time);
         !state.closed
     }
@@ -134,14 +153,14 @@ impl Queue {
         if position > state.mark {
             state.mark = position;
             state.mark_moved = true;
-            self.work.notify_one();
+            self.notify();
         }
     }
 
     /// Takes no more appends; those that wait are still done.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
-        self.work.notify_all();
+        self.notify();
         self.room.notify_all();
         self.ended.notify_all();
     }

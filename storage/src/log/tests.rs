@@ -313,3 +313,28 @@ fn it_works_on_a_real_disk() {
         }
     }
 }
+
+#[test]
+fn by_hand_nothing_is_durable_before_a_turn() {
+    let disk = FaultDisk::new();
+    let (told, tell) = (Arc::new(std::sync::atomic::AtomicU32::new(0)), mpsc::channel());
+    let count = told.clone();
+    let on_work: OnWork = Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let (log, mut hand) =
+        NodeLog::open_by_hand(Arc::new(disk.clone()), Path::new(DIR), small(), &mut |_, _| Ok(()), Some(on_work))
+            .unwrap();
+    for payload in [b"a".to_vec(), b"b".to_vec()] {
+        let tx = tell.0.clone();
+        log.append(payload, Box::new(move |done| tx.send(done.unwrap()).unwrap())).unwrap();
+    }
+    assert_eq!((told.load(Ordering::Relaxed), log.durable(), tell.1.try_iter().count()), (1, Position(0), 0));
+    assert!(hand.turn());
+    assert_eq!((log.durable(), tell.1.try_iter().collect::<Vec<_>>()), (Position(2), vec![Position(1), Position(2)]));
+    log.close().unwrap();
+    assert!(!hand.turn());
+    drop((log, hand));
+    disk.crash(1);
+    assert_eq!(open(&disk, small()).unwrap().1.len(), 2);
+}

@@ -107,30 +107,31 @@ impl Writer {
 
     pub(super) fn run(mut self, queue: &Queue) {
         let mut watch = Watch { queue, ended: false };
-        loop {
-            let work = queue.take(self.options.group_bytes);
-            if !work.jobs.is_empty()
-                && let Err(error) = self.commit(work.jobs, queue)
-            {
-                tracing::error!(%error, dir = %self.dir.display(), "the log failed");
-                break;
-            }
-            if let Some(mark) = work.truncate_below {
-                self.forget(mark);
-            }
-            if work.ended {
-                break;
-            }
-            // Between two thirds and the roll there is nearly always a moment in which nothing waits.
-            if self.spare.is_none()
-                && !self.spare_failed
-                && self.at > self.options.segment_bytes / 3 * 2
-                && queue.is_idle()
-            {
-                self.prepare();
-            }
-        }
+        while self.turn(queue) {}
         watch.ended = true;
+    }
+
+    /// Does what waits; false when that was the last.
+    pub(super) fn turn(&mut self, queue: &Queue) -> bool {
+        let work = queue.take(self.options.group_bytes);
+        if !work.jobs.is_empty()
+            && let Err(error) = self.commit(work.jobs, queue)
+        {
+            tracing::error!(%error, dir = %self.dir.display(), "the log failed");
+            return false;
+        }
+        if let Some(mark) = work.truncate_below {
+            self.forget(mark);
+        }
+        if work.ended {
+            return false;
+        }
+        // Between two thirds and the roll there is nearly always a moment in which nothing waits.
+        if self.spare.is_none() && !self.spare_failed && self.at > self.options.segment_bytes / 3 * 2 && queue.is_idle()
+        {
+            self.prepare();
+        }
+        true
     }
 
     /// Makes one group durable and answers its appends; on failure the queue is failed first, so that no append can

@@ -136,6 +136,14 @@ impl Store {
         }))
     }
 
+    /// The same store for another node: blocks that are put come from `disk`, requests are counted together.
+    #[must_use]
+    pub fn with_disk(&self, disk: Arc<dyn Disk>) -> Self {
+        let Inner { backend, turns, deadline, part_bytes, metrics, .. } = &*self.0;
+        let (backend, turns, metrics) = (backend.clone(), turns.clone(), metrics.clone());
+        Self(Arc::new(Inner { backend, disk, turns, deadline: *deadline, part_bytes: *part_bytes, metrics }))
+    }
+
     /// What its requests cost so far.
     #[must_use]
     pub fn metrics(&self) -> &Arc<StoreMetrics> {
@@ -535,5 +543,5 @@ fn sum(disk: &dyn Disk, path: &Path) -> Result<(u64, u32), Error> {
 /// Runs what blocks where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     let failed = |e: tokio::task::JoinError| Error::Misuse { what: format!("work on the disk failed: {e}") };
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
+    crate::blocking::blocking(work).await.map_err(failed)?
 }

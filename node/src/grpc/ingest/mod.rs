@@ -3,6 +3,10 @@
 //! What comes in is checked before memory is taken for it; the epoch of every request is held against this node's
 //! metadata, which first catches up where the caller knows more. Answers are encoded on threads that may take their
 //! time, a few frames ahead of the connection.
+//!
+//! Map: here the bytes · [`fenced`] the replicas behind them.
+
+pub mod fenced;
 
 mod handing;
 
@@ -34,6 +38,7 @@ use crate::peer::wire::proto::{Answer, Answers, AskRequest, Frame, Reason, Selec
 use crate::peer::wire::{self, FRAME_BYTES, MESSAGE_BYTES_MAX, batch, failure, partial, series};
 use crate::peer::{Append, Appended, Found, Replica, Select, Summed};
 use crate::read::sums::Sums;
+use fenced::Fenced;
 
 /// Bytes of slices from other nodes, unpacked, that may be in flight.
 const IN_FLIGHT_BYTES: usize = 512 << 20;
@@ -47,8 +52,6 @@ const UNPACK_HERE_BYTES_MAX: usize = 32 << 10;
 const RUNNING_MAX: usize = 4096;
 /// Frames of an answer ahead of the connection.
 const FRAMES_AHEAD: usize = 4;
-/// How long this node's metadata may take to catch up with a reader's.
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(5);
 /// Bytes of one piece of an answer.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -57,12 +60,11 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct Api(Arc<Inner>);
 
 struct Inner {
-    local: Arc<dyn Replica>,
+    fenced: Fenced,
     meta: Meta,
     guard: Guard,
     stop: CancellationToken,
     room: Arc<Semaphore>,
-    sums: Option<Sums>,
     handing: Places,
 }
 
@@ -75,8 +77,8 @@ impl Api {
     pub fn new(local: Arc<dyn Replica>, meta: Meta, stop: CancellationToken, sums: Option<Sums>) -> Self {
         let guard = Guard::new(&meta.cluster_id(), meta.node_id().0);
         let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES / PERMIT_BYTES));
-        let handing = Places::default();
-        Self(Arc::new(Inner { local, meta, guard, stop, room, sums, handing }))
+        let (handing, fenced) = (Places::default(), Fenced::new(local, meta.clone(), sums));
+        Self(Arc::new(Inner { fenced, meta, guard, stop, room, handing }))
     }
 
     /// As a tonic service.
@@ -129,70 +131,21 @@ impl Inner {
         })
     }
 
-    /// Catches up with the coordinator where that is needed, then stores.
-    async fn store(&self, mut request: Append, within: Duration) -> Result<Appended, Error> {
-        let fenced = self.meta.fence(request.partition, request.epoch, within).await;
-        #[cfg(feature = "mutants")]
-        let fenced =
-            fenced.or_else(|stale| engram_model::mutant::Mutant::StaleEpoch.lives().then_some(()).ok_or(stale));
-        fenced?;
-        if self.meta.tenant(&request.tenant).version == 0 {
-            self.meta.reached(request.as_of, within).await?;
-        }
-        request.limits = self.meta.tenant(&request.tenant).limits;
-        self.local.append(request, within).await
-    }
-
-    async fn fence_all(&self, selects: &[Select]) -> Result<(), Error> {
-        for select in selects {
-            self.meta.fence(select.partition, select.epoch, CATCH_UP_WITHIN).await?;
-            self.knows_shard(select)?;
-        }
-        Ok(())
-    }
-
     async fn sum_up(&self, request: SumRequest) -> Result<Vec<u8>, Error> {
         let (selects, summing) = partial::read_request(request)?;
-        let (Some(sums), Some(summing)) = (&self.sums, summing) else {
-            return Ok(partial::put_summed(&Summed::Declined("unknown")));
+        let summed = match summing {
+            Some(summing) => self.fenced.sum_up(selects, summing).await?,
+            None => Summed::Declined("unknown"),
         };
-        self.fence_all(&selects).await?;
-        let count = self.meta.ring().partition_count();
-        let summed = sums.answer(&self.local, count, selects.clone(), summing).await?;
-        // What was read while this node left a partition is half of it.
-        selects.iter().try_for_each(|one| self.meta.is_at(one.partition, one.epoch))?;
         let encoded = tokio::task::spawn_blocking(move || partial::put_summed(&summed)).await;
         encoded.map_err(|e| Error::new(Class::Internal, format!("encoding a sum: {e}")))
-    }
-
-    /// Refuses a reader who does not know all partitions of the tenant that this node knows: it would miss what is there.
-    fn knows_shard(&self, select: &Select) -> Result<(), Error> {
-        let grown_at = self.meta.grown_at(&select.tenant);
-        if select.as_of < grown_at { Err(Error::stale_shard(select.as_of, grown_at)) } else { Ok(()) }
     }
 
     async fn answer(&self, request: AskRequest) -> Result<Vec<u8>, Error> {
         let select = wire::read_select(&request)?;
         let question = Question::of(request.question)
             .ok_or_else(|| Error::invalid(format!("question {} is not known", request.question)))?;
-        let (partition, epoch) = (select.partition, select.epoch);
-        let is_fenced = question != Question::Windows;
-        if is_fenced {
-            self.meta.fence(partition, epoch, CATCH_UP_WITHIN).await?;
-        }
-        if question != Question::Known {
-            self.knows_shard(&select)?;
-        }
-        let answer = self.answer_here(question, select, request).await?;
-        if is_fenced {
-            // What was read while this node left the partition is half of it.
-            self.meta.is_at(partition, epoch)?;
-        }
-        Ok(answer)
-    }
-
-    async fn answer_here(&self, question: Question, select: Select, request: AskRequest) -> Result<Vec<u8>, Error> {
-        let local = &self.local;
+        let local = &self.fenced;
         match question {
             Question::Series => write(local.series(select).await?),
             Question::Names => write(local.label_names(select).await?),
@@ -202,13 +155,8 @@ impl Inner {
             Question::Counts => write(local.counts(select, usize::try_from(request.max).unwrap_or(usize::MAX)).await?),
             Question::Digests => write(local.digests(select).await?),
             Question::Inventory => write(local.inventory(select.partition, select.epoch).await?),
-            Question::Windows => {
-                let held = local.windows(select.partition).await?;
-                // Asked without an epoch: any set that this node is of will do, but not none.
-                self.meta.holds(select.partition)?;
-                write(held)
-            }
-            Question::Known => write(self.meta.reached(select.as_of, CATCH_UP_WITHIN).await?),
+            Question::Windows => write(local.windows(select.partition).await?),
+            Question::Known => write(local.known(select.partition, select.epoch, select.as_of).await?),
             Question::Frozen => unreachable!("answered as a stream of its own"),
         }
     }
@@ -231,7 +179,7 @@ impl Appending {
         let inner = self.inner.clone();
         let stored = async move {
             match unpacked {
-                Ok(request) => inner.store(request, within).await,
+                Ok(request) => inner.fenced.append(request, within).await,
                 Err(error) => Err(error),
             }
         };
@@ -318,20 +266,17 @@ impl Ingest for Api {
         let digests = request.digests;
         let found = async move {
             let selects = wire::read_selects(request)?;
-            inner.fence_all(&selects).await?;
             let found = match digests {
                 0 => {
-                    let series = inner.local.select_all(selects.clone()).await?;
+                    let series = inner.fenced.select_all(selects.clone()).await?;
                     series.into_iter().map(|series| Found { series, ..Found::default() }).collect()
                 }
-                1 => inner.local.found_all(selects.clone()).await?,
+                1 => inner.fenced.found_all(selects.clone()).await?,
                 _ => {
-                    let digests = inner.local.digests_all(selects.clone()).await?;
+                    let digests = inner.fenced.digests_all(selects.clone()).await?;
                     digests.into_iter().map(|digests| Found { digests, ..Found::default() }).collect()
                 }
             };
-            // What was read while this node left a partition is half of it.
-            selects.iter().try_for_each(|one| inner.meta.is_at(one.partition, one.epoch))?;
             Ok::<_, Error>((selects, found))
         };
         let (tx, rx) = mpsc::channel(FRAMES_AHEAD);
@@ -349,7 +294,7 @@ impl Ingest for Api {
         let inner = self.0.clone();
         let request = request.into_inner();
         if request.question == Question::Frozen as u32 {
-            let part = async move { inner.handing.take(&*inner.local, request).await };
+            let part = async move { inner.handing.take(&inner.fenced, request).await };
             let send = |part: Handing, tx: mpsc::Sender<Frame>| part.send(FRAME_BYTES, &tx);
             return Ok(Response::new(produced(part, send, mpsc::channel(FRAMES_AHEAD))));
         }

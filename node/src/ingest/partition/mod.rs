@@ -342,7 +342,7 @@ impl State {
         for (tenant, head) in self.config.heads.all() {
             let log = log.clone();
             let work = move || checkpoint_head(&log, partition, &tenant, &head);
-            tokio::task::spawn_blocking(work)
+            engram_storage::blocking::blocking(work)
                 .await
                 .map_err(|e| Error::new(engram_model::Class::Internal, format!("checkpoint: {e}")))?
                 .map_err(|e| storage_error(&e))?;
@@ -369,7 +369,7 @@ async fn with_head<T: Send + 'static>(
         return Ok(work(&mut head));
     }
     let head = head.clone();
-    tokio::task::spawn_blocking(move || work(&mut head.write()))
+    engram_storage::blocking::blocking(move || work(&mut head.write()))
         .await
         .map_err(|e| Error::new(engram_model::Class::Internal, format!("changing a head failed: {e}")))
 }
@@ -390,7 +390,7 @@ pub async fn append_durably(log: &Arc<NodeLog>, entry: Vec<u8>) -> Result<Positi
         )
     };
     let internal = |e: &dyn std::fmt::Display| Error::new(engram_model::Class::Internal, format!("the log: {e}"));
-    tokio::task::spawn_blocking(append).await.map_err(|e| internal(&e))?.map_err(|e| storage_error(&e))?;
+    engram_storage::blocking::blocking(append).await.map_err(|e| internal(&e))?.map_err(|e| storage_error(&e))?;
     answer.await.map_err(|e| internal(&e))?.map_err(|e| storage_error(&e))
 }
 

@@ -124,7 +124,7 @@ impl State {
             return Ok(());
         }
         let heads = self.config.heads.clone();
-        let kept = tokio::task::spawn_blocking(move || heads.keep_full()).await;
+        let kept = engram_storage::blocking::blocking(move || heads.keep_full()).await;
         if let Err(error) = kept.map_err(|e| Error::new(Class::Internal, format!("keeping full chunks failed: {e}")))? {
             tracing::warn!(%error, partition = self.config.partition.0, "full chunks stay in memory for now");
         }
@@ -135,7 +135,7 @@ impl State {
     pub(super) async fn sync_files(&self) -> Result<(), Error> {
         let Some(files) = self.config.heads.files().cloned() else { return Ok(()) };
         let work = move || files.sync().map(|()| files.pin());
-        let synced = tokio::task::spawn_blocking(work).await;
+        let synced = engram_storage::blocking::blocking(work).await;
         synced
             .map_err(|e| Error::new(Class::Internal, format!("syncing chunk files failed: {e}")))?
             .map_err(|e| storage_error(&e))

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use engram_model::place::PartitionId;
+use engram_storage::blocking;
 use engram_storage::log::Position;
 use parking_lot::Mutex;
 
@@ -85,7 +86,7 @@ impl Parallel {
     pub fn with_batches(heads: Arc<Vec<Heads>>, batch_bytes: usize) -> Self {
         heads.iter().for_each(|heads| heads.set_recovering(true));
         let partitions = (0..).zip(heads.iter()).map(|(i, _)| Mutex::new(OnePartition::new(PartitionId(i)))).collect();
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS_MAX);
+        let threads = blocking::cores().min(THREADS_MAX);
         let gate = Gate::new(heads.len());
         let shared = Arc::new(Shared { heads, partitions, threads });
         Self { shared, gate, batch: Batch::default(), batch_bytes, applying: None }
@@ -105,6 +106,9 @@ impl Parallel {
         if self.batch.bytes >= self.batch_bytes {
             self.wait()?;
             let (shared, batch) = (self.shared.clone(), std::mem::take(&mut self.batch));
+            if blocking::is_here() {
+                return shared.apply(batch, |_| Ok(()));
+            }
             let apply = move || shared.apply(batch, |_| Ok(()));
             let thread = std::thread::Builder::new().name("engram-recover".to_owned()).spawn(apply);
             self.applying = Some(thread.map_err(|e| format!("cannot start a thread: {e}"))?);
@@ -189,7 +193,10 @@ impl Shared {
                 }
             }
         };
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(run))));
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(run)));
+            run();
+        });
         failed.into_inner().map_or(Ok(()), Err)
     }
 

@@ -107,6 +107,7 @@ pub fn child(config: Config) -> ChildSpec {
 
 async fn run(config: Config) -> Result<(), ChildError> {
     tokio::select! {
+        biased; // both go on side by side: in an order that can be repeated
         ended = completing(&config) => ended,
         ended = comparing(&config) => ended,
         () = config.stop.cancelled() => Ok(()),

@@ -181,7 +181,7 @@ pub(super) async fn in_time<T>(asked: impl Future<Output = Result<T, Error>>) ->
 pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
+    engram_storage::blocking::blocking(work)
         .await
         .map_err(|e| Error::new(Class::Internal, format!("comparing replicas failed: {e}")))?
         .map_err(|e| Error::new(Class::Internal, e.to_string()))

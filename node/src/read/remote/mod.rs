@@ -142,7 +142,7 @@ impl Reader {
             Form::Samples => {
                 let samples_max = limits.max_samples_per_query.min(self.0.options.samples_max);
                 let held = Held { pool: self.0.options.pool.clone(), samples: 0 };
-                let work = tokio::task::spawn_blocking(move || {
+                let work = engram_storage::blocking::blocking(move || {
                     let answer = whole(found, samples_max, held);
                     drop(place);
                     answer
@@ -245,7 +245,7 @@ impl Pieces {
             return Err(Error::new(Class::Timeout, text));
         }
         let failed = |e| Error::new(Class::Internal, format!("remote read failed: {e}"));
-        let work = tokio::task::spawn_blocking(move || {
+        let work = engram_storage::blocking::blocking(move || {
             let mut out = Vec::with_capacity(PIECE_BYTES + frames::FRAME_BYTES_MAX);
             while out.len() < PIECE_BYTES && self.put_next(&mut out)? {}
             Ok((!out.is_empty()).then(|| (Bytes::from(out), self)))

@@ -22,7 +22,7 @@ impl View {
     pub async fn everything(&self) -> Result<Vec<PartitionView>, Error> {
         let as_of = self.look.index;
         let parts = self.ask_each(&[], TimeRange::ALL, as_of, |replica, request| replica.everything(request)).await?;
-        let work = tokio::task::spawn_blocking(move || parts.into_iter().map(union).collect()).await;
+        let work = engram_storage::blocking::blocking(move || parts.into_iter().map(union).collect()).await;
         work.map_err(|e| Error::new(Class::Internal, format!("joining replicas failed: {e}")))?
     }
 
@@ -84,7 +84,7 @@ impl View {
         for start in windows {
             let span = TimeRange::new(start.max(range.start), start.saturating_add(window_ms).min(range.end));
             let series = self.samples_within(&[], span, Wanted::default(), Bounds::default()).await?;
-            let work = tokio::task::spawn_blocking(move || digests_of(&series, span)).await;
+            let work = engram_storage::blocking::blocking(move || digests_of(&series, span)).await;
             let slots = work.map_err(|e| Error::new(Class::Internal, format!("reading samples failed: {e}")))??;
             for (slot, digest) in slots {
                 all.entry(slot).or_default().add(digest);

@@ -141,7 +141,7 @@ async fn blocking_filter(series: Vec<Series>, hider: Hider, range: TimeRange) ->
         }
         Ok(left)
     };
-    let filtered = tokio::task::spawn_blocking(filter).await;
+    let filtered = engram_storage::blocking::blocking(filter).await;
     filtered.map_err(|e| Error::new(Class::Internal, format!("reading samples failed: {e}")))?
 }
 
