@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_model::TimeRange;
+use engram_model::block::{BlockFile, BlockId, BlockMeta, Origin};
+use engram_model::digest::Digest;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_model::series::{Columns, Series};
 use engram_model::tenant::TenantId;
@@ -66,6 +68,16 @@ impl Four {
         self.meta.epoch(PARTITION).unwrap()
     }
 
+    /// The set is being replaced, and every node of the next one has all that it must have.
+    async fn complete(&self) {
+        self.set(&[0, 1, 3], Some(&[0, 1, 2])).await;
+        for here in [0, 1, 2] {
+            let config = self.config(here, &[0, 1, 2, 3]);
+            assert!(!Completing::default().look(&config, Instant::now()).await);
+            assert_eq!(config.complete.lock().get(&PARTITION), Some(&self.epoch()));
+        }
+    }
+
     async fn write(&self, to: &[usize], at: i64) {
         for i in to {
             assert_eq!(self.nodes[*i].1.local.append(append(&self.meta, at), LONG).await.unwrap().samples, 1);
@@ -111,12 +123,7 @@ async fn what_only_the_one_that_leaves_has_is_taken_by_all_that_are_next() {
     // Refused: it reached the one that leaves, which showed it. All go on being written.
     four.write(&[3], 1500).await;
     four.write(&[0], 2000).await;
-    four.set(&[0, 1, 3], Some(&[0, 1, 2])).await;
-    for here in [0, 1, 2] {
-        let config = four.config(here, &[0, 1, 2, 3]);
-        assert!(!Completing::default().look(&config, Instant::now()).await);
-        assert_eq!(config.complete.lock().get(&PARTITION), Some(&four.epoch()));
-    }
+    four.complete().await;
     for on in [0, 1, 2] {
         assert!(four.times(on).await.contains(&1500), "node {on} has what only the one that leaves had");
     }
@@ -143,6 +150,62 @@ async fn one_that_leaves_and_does_not_answer_holds_up_nobody_for_long() {
     assert!(completing.look(&config, later).await);
     done(&four.group, Command::SetNodeState { id: four.nodes[3].0, to: NodeState::Dead, expected: None }).await;
     assert!(!completing.look(&config, later).await);
+    four.close().await;
+}
+
+/// What came after the others had taken what they lacked is handed over before it is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reached_the_one_that_leaves_last_is_handed_over() {
+    let four = Four::start().await;
+    four.write(&[0, 1, 3], 1000).await;
+    four.complete().await;
+    four.write(&[3], 1500).await;
+    four.set(&[0, 1, 2], None).await;
+    let (mut completing, start) = (Completing::default(), Instant::now());
+    let alone = four.config(3, &[3]);
+    for (seconds, is_left) in [(0, true), (59, true), (60, false)] {
+        let now = start + Duration::from_secs(seconds);
+        assert_eq!(completing.look(&alone, now).await, is_left, "it reaches nobody, {seconds} s");
+    }
+    // Who was cut off meanwhile is not needed.
+    assert!(!Completing::default().look(&four.config(3, &[1, 2]), start).await);
+    for (on, times) in [(0, &[1000][..]), (1, &[1000, 1500]), (2, &[1000, 1500])] {
+        assert_eq!(four.times(on).await, times, "node {on}");
+    }
+    four.close().await;
+}
+
+/// What a block holds is not put back into heads: of its time nothing is handed over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_time_that_a_block_holds_is_handed_over() {
+    const WINDOW_MS: i64 = 7_200_000;
+    let four = Four::start().await;
+    four.write(&[0, 1, 3], 1000).await;
+    four.complete().await;
+    four.write(&[3], 1500).await;
+    four.write(&[3], WINDOW_MS + 1500).await;
+    let tenant = TenantId::anonymous();
+    four.meta.tenant_or_create(&tenant, LONG).await.unwrap();
+    let file = |name: &str| BlockFile { name: name.to_owned(), bytes: 1, crc32c: 7 };
+    let block = BlockMeta {
+        id: BlockId::new(1000, 1),
+        tenant: tenant.clone(),
+        range: TimeRange::new(0, WINDOW_MS),
+        level: 1,
+        origin: Origin::Imported,
+        shard: None,
+        sources: Vec::new(),
+        series: 1,
+        chunks: 1,
+        digest: Digest { count: 1, low: 1, high: 1 },
+        files: ["chunks/000001", "index", "meta.json"].map(file).to_vec(),
+        as_of: 0,
+        made_at: 0,
+    };
+    four.meta.add_blocks("test", &tenant, vec![block], None, LONG).await.unwrap();
+    four.set(&[0, 1, 2], None).await;
+    assert!(!Completing::default().look(&four.config(3, &[0, 1, 2]), Instant::now()).await);
+    assert_eq!(four.times(0).await, [1000, WINDOW_MS + 1500]);
     four.close().await;
 }
 

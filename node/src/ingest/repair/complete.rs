@@ -1,7 +1,6 @@
 //! Completing: a node of a new replica set takes everything that was acknowledged before the change.
 //!
-//! Why apart from comparing: nothing may be lacking here, and the leader waits for it. Who no longer belongs to a partition
-//! forgets it here, too.
+//! Why apart from comparing: nothing may be lacking here, and the leader waits for it.
 //!
 //! A majority of the old set has all that was acknowledged. Who leaves is asked all the same, if it can be: what a refused
 //! write left there, and a query may have shown, goes with it otherwise. One that does not answer is waited for
@@ -18,35 +17,42 @@ use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
 use super::Config;
+use super::leave::{HANDS_OVER_FOR, LEAVE_WITHIN};
 use super::take::{At, Why, absent, on_thread, ranges};
 use crate::error::Error;
 use crate::meta::nodes::NodeState;
 
 /// Partitions completed at once.
 const COMPLETE_AT_ONCE: usize = 4;
-/// How long a partition's actor may take for what it was told before, and to forget.
-const LEAVE_WITHIN: Duration = Duration::from_secs(30);
 /// How long a change waits for a replica that leaves and does not give what it has, though a majority does.
 const INSISTS_FOR: Duration = Duration::from_secs(3);
 
-/// Replica sets that change, and since when this node knows.
+/// Replica sets that change, and partitions to leave, and since when this node knows.
 #[derive(Default)]
 pub struct Completing {
-    since: BTreeMap<PartitionId, (Epoch, Instant)>,
+    /// By the epoch; none: to leave, whatever the epoch.
+    since: BTreeMap<PartitionId, (Option<Epoch>, Instant)>,
 }
 
 impl Completing {
     /// Completes replicas whose set changes and forgets those that are no longer here. Whether something is left to do.
     pub async fn look(&mut self, config: &Config, now: Instant) -> bool {
         let changing = config.all().filter_map(|partition| {
-            let (_, epoch, _) = config.sets(partition).filter(|(_, _, comes)| *comes)?;
+            let epoch = match config.sets(partition) {
+                Some((_, epoch, true)) => Some(epoch),
+                Some(_) => return None,
+                None => None,
+            };
             let known = self.since.get(&partition).filter(|(of, _)| *of == epoch);
             Some((partition, (epoch, known.map_or(now, |(_, since)| *since))))
         });
         self.since = changing.collect();
         let since = &self.since;
         let insists = |partition: PartitionId| {
-            since.get(&partition).is_none_or(|(_, since)| now.saturating_duration_since(*since) < INSISTS_FOR)
+            since.get(&partition).is_none_or(|(epoch, since)| {
+                let patience = if epoch.is_some() { INSISTS_FOR } else { HANDS_OVER_FOR };
+                now.saturating_duration_since(*since) < patience
+            })
         };
         let changes = stream::iter(config.all()).map(|partition| config.change_of(partition, insists(partition)));
         changes.buffer_unordered(COMPLETE_AT_ONCE).fold(false, async |any, left| any || left).await
@@ -58,15 +64,7 @@ impl Config {
     async fn change_of(&self, partition: PartitionId, insists: bool) -> bool {
         let Some((sets, epoch, comes)) = self.sets(partition) else {
             self.complete.lock().remove(&partition);
-            let (at, known) = (partition.0 as usize, self.meta.epoch(partition).is_some());
-            if known && self.heads.get(at).is_some_and(|heads| !heads.all().is_empty()) {
-                let Some(actor) = self.partitions.get(at) else { return false };
-                match actor.leave(LEAVE_WITHIN).await {
-                    Ok(()) => tracing::info!(partition = partition.0, "this node holds the partition no more"),
-                    Err(error) => tracing::warn!(partition = partition.0, %error, "forgotten later"),
-                }
-            }
-            return false;
+            return self.leave(partition, insists).await;
         };
         if !comes {
             self.complete.lock().remove(&partition);

@@ -16,12 +16,15 @@
 //! to the new set by itself. What was taken is proven afterwards: a refused sample, or one that the other has and this
 //! replica still lacks, and it is not complete. Completing does not wait for comparing: a slow peer delays the one only.
 //!
-//! [`take`] is how both read, compare by content and append. Exemplars and metadata of metrics are not repaired: reads join
+//! [`leave`]: who no longer belongs to a partition hands over what only it has, and forgets it.
+//!
+//! [`take`] is how all of them read, compare by content and append. Exemplars and metadata of metrics are not repaired: reads join
 //! those of a majority.
 
 mod compare;
 mod complete;
 mod hot;
+mod leave;
 mod take;
 
 use std::collections::BTreeMap;

@@ -104,12 +104,13 @@ impl Config {
         let (mut lacked, mut refused) = (0, 0);
         for batch in on_thread(move || missing(&own, &other, range)).await? {
             lacked += batch.sample_count() as u64;
-            refused += self.append(at, batch).await?;
+            refused += self.append(at, self.here(), batch).await?;
         }
         Ok((lacked, refused))
     }
 
-    async fn append(&self, at: &At, batch: WriteBatch) -> Result<u64, Error> {
+    /// Appends what one of two replicas lacks to it; how many samples were refused although they are young enough.
+    pub(super) async fn append(&self, at: &At, to: NodeId, batch: WriteBatch) -> Result<u64, Error> {
         let picks = (0..u32::try_from(batch.series.len()).unwrap_or(0)).collect();
         let samples = batch.sample_count();
         let request = Append {
@@ -125,14 +126,15 @@ impl Config {
             as_of: 0,
             packed: Arc::default(),
         };
-        let done = self.peers.replica(self.here())?.append(request, APPEND_WITHIN).await?;
-        let (partition, from, tenant) = (at.partition.0, at.node.0, at.tenant.as_str());
+        let done = self.peers.replica(to)?.append(request, APPEND_WITHIN).await?;
+        let from = if to == self.here() { at.node.0 } else { self.here().0 };
+        let (partition, to, tenant) = (at.partition.0, to.0, at.tenant.as_str());
         let refused = refused_young(&done.refused);
         if refused > 0 {
             let why = done.refused.first.unwrap_or_default();
-            tracing::warn!(partition, from, tenant, refused, why, "samples of another replica are refused here");
+            tracing::warn!(partition, from, to, tenant, refused, why, "samples of another replica are refused");
         }
-        tracing::debug!(partition, from, tenant, samples, refused, "taken from another replica");
+        tracing::debug!(partition, from, to, tenant, samples, refused, "taken from another replica");
         Ok(refused)
     }
 }
@@ -235,7 +237,7 @@ pub(super) fn absent(own: &[Series], other: &[Series], range: TimeRange) -> Resu
 }
 
 /// What `other` has in the range and `own` lacks, or has with smaller bits, as batches of bounded size.
-fn missing(own: &[Series], other: &[Series], range: TimeRange) -> Result<Vec<WriteBatch>, ReadError> {
+pub(super) fn missing(own: &[Series], other: &[Series], range: TimeRange) -> Result<Vec<WriteBatch>, ReadError> {
     let own: HashMap<u128, &Series> = own.iter().map(|series| (hash(series), series)).collect();
     let (mut have, mut theirs) = (Columns::default(), Columns::default());
     let (mut batches, mut batch) = (Vec::new(), WriteBatch::default());
