@@ -12,7 +12,7 @@
 //! over. What those have that only come is not read: all that was acknowledged is on a majority of the present set, and
 //! what a replica that only comes has beside that is gone from every query if the change is taken back.
 //!
-//! A replica that fails is passed over as long as a majority answers; one that takes long gets a rival. A replica set
+//! A replica that fails is passed over as long as a majority answers; one that takes long gets a rival, whatever it was asked. A replica set
 //! that has changed meanwhile is looked up again, together with the blocks of a reader that has any: a new replica does
 //! not know what the old ones forgot. Nothing is ever left out silently.
 
@@ -31,6 +31,7 @@ use engram_model::{Millis, TimeRange};
 use futures::future::{BoxFuture, Either, select};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
 
 use crate::error::{Error, Stage};
 use crate::meta::{Meta, RingView};
@@ -49,6 +50,10 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(5);
 /// Ranges of slots fetched apart; more are fetched as one.
 const RANGES_MAX: usize = 8;
 
+/// Parts of the request to ask more of, by replica.
+type More = BTreeMap<NodeId, Vec<(usize, Select)>>;
+/// What came of that, by part.
+type Extra = BTreeMap<usize, Vec<Vec<Series>>>;
 /// What a replica gave for a part of the request.
 type Fetched = Vec<(usize, NodeId, Found)>;
 
@@ -59,6 +64,18 @@ struct Part {
     sets: Sets,
     /// Who to ask for the series, the best first.
     order: Vec<NodeId>,
+    /// Who is asked nothing: it did not answer just now.
+    without: Vec<NodeId>,
+}
+
+impl Part {
+    /// The same without some nodes, if the others may be a majority.
+    fn without(&self, nodes: &[NodeId]) -> Option<Self> {
+        let mut part = self.clone();
+        part.without.extend_from_slice(nodes);
+        part.order.retain(|node| !nodes.contains(node));
+        (!part.sets.cannot_have_majority(&part.without)).then_some(part)
+    }
 }
 
 /// Reads through the replicas that the ring names. Cheap to clone.
@@ -82,7 +99,7 @@ impl Fanout {
         })?;
         let sets = Sets::new(&set.replicas, ring.next(partition));
         let order = self.peers.nearest(sets.current());
-        Ok(Part { select: Select { epoch: set.epoch, ..select.clone() }, sets, order })
+        Ok(Part { select: Select { epoch: set.epoch, ..select.clone() }, sets, order, without: Vec::new() })
     }
 
     /// The series of each request, complete, and unordered.
@@ -169,23 +186,17 @@ impl Fanout {
         let series = self.fetch(all).map(|done| done.map(|all| all.into_iter().map(|(i, n, f)| (i, (n, f))).collect()));
         let (series, digests) = futures::future::try_join(series, self.digests_of_majority(parts)).await?;
         let mut series: BTreeMap<usize, (NodeId, Found)> = series;
-        let mut more: BTreeMap<NodeId, Vec<(usize, Select)>> = BTreeMap::new();
+        let mut more = More::new();
         for (i, (part, others)) in parts.iter().zip(&digests).enumerate() {
             let Some((from, found)) = series.get(&i) else { unreachable!("part {i} was fetched") };
             for (node, range) in differing(&part.select, (*from, &found.digests), others) {
                 more.entry(node).or_default().push((i, Select { range, ..part.select.clone() }));
             }
         }
-        let fetched = more.into_iter().map(|(node, wanted)| async move {
-            let selects: Vec<Select> = wanted.iter().map(|(_, select)| select.clone()).collect();
-            let answers = self.replica(node, &selects)?.select_all(selects.clone()).await;
-            let answers = self.still(node, &selects, answers)?;
-            Ok::<_, Error>(wanted.into_iter().map(|(i, _)| i).zip(answers).collect::<Vec<_>>())
-        });
-        let mut extra: BTreeMap<usize, Vec<Vec<Series>>> = BTreeMap::new();
-        for (i, series) in futures::future::try_join_all(fetched).await?.into_iter().flatten() {
-            extra.entry(i).or_default().push(series);
-        }
+        let mut extra = match self.more_of(parts, more).await? {
+            Either::Left(extra) => extra,
+            Either::Right(series) => return Ok(series),
+        };
         let joined = (0..parts.len()).map(|i| {
             let first = series.remove(&i).map(|(_, found)| found.series).unwrap_or_default();
             match extra.remove(&i) {
@@ -194,6 +205,44 @@ impl Fanout {
             }
         });
         Ok(joined.collect())
+    }
+
+    /// What others have of the slots that differ, by part. Where one of them takes long, and the rest may be a majority,
+    /// everything is read again without it: who is first counts.
+    async fn more_of(&self, parts: &[Part], more: More) -> Result<Either<Extra, Vec<Vec<Series>>>, Error> {
+        let slow: Mutex<BTreeSet<NodeId>> = Mutex::new(more.keys().copied().collect());
+        let silent = &slow;
+        let fetched = more.into_iter().map(|(node, wanted)| async move {
+            let selects: Vec<Select> = wanted.iter().map(|(_, select)| select.clone()).collect();
+            let answers = self.replica(node, &selects)?.select_all(selects.clone()).await;
+            silent.lock().remove(&node);
+            let answers = self.still(node, &selects, answers)?;
+            Ok::<_, Error>(wanted.into_iter().map(|(i, _)| i).zip(answers).collect::<Vec<_>>())
+        });
+        let asked = async {
+            let mut extra = Extra::new();
+            for (i, series) in futures::future::try_join_all(fetched).await?.into_iter().flatten() {
+                extra.entry(i).or_default().push(series);
+            }
+            Ok::<_, Error>(extra)
+        };
+        let mut asked = std::pin::pin!(asked);
+        if let Ok(done) = tokio::time::timeout(HEDGE_AFTER, asked.as_mut()).await {
+            return done.map(Either::Left);
+        }
+        let slow: Vec<NodeId> = slow.lock().iter().copied().filter(|node| *node != self.peers.here()).collect();
+        let others: Option<Vec<Part>> = parts.iter().map(|part| part.without(&slow)).collect();
+        let Some(others) = others.filter(|_| !slow.is_empty()) else { return asked.await.map(Either::Left) };
+        match select(asked, self.select_again(others)).await {
+            Either::Left((Err(error), rival)) if may_pass_over(&error) => rival.await.map(Either::Right),
+            Either::Left((done, _)) => done.map(Either::Left),
+            Either::Right((Err(error), asked)) if may_pass_over(&error) => asked.await.map(Either::Left),
+            Either::Right((done, _)) => done.map(Either::Right),
+        }
+    }
+
+    fn select_again(&self, parts: Vec<Part>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>> {
+        async move { self.select_once(&parts).await }.boxed()
     }
 
     /// Series and digests of each part from the best replica that answers, with the replica.
@@ -248,7 +297,7 @@ impl Fanout {
     async fn digests_of_majority(&self, parts: &[Part]) -> Result<Vec<Vec<(NodeId, SlotDigests)>>, Error> {
         let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
         for (i, part) in parts.iter().enumerate() {
-            for node in part.sets.nodes() {
+            for node in part.sets.nodes().filter(|node| !part.without.contains(node)) {
                 by_node.entry(node).or_default().push(i);
             }
         }

@@ -247,7 +247,7 @@ mod tests {
             wanted: Arc::default(),
             as_of: u64::MAX,
         };
-        Part { select, sets: Sets::new(&nodes, None), order: nodes }
+        Part { select, sets: Sets::new(&nodes, None), order: nodes, without: Vec::new() }
     }
 
     /// Digests of the slots from 0 on.

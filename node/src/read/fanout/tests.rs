@@ -1,7 +1,10 @@
-//! Goal: which slots are fetched from whom. Method: digests by hand.
+//! Goal: which slots are fetched from whom, and who is not waited for. Method: digests by hand; replicas that answer as told.
 
 use std::sync::Arc;
 
+use engram_model::Labels;
+use engram_model::sample::Metadata;
+use engram_model::series::Columns;
 use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
 use engram_raft::group::FirstStart;
@@ -11,7 +14,7 @@ use super::*;
 use crate::ingest::LocalReplica;
 use crate::meta::TenantDefaults;
 use crate::meta::nodes::NodeSpec;
-use crate::peer::Directory;
+use crate::peer::{Append, Appended, Counts, Directory, Exemplars, HeldWindows, PartitionView, SetAside, digests_of};
 use crate::tls::Tls;
 
 fn digest(n: u64) -> Digest {
@@ -106,5 +109,108 @@ async fn a_reader_of_blocks_looks_at_them_anew_when_replicas_have_changed() {
     let index = meta.index();
     let stale = read(&meta.ring(), index).await.unwrap_err();
     assert!(stale.is_stale_view() && meta.index() > index, "{stale}");
+    group.shutdown().await.unwrap();
+}
+
+/// A replica with a sample at each of some times.
+struct Fake {
+    times: &'static [Millis],
+    /// Whether it ever gives its series.
+    gives: bool,
+    /// How long it takes for its digests.
+    digests_after: Duration,
+}
+
+impl Fake {
+    fn all(&self) -> Vec<Series> {
+        let (times, values) = (self.times.to_vec(), vec![1.0; self.times.len()]);
+        let source = Arc::new(Columns { times, values, ..Columns::default() });
+        vec![Series { labels: Labels::from_pairs([("a", "b")]), source }]
+    }
+}
+
+impl Replica for Fake {
+    fn select_all(&self, requests: Vec<Select>) -> BoxFuture<'_, Result<Vec<Vec<Series>>, Error>> {
+        async move {
+            if !self.gives {
+                std::future::pending::<()>().await;
+            }
+            Ok(requests.iter().map(|_| self.all()).collect())
+        }
+        .boxed()
+    }
+    fn digests(&self, _: Select) -> BoxFuture<'_, Result<Vec<(Millis, Digest)>, Error>> {
+        async move {
+            tokio::time::sleep(self.digests_after).await;
+            Ok(digests_of(&self.all()).unwrap())
+        }
+        .boxed()
+    }
+    fn append(&self, _: Append, _: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
+        unimplemented!()
+    }
+    fn select(&self, _: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
+        unimplemented!()
+    }
+    fn series(&self, _: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>> {
+        unimplemented!()
+    }
+    fn label_names(&self, _: Select) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        unimplemented!()
+    }
+    fn label_values(&self, _: Select, _: String) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
+        unimplemented!()
+    }
+    fn metadata(&self, _: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>> {
+        unimplemented!()
+    }
+    fn exemplars(&self, _: Select) -> BoxFuture<'_, Result<Exemplars, Error>> {
+        unimplemented!()
+    }
+    fn counts(&self, _: Select, _: usize) -> BoxFuture<'_, Result<Counts, Error>> {
+        unimplemented!()
+    }
+    fn everything(&self, _: Select) -> BoxFuture<'_, Result<PartitionView, Error>> {
+        unimplemented!()
+    }
+    fn windows(&self, _: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
+        unimplemented!()
+    }
+    fn set_aside(&self, _: &TenantId, _: PartitionId, _: u64) -> BoxFuture<'_, Result<Option<SetAside>, Error>> {
+        unimplemented!()
+    }
+    fn inventory(&self, _: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {
+        unimplemented!()
+    }
+}
+
+#[tokio::test]
+async fn who_hangs_when_it_is_to_give_what_differs_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = FirstStart::Bootstrap { cluster_id: "c".into(), partition_count: 1 };
+    let options = GroupOptions::new(dir.path().join("meta"), NodeSpec::default(), first, Clock::test(0));
+    let group = Arc::new(Group::open(options).await.unwrap());
+    let defaults = TenantDefaults { limits: TenantLimits::default(), shard_size: 0, tenants_max: 10 };
+    let meta = Meta::new(group.clone(), defaults);
+    let fake = |times: &'static [Millis], gives: bool, after_ms: u64| -> Arc<dyn Replica> {
+        Arc::new(Fake { times, gives, digests_after: Duration::from_millis(after_ms) })
+    };
+    let nodes = [meta.node_id(), NodeId(98), NodeId(99)];
+    // The second one is in the first majority, and has what the others lack.
+    let read = async |third: Arc<dyn Replica>| {
+        let beside = BTreeMap::from([(nodes[1], fake(&[1, 2], false, 0)), (nodes[2], third)]);
+        let fanout = Fanout::new(&meta, &Peers::among((nodes[0], fake(&[1], true, 0)), beside));
+        let select = Select { epoch: meta.epoch(PartitionId(0)).unwrap(), ..select(0, 10) };
+        let part = Part { select, sets: Sets::new(&nodes, None), order: nodes.to_vec(), without: Vec::new() };
+        let read = fanout.select_parts(std::slice::from_ref(&part));
+        let found = tokio::time::timeout(Duration::from_secs(60), read).await.ok()?.unwrap();
+        let mut columns = Columns::default();
+        found[0].iter().for_each(|one| one.source.read(TimeRange::ALL, &mut columns).unwrap());
+        Some(columns.times)
+    };
+    tokio::time::pause();
+    assert_eq!(read(fake(&[1, 3], true, 10)).await, Some(vec![1, 3]), "the others are a majority");
+    assert_eq!(read(fake(&[1, 3], false, 10)).await, None, "with two that hang there is none");
+    tokio::time::resume();
     group.shutdown().await.unwrap();
 }
