@@ -36,13 +36,13 @@ pub(crate) enum Command {
 /// `engram-chaos run`
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Run {
-    /// A scenario's name, several with commas between, `smoke` for the short set, `all` for all, `planted` for those that
-    /// must not pass.
+    /// A scenario's name, several with commas between; `smoke` for the short set, about six minutes; `all` for all but what
+    /// is planted, about an hour and a quarter; `planted` for what must be found.
     pub(crate) what: String,
     /// Replays whom faults hit and when, and what clients do; default: new for each run, printed.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-    /// Runs of each scenario, with the seed, the seed + 1, …
+    /// Runs of each scenario, with the seed, the seed + 1, …: other nodes are hit, at other times, and clients do other things.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
     /// Faults this machine cannot do are no failure.
@@ -69,7 +69,8 @@ pub(crate) struct How {
     /// Another store in place of Engram: the file that describes it, as in docs/examples.
     #[arg(long)]
     pub(crate) peer: Option<PathBuf>,
-    /// Where report.json and report.html are written; default: nowhere.
+    /// Where reports are written: report.json and report.html, of a soak episodes.jsonl and soak.json, of mutants mutants.md;
+    /// default: nowhere.
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
     /// Where the nodes' data live during a run.
@@ -78,35 +79,36 @@ pub(crate) struct How {
     /// Keep data, logs and history even when all is well.
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Clients that write.
-    #[arg(long, default_value_t = WRITERS, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) writers: u32,
-    /// Series of each of them, a sample of each in every request.
-    #[arg(long, default_value_t = SERIES, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) series: u32,
-    /// Mean pause of a client between two requests, milliseconds.
-    #[arg(long, default_value_t = PAUSE_MS)]
-    pub(crate) pause_ms: u64,
+    /// Clients that write; default: 8, in a soak drawn for each episode.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) writers: Option<u32>,
+    /// Series of each of them, a sample of each in every request; default: 8, in a soak drawn for each episode.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) series: Option<u32>,
+    /// Mean pause of a client between two requests, milliseconds; default: 40, in a soak drawn for each episode.
+    #[arg(long)]
+    pub(crate) pause_ms: Option<u64>,
 }
 
 impl How {
-    /// The options that make a run what it is and are not as they are by default, as they are written.
+    /// The options that make a run what it is, where they were given, as they are written.
     pub(crate) fn said(&self) -> String {
         let mut text = String::new();
         let paths = [("engram", &self.engram), ("engram-old", &self.engram_old), ("peer", &self.peer)];
         for (name, path) in paths.iter().filter_map(|(name, path)| Some((name, path.as_ref()?))) {
             text += &format!(" --{name} {}", path.display());
         }
-        let (writers, series) = (u64::from(self.writers), u64::from(self.series));
-        let numbers = [
-            ("writers", writers, u64::from(WRITERS)),
-            ("series", series, u64::from(SERIES)),
-            ("pause-ms", self.pause_ms, PAUSE_MS),
-        ];
-        for (name, value, _) in numbers.iter().filter(|(_, value, usual)| value != usual) {
+        let (writers, series) = (self.writers.map(u64::from), self.series.map(u64::from));
+        let numbers = [("writers", writers), ("series", series), ("pause-ms", self.pause_ms)];
+        for (name, value) in numbers.iter().filter_map(|(name, value)| Some((name, (*value)?))) {
             text += &format!(" --{name} {value}");
         }
         text
+    }
+
+    /// Clients that write, series of each, mean pause in milliseconds.
+    pub(crate) fn load(&self) -> (u32, u32, u64) {
+        (self.writers.unwrap_or(WRITERS), self.series.unwrap_or(SERIES), self.pause_ms.unwrap_or(PAUSE_MS))
     }
 }
 
@@ -130,8 +132,8 @@ pub(crate) struct Mutants {
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Soak {
     /// How long; default: until something is found or Ctrl-C.
-    #[arg(long)]
-    pub(crate) hours: Option<f64>,
+    #[arg(long, value_parser = hours)]
+    pub(crate) hours: Option<Duration>,
     /// From which everything is drawn; default: new for each soak, printed.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -291,6 +293,12 @@ pub(crate) struct Kill {
     pub(crate) keep: bool,
 }
 
+/// A number of hours, with a fraction or without.
+fn hours(text: &str) -> Result<Duration, String> {
+    let hours = text.parse::<f64>().ok().filter(|hours| *hours > 0.0 && *hours <= 10_000.0);
+    hours.map(|hours| Duration::from_secs_f64(hours * 3600.0)).ok_or_else(|| format!("'{text}' is no number of hours"))
+}
+
 /// `15s`, `1h30m`, `250ms`: Prometheus's way to write a stretch of time.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no duration: write 250ms, 15s, 5m, 1h30m or 7d");
@@ -325,6 +333,12 @@ mod tests {
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
         Command::command().debug_assert();
+    }
+
+    #[test]
+    fn hours_end() {
+        assert_eq!(hours("0.5"), Ok(Duration::from_mins(30)));
+        assert!(["inf", "NaN", "0", "-1", "1e9", "x"].into_iter().all(|text| hours(text).is_err()));
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    /// Nothing was done: what was asked for is not there.
+    #[error("{0}")]
+    Asked(String),
     /// The arguments contradict each other.
     #[error("{0}")]
     Usage(String),

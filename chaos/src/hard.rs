@@ -32,13 +32,14 @@ pub(crate) static HARD: &[Scenario] = &[
         fault: "kill -9 of each node in turn, while windows become blocks and blocks become one",
         says: "cuts and compactions lose and invent nothing",
         act: Act::Kill(Whom::EachNode),
+        smoke: true,
         after_ms: 30_000,
         blocks: Some(Blocks { step_ms: 2_000, flush_every_ms: 1_000 }),
         ..THREE
     },
     Scenario {
         name: "blocks-bridge",
-        number: "28c",
+        number: "28d",
         fault: "a node learns late of windows that were flushed; then the one is killed that has what the block lacks",
         says: "a replica forgets only what a block holds, though it learns of the cut late",
         act: Act::BridgeThenKill,
@@ -54,6 +55,7 @@ pub(crate) static HARD: &[Scenario] = &[
         nodes: 6,
         zones: 6,
         act: Act::Strand,
+        smoke: true,
         pace: Pace { rounds: 1, hold_ms: 6_000, rest_ms: 3_000 },
         ..THREE
     },

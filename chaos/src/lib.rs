@@ -12,6 +12,7 @@
 //!
 //! - `soak` mixes faults without end; each episode is a run.
 //! - `peer`: another store in place of ours, described by a file.
+//! - `binary`: the programs that are attacked; `interrupt`: being asked to end.
 //!
 //! - `sim` (a feature of the build) runs a whole cluster in one thread with simulated time, network, disks and metadata,
 //!   thousands of times, each replayed by its seed; the same checkers judge. It alone links the node.
@@ -19,12 +20,14 @@
 //! Below them: `client` is the one way to a server, `wire` the bytes of remote write.
 
 mod args;
+mod binary;
 mod check;
 mod client;
 mod cluster;
 mod error;
 mod hard;
 mod history;
+mod interrupt;
 mod kill;
 mod load;
 mod mutants;
@@ -42,6 +45,9 @@ mod workload;
 use clap::Parser;
 use std::io::Write;
 use std::process::ExitCode;
+
+/// What the command line's own reader ends with as well.
+const ASKED_WRONGLY: u8 = 2;
 
 /// Reads the arguments, runs what they name, prints its verdict.
 ///
@@ -80,6 +86,10 @@ pub fn main() -> ExitCode {
     match verdict {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error @ error::Error::Asked(_)) => {
+            complain(&error.to_string());
+            ExitCode::from(ASKED_WRONGLY)
+        }
         Err(error) => complain(&error.to_string()),
     }
 }

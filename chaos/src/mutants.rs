@@ -8,7 +8,9 @@
 //! A mutant that survives one seed gets another: what a fault hits is chance. One that survives all is a failure.
 
 use crate::args::{How, Mutants};
+use crate::binary;
 use crate::error::Error;
+use crate::interrupt;
 use crate::report::Report;
 use crate::run::{self, say};
 use crate::scenario::{self, Scenario};
@@ -89,14 +91,19 @@ struct Caught {
 pub(crate) async fn run(args: Mutants) -> Result<bool, Error> {
     if let Some(name) = args.only.iter().find(|name| HUNTS.iter().all(|hunt| hunt.mutant != **name)) {
         let all: Vec<_> = HUNTS.iter().map(|hunt| hunt.mutant).collect();
-        return Err(Error::Usage(format!("there is no mutant {name:?}; there are {}", all.join(", "))));
+        return Err(Error::Asked(format!("there is no mutant {name:?}; there are {}", all.join(", "))));
     }
     let engram = run::engram(&args.how)?;
+    if !binary::holds(&engram, VARIABLE) {
+        let text = format!("{} has no mutants: build it with `--features mutants`", engram.display());
+        return Err(Error::Asked(text));
+    }
+    let mut end = std::pin::pin!(interrupt::asked_to_end());
     let mut caught = Vec::new();
     for hunt in HUNTS.iter().filter(|hunt| args.only.is_empty() || args.only.iter().any(|name| name == hunt.mutant)) {
         let one = tokio::select! {
             one = self::hunt(hunt, &engram, &args) => one?,
-            _ = tokio::signal::ctrl_c() => {
+            () = &mut end => {
                 say("interrupted: every node is ended")?;
                 return Ok(false);
             }
@@ -105,16 +112,20 @@ pub(crate) async fn run(args: Mutants) -> Result<bool, Error> {
         caught.push(one);
     }
     say(&table(&caught))?;
+    if let Some(out) = &args.how.out {
+        std::fs::create_dir_all(out)?;
+        std::fs::write(out.join("mutants.md"), table(&caught))?;
+    }
     Ok(caught.iter().all(|one| one.saw.is_some()))
 }
 
 async fn hunt(hunt: &'static Hunt, engram: &Path, args: &Mutants) -> Result<Caught, Error> {
-    let wanted = scenario::named(hunt.scenario);
+    let wanted = scenario::named(hunt.scenario)?;
     let scenario: &'static Scenario =
         wanted.first().copied().ok_or_else(|| Error::Usage(format!("there is no scenario {:?}", hunt.scenario)))?;
     let (mut seconds, mut also) = (0.0, Vec::new());
     let usual = args.how.clone();
-    let how = if hunt.alone { How { writers: 48, series: 1, pause_ms: 150, ..usual } } else { usual };
+    let how = if hunt.alone { How { writers: Some(48), series: Some(1), pause_ms: Some(150), ..usual } } else { usual };
     for seed in args.seed..args.seed + u64::from(args.tries) {
         let env = vec![(VARIABLE, hunt.mutant.into())];
         let report = run::one(scenario, engram, env, seed, &how).await?;
@@ -185,7 +196,7 @@ mod tests {
     #[test]
     fn every_mutant_has_a_scenario_that_exists() {
         for hunt in HUNTS {
-            assert_eq!(scenario::named(hunt.scenario).len(), 1, "{}", hunt.scenario);
+            assert_eq!(scenario::named(hunt.scenario).unwrap().len(), 1, "{}", hunt.scenario);
         }
     }
 

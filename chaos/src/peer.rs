@@ -55,8 +55,8 @@ impl Kind {
     }
 }
 
-/// What the file says. In texts, `{http}`, `{grpc}` stand for ports of the node, `{data}` for its directory, `{zone}` and
-/// `{index}` for numbers from 0.
+/// What the file says. In texts, `{http}`, `{grpc}` stand for ports of the node, `{http.N}` and `{grpc.N}` for those of the
+/// node of that index, `{data}` for its directory, `{zone}` and `{index}` for numbers from 0.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Peer {
@@ -91,6 +91,8 @@ pub(crate) struct Place {
     pub(crate) zone: usize,
     pub(crate) http: u16,
     pub(crate) grpc: u16,
+    /// Both ports of every node, by index.
+    pub(crate) all: Vec<(u16, u16)>,
     pub(crate) data: String,
 }
 
@@ -103,7 +105,11 @@ impl Place {
             ("{zone}", self.zone.to_string()),
             ("{index}", self.index.to_string()),
         ];
-        words.iter().fold(text.to_owned(), |text, (word, value)| text.replace(word, value))
+        let own = words.iter().fold(text.to_owned(), |text, (word, value)| text.replace(word, value));
+        self.all.iter().enumerate().fold(own, |text, (node, (http, grpc))| {
+            let text = text.replace(&format!("{{http.{node}}}"), &http.to_string());
+            text.replace(&format!("{{grpc.{node}}}"), &grpc.to_string())
+        })
     }
 }
 
@@ -113,7 +119,7 @@ impl Peer {
     /// # Errors
     /// It is not there, or not what it should be; with line and column.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let wrong = |why: String| Error::Usage(format!("{}: {why}", path.display()));
+        let wrong = |why: String| Error::Asked(format!("{}: {why}", path.display()));
         if std::fs::metadata(path).map_err(|e| wrong(e.to_string()))?.len() > FILE_BYTES_MAX {
             return Err(wrong("too long".to_owned()));
         }
@@ -125,6 +131,13 @@ impl Peer {
         let peer: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         if peer.command.is_empty() || peer.nodes == 0 {
             return Err("there is nothing to start".to_owned());
+        }
+        let texts = peer.command.iter().chain([&peer.ready, &peer.write, &peer.query]);
+        let (names, count) = (|text: &str| ["{http.", "{grpc."].iter().any(|word| text.contains(word)), peer.nodes);
+        let all = (0..count).map(|node| (1, u16::try_from(node).unwrap_or(1))).collect();
+        let place = Place { index: 0, zone: 0, http: 1, grpc: 1, all, data: String::new() };
+        if let Some(text) = texts.map(|text| place.fill(text)).find(|text| names(text)) {
+            return Err(format!("{text:?} names a node that is not there: there are {count}, counted from 0"));
         }
         Ok(peer)
     }
@@ -175,7 +188,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
         for name in ["prometheus.yaml", "victoria-metrics.yaml"] {
             let peer = Peer::read(&folder.join(name)).unwrap();
-            let place = Place { index: 0, zone: 0, http: 7001, grpc: 7002, data: "/d".to_owned() };
+            let place = Place { index: 0, zone: 0, http: 7001, grpc: 7002, all: Vec::new(), data: "/d".to_owned() };
             let (program, args) = peer.command(&place);
             assert_eq!(program, peer.name);
             assert!(
@@ -188,8 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn a_node_may_name_the_others() {
+        let all = (0..12).map(|node| (7000 + node, 8000 + node)).collect();
+        let place = Place { index: 1, zone: 1, http: 7001, grpc: 8001, all, data: "/d".to_owned() };
+        assert_eq!(place.fill("{http} {http.0} {grpc.2},{grpc.11} {http.12}"), "7001 7000 8002,8011 {http.12}");
+    }
+
+    #[test]
     fn a_file_that_is_wrong_is_refused_with_the_place() {
         assert!(Peer::parse("name: x\ncommand: []").is_err());
+        let other = "name: x\ncommand: [x, '{http.1}']\nready: a\nwrite: b\nquery: c\nfaults: []\n";
+        assert!(Peer::parse(other).unwrap_err().contains("{http.1}"));
+        assert!(Peer::parse(&format!("{other}nodes: 2")).is_ok());
         let unknown =
             Peer::parse("name: x\ncommand: [x]\nready: a\nwrite: b\nquery: c\nfaults: []\nfoo: 1").unwrap_err();
         assert!(unknown.contains("foo"), "{unknown}");

@@ -7,10 +7,12 @@
 //! Whatever happens, every process it started ends with it: on an error, on Ctrl-C, and when it is killed itself.
 
 use crate::args::{How, Run};
+use crate::binary;
 use crate::check::{self, Asked, Outcome};
 use crate::cluster::{Cluster, Env, Spec};
 use crate::error::Error;
 use crate::history::{Answer, FaultState, History, Recorder, Stage};
+use crate::interrupt;
 use crate::nemesis::Nemesis;
 use crate::peer::{self, Peer};
 use crate::report::{Build, Report, Reports};
@@ -60,21 +62,18 @@ const AGAIN: usize = 2;
 /// # Errors
 /// Nothing of that name, or the reports could not be written.
 pub(crate) async fn run(args: Run) -> Result<bool, Error> {
-    let scenarios = scenario::named(&args.what);
-    if scenarios.is_empty() {
-        return Err(Error::Usage(format!("there is no scenario {:?}; `engram-chaos list` names all", args.what)));
-    }
+    let scenarios = scenario::named(&args.what)?;
     let engram = engram(&args.how)?;
     let seed = args.seed.unwrap_or_else(|| Clock::real().now().unsigned_abs() % 1_000_000);
     let mut reports = Reports::new(&args.what, seed, &store(&args.how, &engram)?, builds(&args.how, &engram));
-    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut interrupted = std::pin::pin!(interrupt::asked_to_end());
     'scenarios: for scenario in scenarios {
         for round in 0..u64::from(args.repeat) {
             let report = tokio::select! {
                 report = one(scenario, &engram, Vec::new(), seed + round, &args.how) => {
                     report.unwrap_or_else(|error| unplayed(scenario, seed + round, &args.how, &error))
                 }
-                _ = &mut interrupted => {
+                () = &mut interrupted => {
                     say("interrupted: every node is ended")?;
                     reports.interrupted = true;
                     break 'scenarios;
@@ -102,6 +101,8 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
 /// Standard output is closed.
 pub(crate) fn list() -> Result<bool, Error> {
     let mut out = std::io::stdout();
+    writeln!(out, "checked in every run: {}; besides that as the third column says", check::ALWAYS.join(", "))?;
+    writeln!(out, "smoke: part of the short set; plant: passes when the checker finds what is planted\n")?;
     for one in scenario::ALL.iter().chain(scenario::HARD).chain(scenario::PLANTED) {
         let marks = if one.smoke {
             "smoke"
@@ -111,10 +112,16 @@ pub(crate) fn list() -> Result<bool, Error> {
             ""
         };
         let possible = one.possible().err().map_or(String::new(), |why| format!(" [skipped here: {why}]"));
-        writeln!(out, "{:<16} {:>6}  {marks:<5}  {}: {}{possible}", one.name, one.number, one.fault, one.says)?;
+        let needs = if one.kit.older { " [needs --engram-old]" } else { "" };
+        let checked = one.checked();
+        writeln!(
+            out,
+            "{:<17} {:>6}  {checked:<17} {marks:<5}  {}: {}{needs}{possible}",
+            one.name, one.number, one.fault, one.says
+        )?;
     }
     for (number, what, waits) in MISSING {
-        writeln!(out, "{:<16} {number:>6}         {what}: not yet, it needs {waits}", "-")?;
+        writeln!(out, "{name:<17} {number:>6}  {0:<17} {0:<5}  {what}: not yet, it needs {waits}", "", name = "-")?;
     }
     Ok(true)
 }
@@ -153,7 +160,9 @@ pub(crate) fn engram(how: &How) -> Result<PathBuf, Error> {
     if how.peer.is_some() {
         return Ok(PathBuf::new());
     }
-    how.engram.clone().map_or_else(beside, Ok)
+    let engram = how.engram.clone().map_or_else(beside, Ok)?;
+    how.engram_old.iter().chain([&engram]).try_for_each(|path| binary::there(path))?;
+    Ok(engram)
 }
 
 fn beside() -> Result<PathBuf, Error> {
@@ -161,7 +170,13 @@ fn beside() -> Result<PathBuf, Error> {
     if path.exists() {
         return Ok(path);
     }
-    Err(Error::Usage(format!("{} is not there: name the node's binary with --engram", path.display())))
+    Err(Error::Asked(format!("{} is not there: name the node's binary with --engram", path.display())))
+}
+
+/// Whether there is another binary to begin with; else why not.
+fn older(engram: &Path, args: &How) -> Result<Result<(), String>, Error> {
+    let Some(older) = &args.engram_old else { return Ok(Err("name an older binary with --engram-old".to_owned())) };
+    Ok(if binary::same(older, engram)? { Err("--engram-old names the same program".to_owned()) } else { Ok(()) })
 }
 
 /// One run of a scenario, with nodes of that binary that have `env` in their environment.
@@ -187,8 +202,7 @@ pub(crate) async fn one(
     let numbers = numbers(scenario, peer.as_ref(), args);
     let promise = if peer.is_some() { scenario::HONEST } else { scenario.promise };
     let possible = peer.as_ref().map_or(Ok(()), |peer| peer.bears(scenario.act)).and_then(|()| scenario.possible());
-    let older = scenario.kit.older && args.engram_old.is_none();
-    let possible = if older { Err("name an older binary with --engram-old".to_owned()) } else { possible };
+    let possible = if scenario.kit.older { possible.and(older(engram, args)?) } else { possible };
     let (size, mut broken, mut harness) = (size(scenario, peer.as_ref(), args), None, None);
     let ours = peer.is_none();
     let asked = Asked {
@@ -251,7 +265,8 @@ fn numbers(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Numbers {
     let (step_ms, ago_ms) = scenario.blocks.map_or(own, |blocks| (blocks.step_ms, 86_400_000));
     let base = (Clock::real().now() - ago_ms) / 1000 * 1000;
     let tenants = if peer.is_some_and(|peer| peer.tenant_header.is_none()) { 1 } else { 4 };
-    Numbers { base, tenants, writers: args.writers, series: args.series, step_ms, late: peer.is_none() }
+    let (writers, series, _) = args.load();
+    Numbers { base, tenants, writers, series, step_ms, late: peer.is_none() }
 }
 
 /// How much load: what is Engram's own is left out for others.
@@ -263,7 +278,7 @@ fn size(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Size {
         totals: true,
         constants: true,
         flush_every,
-        pause: Duration::from_millis(args.pause_ms),
+        pause: Duration::from_millis(args.load().2),
     };
     match peer {
         Some(peer) => Size {

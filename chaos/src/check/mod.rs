@@ -151,6 +151,10 @@ pub(crate) struct Promise {
     pub(crate) settle_ms: u64,
 }
 
+/// Who looks at every run; `available` at times without a fault as well.
+pub(crate) const ALWAYS: [&str; 9] =
+    ["samples", "totals", "register", "forward", "agreement", "prompt", "healed", "constants", "covered"];
+
 /// What was asked in a run, besides writes and reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {

@@ -12,6 +12,7 @@
 use crate::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Size of a disk that can lose its power. Sparse: only what is written takes room.
 const POWER_BYTES: u64 = 2 << 30;
@@ -51,7 +52,9 @@ impl Disk {
             let folder = tempfile::tempdir()?;
             Disk::make(Kind::Small(16 << 20), folder.path()).map(drop)
         };
-        try_one().map_err(|error| format!("no disk of its own: {error}"))
+        // Asked for each scenario; tried once.
+        static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+        TRIED.get_or_init(|| try_one().map_err(|error| format!("no disk of its own: {error}"))).clone()
     }
 
     /// Makes it below `folder`.

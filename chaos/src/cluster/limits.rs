@@ -70,6 +70,8 @@ impl Limit {
             return Ok(Self::Files { pid: process, before: before.map_err(std::io::Error::from)? });
         };
         let folder = Path::new(GROUPS).join(group).join(format!("engram-chaos-{pid}"));
+        // Of a run that was killed, whose process had this id.
+        let _none = std::fs::remove_dir(&folder);
         std::fs::create_dir(&folder)?;
         let limit = Self::Group(folder.clone());
         std::fs::write(folder.join("cgroup.procs"), pid.to_string())?;
@@ -81,6 +83,21 @@ impl Limit {
         };
         std::fs::write(folder.join(file), most.to_string())?;
         Ok(limit)
+    }
+
+    /// How often the kernel has refused the process something for this; of files nobody knows.
+    pub(crate) fn refused(&self) -> u64 {
+        let Self::Group(folder) = self else { return 0 };
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let text = if folder.join("pids.max").exists() { read("pids.events") } else { read("memory.failcnt") };
+        text.split_whitespace().last().and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether it has all that it may have.
+    pub(crate) fn is_reached(&self) -> bool {
+        let Self::Group(folder) = self else { return false };
+        let read = |name: &str| number(&folder.join(name)).ok();
+        matches!((read("pids.current"), read("pids.max")), (Some(now), Some(most)) if now >= most)
     }
 }
 

@@ -177,6 +177,10 @@ impl Cluster {
         for _ in 0..count {
             cluster.add(client_timeout).await?;
         }
+        // What other stores are told may name nodes that came later.
+        for node in cluster.spec.peer.iter().flat_map(|_| 0..count) {
+            cluster.roster.set(node, Some(cluster.client(node, client_timeout)?));
+        }
         cluster.seeds = cluster.nodes.iter().map(|node| node.proxy.address.to_string()).collect();
         Ok(cluster)
     }
@@ -192,7 +196,7 @@ impl Cluster {
         let disk = Disk::make(self.spec.disk, &folder)?;
         let clock = if self.spec.kit.clock { Some(FakeClock::make(&folder)?) } else { None };
         let (http, grpc, front) = (self.free()?, self.free()?, self.free()?);
-        let (pids, rules, seed) = (self.pids.clone(), self.links.watch(), self.spec.seed ^ index as u64);
+        let (pids, rules, seed) = (Some(self.pids.clone()), self.links.watch(), self.spec.seed ^ index as u64);
         let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
         let front = self.front(index, http).await?;
         if let Some(certs) = &self.certs {
@@ -211,7 +215,7 @@ impl Cluster {
         }
         let (address, rules, seed) = (self.free()?, self.links.watch(), self.spec.seed.rotate_left(8) ^ to as u64);
         // Nobody is looked up: who comes here is a client.
-        let between = Between { to, target, pids: Pids::default(), rules, seed };
+        let between = Between { to, target, pids: None, rules, seed };
         Ok(Some(Proxy::start(address, between).await?))
     }
 
@@ -241,7 +245,8 @@ impl Cluster {
     fn place(&self, index: usize) -> Place {
         let node = &self.nodes[index];
         let data = self.data(index).display().to_string();
-        Place { index, zone: node.zone, http: node.http.port(), grpc: node.grpc.port(), data }
+        let all = self.nodes.iter().map(|node| (node.http.port(), node.grpc.port())).collect();
+        Place { index, zone: node.zone, http: node.http.port(), grpc: node.grpc.port(), all, data }
     }
 
     /// The other store, when it is not ours.
@@ -277,6 +282,11 @@ impl Cluster {
     /// The disk of a node.
     pub(crate) fn disk(&mut self, node: usize) -> &mut Disk {
         &mut self.nodes[node].disk
+    }
+
+    /// Where a node listens for clients.
+    pub(crate) fn http(&self, node: usize) -> SocketAddr {
+        self.nodes[node].http
     }
 
     /// The clock of a node, where it can be set.

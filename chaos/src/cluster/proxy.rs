@@ -11,12 +11,12 @@
 //! bad network is bytes that are late and connections that break, and these it makes.
 
 use super::links::{CLIENTS, Rule, Rules};
-use super::origin;
+use super::origin::{Caller, Origins};
 use crate::error::Error;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,7 +45,8 @@ pub(crate) struct Between {
     /// The node it stands before, and where that listens.
     pub(crate) to: usize,
     pub(crate) target: SocketAddr,
-    pub(crate) pids: Pids,
+    /// The processes of the nodes; none: who comes here is a client.
+    pub(crate) pids: Option<Pids>,
     pub(crate) rules: watch::Receiver<Rules>,
     pub(crate) seed: u64,
 }
@@ -65,17 +66,23 @@ impl Proxy {
 
 async fn accept(listener: TcpListener, between: Between) {
     let (mut lines, mut chance) = (JoinSet::new(), StdRng::seed_from_u64(between.seed));
+    let origins = between.pids.map(|pids| Arc::new(Origins::new(pids)));
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, from)) = accepted else { continue };
+                let caller = match (&origins, stream.local_addr()) {
+                    (Some(origins), Ok(at)) => Caller::new(origins.clone(), from, at),
+                    _ => Caller::Known(CLIENTS),
+                };
                 let line = Line {
+                    caller: Arc::new(caller),
                     to: between.to,
                     target: between.target,
                     rules: between.rules.clone(),
                     chance: StdRng::seed_from_u64(chance.random()),
                 };
-                lines.spawn(carry(stream, from, between.pids.clone(), line));
+                lines.spawn(carry(stream, line));
             }
             Some(_) = lines.join_next() => {}
         }
@@ -83,67 +90,83 @@ async fn accept(listener: TcpListener, between: Between) {
 }
 
 struct Line {
+    caller: Arc<Caller>,
     to: usize,
     target: SocketAddr,
     rules: watch::Receiver<Rules>,
     chance: StdRng,
 }
 
-async fn carry(caller: TcpStream, from: SocketAddr, pids: Pids, mut line: Line) {
-    let known = pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let from = if known.is_empty() {
-        Some(CLIENTS)
-    } else {
-        tokio::task::spawn_blocking(move || origin::caller(from, &known)).await.ok().flatten()
-    };
-    // Who is no node of ours is never in the way of a rule.
-    let from = from.unwrap_or(usize::MAX);
+async fn carry(stream: TcpStream, mut line: Line) {
+    let way = |inward| Way { caller: line.caller.clone(), node: line.to, inward, rules: line.rules.clone() };
+    let (mut there, mut back) = (way(true), way(false));
     // A route that is cut takes no connections either; the caller's waits, as for an answer that does not come.
-    pass(&mut line.rules, from, line.to).await;
-    pass(&mut line.rules, line.to, from).await;
+    if there.pass().await.is_none() || back.pass().await.is_none() {
+        return;
+    }
     let Ok(callee) = TcpStream::connect(line.target).await else { return };
     // Only speed is lost when this fails.
-    let _slower = caller.set_nodelay(true).and(callee.set_nodelay(true));
-    let (caller_in, caller_out) = caller.into_split();
+    let _slower = stream.set_nodelay(true).and(callee.set_nodelay(true));
+    let (caller_in, caller_out) = stream.into_split();
     let (callee_in, callee_out) = callee.into_split();
-    let (there, back) = (StdRng::seed_from_u64(line.chance.random()), StdRng::seed_from_u64(line.chance.random()));
-    let there = direction(caller_in, callee_out, Way { from, to: line.to, rules: line.rules.clone(), chance: there });
-    let back = direction(callee_in, caller_out, Way { from: line.to, to: from, rules: line.rules, chance: back });
+    let (one, other) = (StdRng::seed_from_u64(line.chance.random()), StdRng::seed_from_u64(line.chance.random()));
+    let there = direction(caller_in, callee_out, there, one);
+    let back = direction(callee_in, caller_out, back, other);
     // Either end ends both: nodes speak HTTP/2, nobody closes one half and goes on.
     tokio::select! { () = there => {} () = back => {} }
 }
 
+/// One direction of a connection.
+#[derive(Clone)]
 struct Way {
-    from: usize,
-    to: usize,
+    caller: Arc<Caller>,
+    node: usize,
+    /// From the caller to the node; else back.
+    inward: bool,
     rules: watch::Receiver<Rules>,
-    chance: StdRng,
 }
 
-/// Waits until nothing is cut from one node to another.
-async fn pass(rules: &mut watch::Receiver<Rules>, from: usize, to: usize) -> Rule {
-    let open = rules.wait_for(|rules| !rules.rule(from, to).cut).await.map(|rules| rules.rule(from, to)).ok();
-    match open {
-        Some(rule) => rule,
-        // The cluster is being taken down: nothing passes any more.
-        None => std::future::pending().await,
+impl Way {
+    /// What happens on it now. `None`: there are rules, and nobody knows whose connection this is: it ends, so that no
+    /// rule is evaded; whoever it was may call again.
+    async fn rule(&mut self) -> Option<Rule> {
+        if self.rules.borrow_and_update().is_open() {
+            return Some(Rule::default());
+        }
+        let caller = self.caller.node().await?;
+        let (from, to) = if self.inward { (caller, self.node) } else { (self.node, caller) };
+        Some(self.rules.borrow_and_update().rule(from, to))
+    }
+
+    /// Waits until nothing is cut.
+    async fn pass(&mut self) -> Option<Rule> {
+        loop {
+            let rule = self.rule().await?;
+            if !rule.cut {
+                return Some(rule);
+            }
+            if self.rules.changed().await.is_err() {
+                // The cluster is being taken down: nothing passes any more.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 
-async fn direction(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, mut way: Way) {
+async fn direction(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, mut way: Way, mut chance: StdRng) {
     // Late pieces wait in line, so that delay costs time and not bandwidth.
     let (tx, mut rx) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY_MAX);
-    let mut rules = way.rules.clone();
+    let mut end = way.clone();
     let taking = async {
         let mut free_at = Instant::now();
         let mut buffer = vec![0; PIECE_BYTES];
         while let Ok(bytes @ 1..) = read.read(&mut buffer).await {
-            let rule = way.rules.borrow_and_update().rule(way.from, way.to);
-            if rule.breaks(&mut way.chance) {
+            let Some(rule) = way.rule().await else { return };
+            if rule.breaks(&mut chance) {
                 return;
             }
             free_at = free_at.max(Instant::now()) + rule.occupies(bytes);
-            let due = free_at + rule.delay(&mut way.chance);
+            let due = free_at + rule.delay(&mut chance);
             if tx.send((due, buffer[..bytes].to_vec())).await.is_err() {
                 return;
             }
@@ -155,8 +178,7 @@ async fn direction(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, mut way: 
     let giving = async {
         while let Some((due, piece)) = rx.recv().await {
             tokio::time::sleep_until(due).await;
-            pass(&mut rules, way.from, way.to).await;
-            if write.write_all(&piece).await.is_err() {
+            if end.pass().await.is_none() || write.write_all(&piece).await.is_err() {
                 return;
             }
         }
@@ -173,7 +195,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    async fn echo(links: &Links) -> (Proxy, JoinSet<()>, TcpStream) {
+    async fn echo(links: &Links, caller: u32) -> (Proxy, JoinSet<()>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
@@ -183,8 +205,8 @@ mod tests {
                 let _closed = tokio::io::copy(&mut read, &mut write).await;
             }
         });
-        let pids = Arc::new(Mutex::new(vec![Some(std::process::id()), None]));
-        let between = Between { to: 1, target, pids, rules: links.watch(), seed: 1 };
+        let pids = Arc::new(Mutex::new(vec![Some(caller), None]));
+        let between = Between { to: 1, target, pids: Some(pids), rules: links.watch(), seed: 1 };
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let proxy = Proxy::start(free, between).await.unwrap();
         let stream = TcpStream::connect(proxy.address).await.unwrap();
@@ -194,7 +216,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_cut_holds_bytes_until_it_is_healed() {
         let links = Links::new();
-        let (_proxy, _tasks, mut stream) = echo(&links).await;
+        let (_proxy, _tasks, mut stream) = echo(&links, std::process::id()).await;
         let text = vec![7; 300_000];
         let (mut read, mut write) = stream.split();
         let mut answer = vec![0; text.len()];
@@ -213,9 +235,22 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_rule_that_breaks_ends_the_connection() {
         let links = Links::new();
-        let (_proxy, _tasks, mut stream) = echo(&links).await;
+        let (_proxy, _tasks, mut stream) = echo(&links, std::process::id()).await;
         links.set(&[(0, 1)], Rule { breaks: 10_000, ..Rule::default() });
         stream.write_all(b"gone").await.unwrap();
         assert!(matches!(stream.read(&mut [0; 4]).await, Ok(0) | Err(_)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whose_connection_nobody_knows_ends_where_there_are_rules() {
+        let links = Links::new();
+        let (_proxy, _tasks, mut stream) = echo(&links, 1 << 30).await;
+        let mut answer = [0; 4];
+        stream.write_all(b"open").await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        // Nothing of this line is cut, but who can tell.
+        links.set(&[(2, 3)], Rule { cut: true, ..Rule::default() });
+        stream.write_all(b"shut").await.unwrap();
+        assert!(matches!(stream.read(&mut answer).await, Ok(0) | Err(_)));
     }
 }

@@ -125,7 +125,8 @@ impl Nemesis {
         };
         let Some(refused) = refused else { return Ok(format!("node {node} went on")) };
         let text = refused.to_string();
-        if text.contains("panicked") {
+        // One that neither starts nor says why has refused nothing.
+        if text.contains("panicked") || cluster.alive(node).is_ok() {
             return Err(refused);
         }
         replace(cluster, node).await?;

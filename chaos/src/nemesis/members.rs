@@ -40,8 +40,8 @@ impl Nemesis {
         let name = format!("node {node} loses its disk for good");
         let id = cluster.id_of(&cluster.status(at).await?, node);
         let id = id.ok_or_else(|| Error::Usage(format!("node {node} has no id in the cluster")))?;
-        cluster.kill(&[node]).await?;
         self.recorder.fault(&name, FaultState::Installed, "");
+        cluster.kill(&[node]).await?;
         std::fs::remove_dir_all(cluster.data(node))?;
         steer(cluster, at, id, "remove").await?;
         cluster.healing();

@@ -124,6 +124,9 @@ pub(crate) use clocks::Shift;
 pub(crate) use network::Shape;
 pub(crate) use whole::LINES_BREAK;
 
+/// By then replicas have again what they missed.
+const LEVEL_AFTER: Duration = Duration::from_secs(10);
+
 /// What is broken now.
 #[derive(Debug)]
 enum Wound {
@@ -167,11 +170,20 @@ impl Nemesis {
     /// # Errors
     /// A node did not come back, or ended though nothing was done to it.
     pub(crate) async fn rounds(&mut self, cluster: &mut Cluster, act: Act, pace: Pace) -> Result<(), Error> {
+        // What one replica loses for good may not meet what another has not yet got again: that would be two faults at
+        // once, which nothing with three copies bears.
+        let (mixed, mut lost) = (matches!(act, Act::AnyOf(_)), false);
         for round in 0..pace.rounds {
             if round > 0 {
                 self.rest(cluster, pace.rest_ms).await;
             }
             let act = self.decided(act);
+            let loses = mixed && matches!(act, Act::Damage(..) | Act::LiveDamage(..) | Act::WipeNode);
+            if loses || lost {
+                cluster.whole(CHURN_WITHIN).await?;
+                tokio::time::sleep(LEVEL_AFTER).await;
+            }
+            lost = loses;
             let serves = act.spares_a_majority(cluster.running().len(), cluster.zones());
             self.recorder.mark(if serves { ROUND_SERVED } else { ROUND_DARK });
             match act {

@@ -3,17 +3,22 @@
 
 use super::flood::Flood;
 use super::members::CHURN_WITHIN;
+use super::proof::HITS_WITHIN;
 use super::wounds::revive;
-use super::{Nemesis, Pace, Shape, Whom, names, network};
-use crate::cluster::{Cluster, Links, Rule, Scarce};
+use super::{Nemesis, Pace, Proof, Shape, Whom, names, network};
+use crate::cluster::{Cluster, Limit, Links, Rule, Scarce};
 use crate::error::Error;
 use crate::history::FaultState;
+use engram_model::time::Stopwatch;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 /// Changes of the metadata that a member misses: several times what is kept for those who are late.
@@ -26,6 +31,10 @@ const READ_AGAIN: Duration = Duration::from_secs(5);
 const LOST_WITHIN: Duration = Duration::from_secs(10);
 /// What the breaking of every connection is called; nobody can be served then.
 pub(crate) const LINES_BREAK: &str = "all connections between nodes break for 0.7 s";
+/// Callers that a node at its limit for files may still have room for.
+const CALLERS_MAX: u32 = 256;
+/// Who has no answer by then was not taken.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Memory of each node in a flood.
 const FLOOD_BYTES: u64 = 512 << 20;
 
@@ -182,7 +191,8 @@ impl Nemesis {
         round: u32,
         pace: Pace,
     ) -> Result<(), Error> {
-        let nodes = self.targets(cluster, Whom::EachNode, round).await;
+        // Three kinds and often three nodes: so each node lacks each of them once.
+        let nodes = self.targets(cluster, Whom::EachNode, round + round / 3).await;
         let name = format!("too little at {}: {scarce:?}", names(&nodes));
         if let Err(why) = scarce.possible() {
             self.recorder.fault(&name, FaultState::Skipped, &why);
@@ -193,12 +203,16 @@ impl Nemesis {
         for node in &nodes {
             limits.push(cluster.limit(*node, scarce)?);
         }
+        let mut crowd = Crowd::default();
+        let felt = felt(cluster, &nodes, &limits, &mut crowd).await;
+        self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
+        let refused: u64 = limits.iter().map(Limit::refused).sum();
         let ended = nodes.iter().filter(|node| cluster.alive(**node).is_err()).count();
         cluster.healing();
-        drop(limits);
+        drop((limits, crowd));
         revive(cluster, &nodes).await?;
-        self.recorder.fault(&name, FaultState::Healed, &format!("{ended} ended by it"));
+        self.healed(&name, felt.map(|what| format!("{what}; refused {refused} times; {ended} ended by it")));
         Ok(())
     }
 
@@ -233,6 +247,47 @@ impl Nemesis {
         self.recorder.fault(name, FaultState::Healed, &heard);
         Ok(())
     }
+}
+
+/// Callers of a node that keep it at a limit for files while this lives.
+#[derive(Debug, Default)]
+struct Crowd(Vec<TcpStream>);
+
+impl Crowd {
+    /// Calls until nobody answers any more. The kernel takes a call that the node has no file for; it only waits.
+    async fn gather(&mut self, at: SocketAddr) -> Proof {
+        for count in 0..CALLERS_MAX {
+            let Ok(mut stream) = TcpStream::connect(at).await else { return Ok(format!("caller {count} was refused")) };
+            let asked = stream.write_all(b"GET /-/ready HTTP/1.1\r\nHost: crowd\r\n\r\n").await;
+            let answer = tokio::time::timeout(ANSWERS_WITHIN, stream.read(&mut [0; 16])).await;
+            let answered = asked.is_ok() && matches!(answer, Ok(Ok(1..)));
+            self.0.push(stream);
+            if !answered {
+                return Ok(format!("caller {count} got no answer"));
+            }
+        }
+        Err(format!("{CALLERS_MAX} callers were taken all the same"))
+    }
+}
+
+/// What shows that there is too little: of files, that a caller is not taken; of threads, that there are as many as there
+/// may be; of memory, that some was refused.
+async fn felt(cluster: &mut Cluster, nodes: &[usize], limits: &[Limit], crowd: &mut Crowd) -> Proof {
+    let (watch, mut told) = (Stopwatch::start(), Vec::new());
+    for (node, limit) in nodes.iter().zip(limits) {
+        if matches!(limit, Limit::Files { .. }) {
+            told.push(crowd.gather(cluster.http(*node)).await?);
+            continue;
+        }
+        while limit.refused() == 0 && !limit.is_reached() && cluster.alive(*node).is_ok() {
+            if watch.elapsed() > HITS_WITHIN {
+                return Err(format!("node {node} lacked nothing"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        told.push(format!("node {node} lacked it"));
+    }
+    Ok(told.join("; "))
 }
 
 fn certs(cluster: &mut Cluster) -> Result<&mut crate::cluster::Certs, Error> {

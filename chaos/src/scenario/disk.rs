@@ -6,9 +6,9 @@ use crate::cluster::{Damage, DiskKind, Kit, Part, Syncs};
 use crate::nemesis::{Act, Pace, Shift, Whom};
 
 /// Small enough to fill, large enough to work for a while.
-const SMALL_DISK: u64 = 128 << 20;
+pub(crate) const SMALL_DISK: u64 = 128 << 20;
 /// A log that needs a new file every second or two.
-const SMALL_SEGMENTS: &[&str] = &["--log-segment-bytes-max", "1MiB"];
+pub(crate) const SMALL_SEGMENTS: &[&str] = &["--log-segment-bytes-max", "1MiB"];
 /// Long enough for the log to have filled what was set aside for it.
 const FULL: Pace = Pace { rounds: 3, hold_ms: 10_000, rest_ms: 4_000 };
 const ROT: &str =
@@ -33,6 +33,7 @@ pub(super) static DISK: &[Scenario] = &[
         fault: "power loss of all zones together",
         disk: DiskKind::Ext4,
         act: Act::PowerLoss(Whom::All),
+        smoke: true,
         pace: Pace { rounds: 3, hold_ms: 1_000, rest_ms: 4_000 },
         ..THREE
     },

@@ -11,9 +11,12 @@ mod store;
 
 use crate::check::Promise;
 use crate::cluster::{Disk, DiskKind, Injected, Kit, Scarce};
+use crate::error::Error;
 pub(crate) use crate::hard::{Blocks, HARD};
 use crate::nemesis::{Act, Pace};
+pub(crate) use disk::{SMALL_DISK, SMALL_SEGMENTS};
 use std::sync::LazyLock;
+pub(crate) use store::{FAST_MS, MIXED, QUICK};
 
 /// One scenario.
 #[derive(Clone, Copy, Debug)]
@@ -111,21 +114,65 @@ pub(crate) static MISSING: &[(&str, &str, &str)] = &[
     ("35", "rules and alerts through the loss of a leader", "rules: the product evaluates none yet"),
     ("21e", "files of full chunks that rot", "a megabyte of them in a partition; a minute of this load makes less"),
     ("18b", "writes that the kernel cuts short", "a tracer of our own; a disk that fills up cuts some short"),
+    (
+        "17b",
+        "a sync that fails once, or of one file only",
+        "a tracer of our own: all syncs of a node fail until it ends",
+    ),
     ("33b", "pairs of one Prometheus that do not agree", "deduplication of such pairs"),
 ];
 
 /// The scenarios a name stands for: one, several with commas between, `smoke`, `all`, or `planted`.
-pub(crate) fn named(names: &str) -> Vec<&'static Scenario> {
+///
+/// # Errors
+/// A word names nothing; with the name that is nearest to it.
+pub(crate) fn named(names: &str) -> Result<Vec<&'static Scenario>, Error> {
+    let every = || ALL.iter().chain(HARD).chain(PLANTED);
     let is = |one: &Scenario, name: &str| {
         name == one.name
             || name == "planted" && one.planted.is_some()
             || one.planted.is_none() && name == "all"
             || name == "smoke" && one.smoke
     };
-    ALL.iter().chain(HARD).chain(PLANTED).filter(|one| names.split(',').any(|name| is(one, name))).collect()
+    if let Some(word) = names.split(',').find(|word| every().all(|one| !is(one, word))) {
+        let known = every().map(|one| one.name).chain(["all", "smoke", "planted"]);
+        let nearest = known.min_by_key(|name| distance(word, name)).unwrap_or_default();
+        let text = format!("there is no scenario {word:?}; did you mean {nearest:?}? `engram-chaos list` names all");
+        return Err(Error::Asked(text));
+    }
+    Ok(every().filter(|one| names.split(',').any(|name| is(one, name))).collect())
+}
+
+/// How many letters must be changed, put in or left out to come from one word to another.
+///
+/// Source: Wagner and Fischer, "The String-to-String Correction Problem" (JACM 1974).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (at, one) in from.bytes().enumerate() {
+        let mut above = std::mem::replace(&mut row[0], at + 1);
+        for (column, other) in to.bytes().enumerate() {
+            let changed = above + usize::from(one != other);
+            above = row[column + 1];
+            row[column + 1] = changed.min(above + 1).min(row[column] + 1);
+        }
+    }
+    row[to.len()]
 }
 
 impl Scenario {
+    /// What is checked besides what always is: blocks (`ledger`), gaps and failures during faults (`available`), or the one
+    /// checker that must find something.
+    pub(crate) fn checked(&self) -> &'static str {
+        let gaps = self.promise.ack_gap_max_ms.is_some();
+        match (self.planted, self.blocks.is_some() || self.kit.store) {
+            (Some(checker), _) => checker,
+            (None, true) if gaps => "ledger, available",
+            (None, true) => "ledger",
+            (None, false) if gaps => "available",
+            (None, false) => "",
+        }
+    }
+
     /// Whether this machine can do what is to be done; else why not.
     pub(crate) fn possible(&self) -> Result<(), String> {
         Disk::possible(self.disk)?;
@@ -152,11 +199,23 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), ALL.len() + HARD.len());
         assert!(!names.contains(&"all") && !names.contains(&"smoke"));
-        assert_eq!(named("kill-all,ring").len(), 2);
-        assert!(
-            named("smoke").len() > 2 && named("all").len() == ALL.len() + HARD.len() && named("no such").is_empty()
-        );
-        // The short run needs nothing a small machine does not have.
-        assert!(named("smoke").iter().all(|one| one.disk == DiskKind::Plain && one.nodes == 3));
+        let count = |names: &str| named(names).unwrap().len();
+        assert_eq!(count("kill-all,ring"), 2);
+        assert!(count("smoke") > 2 && count("all") == ALL.len() + HARD.len());
+        // Of everything a little: processes, lines, power, blocks, members.
+        let (smoke, is) = (named("smoke").unwrap(), |name: &str| named(name).unwrap()[0].smoke);
+        assert!(smoke.iter().any(|one| one.disk == DiskKind::Ext4) && smoke.iter().any(|one| one.blocks.is_some()));
+        assert!(["kill-all", "isolate-leader", "power-all", "blocks-kill", "strand"].into_iter().all(is));
+    }
+
+    #[test]
+    fn a_word_that_names_nothing_is_refused() {
+        for (names, nearest) in
+            [("kill-all,power-al", "power-all"), ("smok", "smoke"), ("kill-all,", "all"), ("", "all")]
+        {
+            let why = named(names).map(|all| all.len()).unwrap_err().to_string();
+            assert!(why.contains(&format!("mean {nearest:?}")), "{names}: {why}");
+        }
+        assert_eq!([distance("", "abc"), distance("abc", "abc"), distance("kitten", "sitting")], [3, 0, 3]);
     }
 }

@@ -90,7 +90,7 @@ pub(super) static NETWORK: &[Scenario] = &[
     Scenario {
         name: "lost-answers",
         number: "33",
-        fault: "one in five answers to clients is lost after the work was done; they ask again, at every other node",
+        fault: "one in five answers to clients is lost after the work was done; they ask again, up to three times and mostly elsewhere",
         says: "what was written twice or more is there once",
         act: Act::Network(Shape::LostAnswers(2_000)),
         kit: Kit { fronts: true, ..Kit::NOTHING },

@@ -120,7 +120,7 @@ pub(super) static PROCESS: &[Scenario] = &[
         fault: "each node in turn can open no file more, start no thread more, gets no memory",
         says: "the node lives on or is killed by the kernel, and comes back whole",
         act: Act::Scarce(&[Scarce::Files, Scarce::Threads, Scarce::Memory]),
-        pace: Pace { rounds: 6, hold_ms: 6_000, rest_ms: 2_000 },
+        pace: Pace { rounds: 9, hold_ms: 4_000, rest_ms: 2_000 },
         ..THREE
     },
 ];

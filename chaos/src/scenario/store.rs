@@ -7,9 +7,9 @@ use crate::cluster::{Damage, Deed, DiskKind, Kit, Mood, Part, Trap, Verb};
 use crate::nemesis::{Act, Pace, Whom};
 
 /// Milliseconds between two numbers of a writer.
-const FAST_MS: i64 = 2_000;
+pub(crate) const FAST_MS: i64 = 2_000;
 /// Windows are cut as soon as they can be, merged at once, and what was merged goes soon.
-const QUICK: &[&str] = &[
+pub(crate) const QUICK: &[&str] = &[
     "--blocks-window",
     "5m",
     "--blocks-seal-delay",
@@ -70,14 +70,14 @@ pub(super) static STORE: &[Scenario] = &[
         name: "store-refuses",
         number: "26b",
         fault: "the object store answers half of all requests with 503, slow down",
-        act: Act::Store(&[Mood { refused: 50, ..WELL }]),
+        act: REFUSES,
         ..BASE
     },
     Scenario {
         name: "store-slow",
         number: "26c",
         fault: "the object store answers 1.5 s late, then not at all",
-        act: Act::Store(&[Mood { late_ms: 1_500, ..WELL }, Mood { silent: true, ..WELL }]),
+        act: SLOW,
         ..BASE
     },
     Scenario {
@@ -85,11 +85,7 @@ pub(super) static STORE: &[Scenario] = &[
         number: "27",
         fault: "answers of the object store are lost, uploads end half way, lists are old",
         says: "no block is lost or doubled",
-        act: Act::Store(&[
-            Mood { unanswered: 50, ..WELL },
-            Mood { halves: 50, ..WELL },
-            Mood { stale: true, unanswered: 20, ..WELL },
-        ]),
+        act: LIES,
         pace: Pace { rounds: 3, ..CALM },
         ..BASE
     },
@@ -139,3 +135,13 @@ pub(super) static STORE: &[Scenario] = &[
 ];
 
 const DOWN: Act = Act::Store(&[Mood { down: true, ..WELL }]);
+const REFUSES: Act = Act::Store(&[Mood { refused: 50, ..WELL }]);
+const SLOW: Act = Act::Store(&[Mood { late_ms: 1_500, ..WELL }, Mood { silent: true, ..WELL }]);
+const LIES: Act = Act::Store(&[
+    Mood { unanswered: 50, ..WELL },
+    Mood { halves: 50, ..WELL },
+    Mood { stale: true, unanswered: 20, ..WELL },
+]);
+
+/// What may be mixed with other faults: two owners take their time.
+pub(crate) const MIXED: &[Act] = &[DOWN, REFUSES, SLOW, LIES, Act::Trap(MAKING), Act::Trap(DELETING)];

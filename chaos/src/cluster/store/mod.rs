@@ -17,7 +17,7 @@ mod http;
 mod shelf;
 
 use super::bucket::Bucket;
-use super::origin;
+use super::origin::{Caller, Origins};
 use super::proxy::Pids;
 use crate::error::Error;
 use http::{Answer, Request};
@@ -123,7 +123,7 @@ struct Inner {
     met: Mutex<BTreeMap<&'static str, u64>>,
     /// The sources of the block whose maker is in the trap, and how often another was made of any of them since.
     watched: Mutex<(Vec<String>, usize)>,
-    pids: Pids,
+    origins: Arc<Origins>,
     springs: mpsc::Sender<usize>,
 }
 
@@ -133,10 +133,10 @@ impl Store {
     /// # Errors
     /// It is taken.
     pub(super) async fn start(address: SocketAddr, pids: Pids, seed: u64) -> Result<Self, Error> {
-        let listener = TcpListener::bind(address).await?;
+        let (listener, origins) = (TcpListener::bind(address).await?, Arc::new(Origins::new(pids)));
         let (springs, sprung) = mpsc::channel(SPRINGS_MAX);
         let (shelf, trap, met, watched) = (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
-        let inner = Arc::new(Inner { shelf, trap, met, watched, pids, springs });
+        let inner = Arc::new(Inner { shelf, trap, met, watched, origins, springs });
         let (mood, moods) = watch::channel(Mood::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, inner.clone(), moods, StdRng::seed_from_u64(seed)));
@@ -226,7 +226,9 @@ async fn accept(listener: TcpListener, inner: Arc<Inner>, moods: watch::Receiver
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, from)) = accepted else { continue };
-                let line = Line { inner: inner.clone(), moods: moods.clone(), from };
+                let Ok(at) = stream.local_addr() else { continue };
+                let caller = Caller::new(inner.origins.clone(), from, at);
+                let line = Line { inner: inner.clone(), moods: moods.clone(), caller };
                 lines.spawn(line.serve(stream, StdRng::seed_from_u64(chance.random())));
             }
             Some(_) = lines.join_next() => {}
@@ -238,7 +240,7 @@ async fn accept(listener: TcpListener, inner: Arc<Inner>, moods: watch::Receiver
 struct Line {
     inner: Arc<Inner>,
     moods: watch::Receiver<Mood>,
-    from: SocketAddr,
+    caller: Caller,
 }
 
 impl Line {
@@ -330,10 +332,8 @@ impl Line {
     /// Does to the caller what the trap says. When nobody knows who that is the trap lies there again: the table of
     /// sockets changes while it is read.
     async fn spring(&self, trap: Trap) {
-        let known = self.inner.pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (from, pids) = (self.from, known.clone());
-        let node = tokio::task::spawn_blocking(move || origin::caller(from, &pids)).await.ok().flatten();
-        let pid = node.and_then(|node| known.get(node).copied().flatten()).and_then(|pid| i32::try_from(pid).ok());
+        let node = self.caller.node().await;
+        let pid = node.and_then(|node| self.inner.origins.pid(node)).and_then(|pid| i32::try_from(pid).ok());
         let (Some(node), Some(pid)) = (node, pid.and_then(Pid::from_raw)) else {
             *self.inner.trap.lock().unwrap_or_else(PoisonError::into_inner) = Some(trap);
             return;
