@@ -225,12 +225,12 @@ impl Client {
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 
-    /// The digest of everything the server holds for the anonymous tenant.
+    /// The digest of everything the server holds for a tenant; none: the anonymous one.
     ///
     /// # Errors
     /// It did not answer, or not with a digest.
-    pub(crate) async fn digest(&self) -> Result<Digest, Error> {
-        let answer = self.ask("admin/digests", &[], None).await?;
+    pub(crate) async fn digest(&self, tenant: Option<&str>) -> Result<Digest, Error> {
+        let answer = self.ask("admin/digests", &[], tenant).await?;
         let total = &answer["data"]["total"];
         let sum = |name: &str| u64::from_str_radix(total[name].as_str().unwrap_or_default(), 16).ok();
         match (total["count"].as_u64(), sum("low"), sum("high")) {

@@ -54,6 +54,8 @@ pub(crate) enum Call {
     Totals { tenant: u32, total: Total, first: u32 },
     /// What a tenant has in memory goes to blocks.
     Flush { tenant: u32 },
+    /// The digest of all that a tenant has stored, at rest.
+    Digest { tenant: u32 },
     /// The blocks of a tenant, and the digest of all it has stored.
     Ledger { tenant: u32 },
 }
@@ -123,6 +125,7 @@ pub(crate) enum Answer {
         strangers: Vec<String>,
     },
     Samples(Found),
+    Digest(Digest),
     Register {
         version: u64,
         value: u64,

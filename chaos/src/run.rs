@@ -54,6 +54,8 @@ const BLOCKS: [&str; 14] = [
 /// looks at each other.
 const ALIKE_ROUNDS: u32 = 4;
 const ALIKE_FOR: Duration = Duration::from_secs(3);
+/// A node is away for so long before what the others have is read: by then they know.
+const AWAY: Duration = Duration::from_secs(3);
 /// How often everything is read again at each node at the end.
 const AGAIN: usize = 2;
 
@@ -347,8 +349,30 @@ async fn play(
             }
         }
     }
+    if cluster.peer().is_none() {
+        workload::digests(&shared).await;
+        if scenario.act.rebuilds() {
+            each_away(cluster, &shared).await?;
+        }
+    }
     if let Some(bucket) = bucket {
         workload::look(&shared, &bucket).await;
+    }
+    Ok(())
+}
+
+/// Takes each node away in turn and reads everything at the others: what too few replicas have is missing then.
+async fn each_away(cluster: &mut Cluster, shared: &Shared) -> Result<(), Error> {
+    for node in cluster.running() {
+        cluster.kill(&[node]).await?;
+        tokio::time::sleep(AWAY).await;
+        for writer in 0..shared.numbers.writers {
+            for at in shared.roster.listed().into_iter().filter(|at| *at != node) {
+                workload::read(shared, at, writer, Stage::Again).await;
+            }
+        }
+        cluster.start(&[node]).await?;
+        cluster.whole(HEAL_WITHIN).await?;
     }
     Ok(())
 }

@@ -71,7 +71,7 @@ fn balance(tenant: u32, blocks: &[BlockSeen], verdict: &mut Verdict) {
 }
 
 /// What the last read of each writer returned.
-fn read(history: &History) -> BTreeMap<u32, &Found> {
+pub(super) fn read(history: &History) -> BTreeMap<u32, &Found> {
     let mut last = BTreeMap::new();
     for op in &history.ops {
         if let (Call::Read { writer, stage: Stage::Again, .. }, Some(Answer::Samples(found)), End::Ok) =
@@ -83,7 +83,7 @@ fn read(history: &History) -> BTreeMap<u32, &Found> {
     last
 }
 
-fn digest(numbers: Numbers, writer: u32, found: &Found) -> Digest {
+pub(super) fn digest(numbers: Numbers, writer: u32, found: &Found) -> Digest {
     let mut sum = Digest::EMPTY;
     for (series, runs) in &found.groups {
         for series in series {

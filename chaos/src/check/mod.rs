@@ -175,7 +175,7 @@ pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise, asked: 
         of(asked.blocks, ledger::check(history, numbers)),
         of(asked.registers, register::check(history)),
         of(asked.registers, forward::check(history)),
-        agreement::check(history),
+        agreement::check(history, numbers),
         available::check(history, promise),
         of(asked.registers, prompt::check(history, promise)),
         healed::check(history),

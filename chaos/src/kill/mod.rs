@@ -114,7 +114,7 @@ async fn read_back(client: &Client, books: &[Book], round: u32) -> Result<u64, E
             }
         }
     }
-    let kept = client.digest().await?;
+    let kept = client.digest(None).await?;
     if kept != read {
         findings += 1;
         say(&format!(

@@ -42,6 +42,7 @@ impl Nemesis {
         let id = id.ok_or_else(|| Error::Usage(format!("node {node} has no id in the cluster")))?;
         self.recorder.fault(&name, FaultState::Installed, "");
         cluster.kill(&[node]).await?;
+        self.recorder.fault(&name, FaultState::Struck, "");
         std::fs::remove_dir_all(cluster.data(node))?;
         steer(cluster, at, id, "remove").await?;
         cluster.healing();

@@ -28,6 +28,14 @@ impl Act {
             _ => nodes > 2,
         }
     }
+
+    /// Whether what replicas hold is damaged, lost or moved by this.
+    pub(crate) fn rebuilds(self) -> bool {
+        matches!(
+            self,
+            Self::Damage(..) | Self::LiveDamage(..) | Self::WipeNode | Self::Churn | Self::ChurnCut | Self::Strand
+        )
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use crate::client::Client;
 use crate::cluster::Bucket;
 use crate::error::Error;
 use crate::history::{Answer, BlockSeen, Call, End};
-use engram_model::digest::Digest;
 use engram_model::time::Stopwatch;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -34,6 +33,20 @@ pub(crate) async fn flush_all(shared: &Shared) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Asks each node for the digest of all that each tenant has stored.
+pub(crate) async fn digests(shared: &Shared) {
+    for tenant in 0..shared.numbers.tenants {
+        for node in shared.roster.listed() {
+            let Some(client) = shared.roster.client(node) else { continue };
+            let op = shared.recorder.begin(node, Call::Digest { tenant });
+            match client.digest(Some(&shared.numbers.tenant(tenant))).await {
+                Ok(digest) => shared.recorder.end(op, End::Ok, Some(Answer::Digest(digest)), ""),
+                Err(error) => shared.recorder.end(op, End::Fail, None, &error.to_string()),
+            }
+        }
+    }
 }
 
 /// Asks what there is of each tenant, and looks whether it lies in the bucket.
@@ -87,9 +100,7 @@ async fn once(client: &Client, tenant: &str, bucket: &Bucket) -> Result<(Answer,
             wrong: missing(&row, bucket, &format!("{tenant}/{id}")).or(damage),
         });
     }
-    let total = client.ask("admin/digests", &[], Some(tenant)).await?["data"]["total"].take();
-    let sum = |name: &str| u64::from_str_radix(total[name].as_str().unwrap_or_default(), 16).unwrap_or(0);
-    let stored = Digest { count: total["count"].as_u64().unwrap_or(0), low: sum("low"), high: sum("high") };
+    let stored = client.digest(Some(tenant)).await?;
     let strangers = bucket.of(tenant).into_iter().filter(|id| !names.contains(id));
     Ok((Answer::Ledger { blocks, stored, strangers: strangers.collect() }, names))
 }

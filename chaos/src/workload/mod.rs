@@ -22,7 +22,7 @@ mod register;
 mod totals;
 
 pub(crate) use constant::QUESTIONS;
-pub(crate) use ledger::{flush_all, look};
+pub(crate) use ledger::{digests, flush_all, look};
 pub(crate) use numbered::Numbers;
 pub(crate) use reader::read;
 pub(crate) use totals::{STEPS, WIDTH};
