@@ -105,9 +105,9 @@ pub(super) static PROCESS: &[Scenario] = &[
         act: Act::Flood,
         options: &[
             "--limits-ingestion-rate",
-            "50000",
+            "5000",
             "--limits-ingestion-burst-size",
-            "100000",
+            "10000",
             "--limits-max-global-series-per-user",
             "100000",
         ],
