@@ -105,9 +105,9 @@ pub(super) static PROCESS: &[Scenario] = &[
         act: Act::Flood,
         options: &[
             "--limits-ingestion-rate",
-            "5000",
+            "1500",
             "--limits-ingestion-burst-size",
-            "10000",
+            "3000",
             "--limits-max-global-series-per-user",
             "100000",
         ],
