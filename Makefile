@@ -1,7 +1,7 @@
 # The commands of this tree. Each first lets scripts/setup look whether the machine has what a build needs;
 # after that plain cargo does the same: `cargo run --release`, `cargo test --workspace`.
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt e2e e2e-kill e2e-abuse e2e-chaos e2e-mutants e2e-s3 bench setup
+.PHONY: help run build test lint fmt e2e e2e-kill e2e-abuse e2e-chaos e2e-mutants e2e-s3 e2e-sim bench setup
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help:   ## this list
@@ -28,6 +28,9 @@ e2e: setup  ## against a real Prometheus: what it stored and what Engram answers
 
 e2e-kill: setup  ## kill -9 in the middle of writes, twenty times: nothing acknowledged is lost (SEED=n replays)
 	scripts/e2e-kill
+
+e2e-sim: setup  ## simulated clusters, one schedule a seed (SEEDS=n; SEED=n replays; PROFILE=release for many)
+	scripts/e2e-sim
 
 e2e-abuse: setup  ## hostile and clumsy clients, a full disk, bad options: the node answers precisely and stays well
 	scripts/e2e-abuse

@@ -48,7 +48,7 @@ fn a_majority_of_one_is_found() {
     assert!(is_found(Planted::FalseAnswer));
 }
 
-/// `SIM_SEED=7 cargo test -p engram-chaos --lib sim::tests::by_hand -- --ignored --nocapture`
+/// What `scripts/e2e-sim` runs: `SIM_SEED=7 cargo test --workspace --lib sim::tests::by_hand -- --ignored --nocapture`
 #[test]
 #[ignore = "plays what SIM_SEED, or SIM_FROM and SIM_SEEDS, name"]
 fn by_hand() {
@@ -56,6 +56,7 @@ fn by_hand() {
     let seed = number("SIM_SEED");
     let from = seed.or_else(|| number("SIM_FROM")).unwrap_or(0);
     let seeds = number("SIM_SEEDS").filter(|_| seed.is_none()).unwrap_or(1);
+    let threads = usize::try_from(number("SIM_THREADS").unwrap_or(1)).unwrap();
     let twice_every = number("SIM_TWICE_EVERY").unwrap_or(50);
-    assert!(super::run(super::Wanted { from, seeds, threads: 1, twice_every, aloud: seed.is_some() }).unwrap());
+    assert!(super::run(super::Wanted { from, seeds, threads, twice_every, aloud: seed.is_some() }).unwrap());
 }
