@@ -253,8 +253,6 @@ pub(crate) struct Fault {
 pub(crate) struct Down {
     pub(crate) node: u32,
     pub(crate) from: Micros,
-    /// It was asked to end, and may finish what it is at.
-    pub(crate) asked: bool,
     /// `None`: nobody saw it gone.
     pub(crate) gone: Option<Micros>,
 }
@@ -309,7 +307,7 @@ impl History {
             match (open, life) {
                 (Some(down), Life::Gone) => down.gone = Some(line.at),
                 (None, Life::Killed | Life::Asked) => {
-                    self.downs.push(Down { node, from: line.at, asked: life == Life::Asked, gone: None });
+                    self.downs.push(Down { node, from: line.at, gone: None });
                 }
                 _ => {}
             }

@@ -2,8 +2,8 @@
 //!
 //! A write, read or question *fails* for its client when no node takes it or its end is not known. What is in flight at
 //! a node that is taken down may be lost, between the moment at which the fault began and the one at which the process
-//! was gone: one operation of each client where the node was asked to end, two where it was killed. Every other failure
-//! while a fault is there counts against what the scenario promises. What no scenario allows: failures when no fault is
+//! was gone: two operations of each client. Every other failure while a fault is there counts against what the scenario
+//! promises. What no scenario allows: failures when no fault is
 //! there and none was for a while.
 //!
 //! The longest gap is the longest stretch of the load in which nobody's write was acknowledged. It counts from the first
@@ -23,11 +23,10 @@ const FIRST_MAX: Micros = 1_000_000;
 const AT_FAULT: Micros = 2_000_000;
 /// Gaps at a fault are to be shorter than this; how many were not is told.
 const GAP_AIM: Micros = 100_000;
-/// What a client may lose at a node that is killed: what is in flight, and what it sends while the kernel still takes
-/// connections for the dying process, to break them when it comes to that one.
-const LOST_KILLED: usize = 2;
-/// And at one that was asked to end, which takes nothing new.
-const LOST_ASKED: usize = 1;
+/// What a client may lose at a node that is taken down. Killed: what is in flight, and what it sends while the kernel still
+/// takes connections for the dying process, to break them when it comes to that one. Asked to end: what it sends on
+/// connections that were idle, and that the node closes at that moment; clients keep two.
+const LOST_MAX: usize = 2;
 /// So long before its first blow a node may already fail because of it: its disk loses its power first.
 const BEFORE_BLOW: Micros = 1_000_000;
 
@@ -109,8 +108,8 @@ impl Client {
 
 /// Nodes that are taken down, and who has lost something there.
 struct Downs {
-    /// The node, its time, and what each client may lose there.
-    all: Vec<(u32, Span, usize)>,
+    /// The node and its time.
+    all: Vec<(u32, Span)>,
     lost: BTreeMap<(usize, Client), usize>,
 }
 
@@ -123,7 +122,7 @@ impl Downs {
         };
         let all = history.downs.iter().map(|down| {
             let span = (began(down.from), down.gone.unwrap_or(Micros::MAX));
-            (down.node, span, if down.asked { LOST_ASKED } else { LOST_KILLED })
+            (down.node, span)
         });
         Self { all: all.collect(), lost: BTreeMap::new() }
     }
@@ -131,11 +130,11 @@ impl Downs {
     /// Whether this was in flight at a node that is taken down, and its client had not lost too much there before.
     fn excuse(&mut self, op: &Op, client: Client) -> bool {
         let ended = op.ended.unwrap_or(Micros::MAX);
-        let hit = |(node, (from, to), _): &(u32, Span, usize)| *node == op.node && op.began <= *to && ended >= *from;
+        let hit = |(node, (from, to)): &(u32, Span)| *node == op.node && op.began <= *to && ended >= *from;
         let Some(at) = self.all.iter().position(hit) else { return false };
         let lost = self.lost.entry((at, client)).or_default();
         *lost += 1;
-        *lost <= client.count() * self.all[at].2
+        *lost <= client.count() * LOST_MAX
     }
 }
 

@@ -26,7 +26,7 @@ fn load(missing: std::ops::Range<u32>, more: Vec<Op>) -> History {
     let (on, off) = (FaultState::Installed, FaultState::Healed);
     history.faults =
         vec![fault(300_000, "kill", on), fault(302_000, "kill", FaultState::Struck), fault(500_000, "kill", off)];
-    history.downs = vec![Down { node: 1, from: 300_500, asked: false, gone: Some(301_900) }];
+    history.downs = vec![Down { node: 1, from: 300_500, gone: Some(301_900) }];
     history
 }
 
@@ -60,11 +60,6 @@ fn in_flight_is_forgiven_at_the_node_that_is_taken_down_only_and_not_for_ever() 
     let often = |times| (0..times).map(|n| failed(1, 299_998 + 500 * n)).collect::<Vec<_>>();
     assert_eq!(outcome(often(2), STRICT), Outcome::Passed);
     assert_eq!(outcome(often(3), STRICT), Outcome::Failed, "one client again and again");
-    for (times, wanted) in [(1, Outcome::Passed), (2, Outcome::Failed)] {
-        let mut asked = load(0..0, often(times));
-        asked.downs[0].asked = true;
-        assert_eq!(check(&asked, STRICT).outcome, wanted, "who is asked to end takes nothing new");
-    }
     let other = op(1, Call::Append { writer: 1, number: 9 }, 301_000, 301_005, End::Unknown, None);
     assert_eq!(outcome(vec![failed(1, 299_998), other], STRICT), Outcome::Passed);
     // Nobody was taken down: a fault as such excuses nothing.
