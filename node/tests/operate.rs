@@ -150,6 +150,25 @@ fn uses_another_shard(dev: &Dev) {
     assert!(refused(&["cluster", "apply", name, "--url", &dev.urls[2]]).contains("has changed since"));
 }
 
+/// Who leads and is asked to end hands the lead over. On a busy machine it may have moved by itself in the middle of the
+/// restarts, to a node that had had its turn: then that one is asked.
+fn hands_over(dev: &Dev, nodes: &[Value]) {
+    let url = dev.urls[0].as_str();
+    wait_until("a leader that ends hands its lead over", || {
+        let told = dev.logs();
+        assert!(!told.contains("the lead of the metadata group is not taken over"), "{told}");
+        if told.contains("the lead of the metadata group is handed over") {
+            return true;
+        }
+        let watch = said(&["cluster", "watch", "--json", "--url", url, "--until-healthy"]);
+        let overview: Value = serde_json::from_str(watch.lines().last().unwrap()).unwrap();
+        let leader = nodes.iter().find(|node| node["id"] == overview["leader"]).unwrap();
+        said(&["dev", "restart", leader["http"].as_str().unwrap(), "--dir", dev.dir()]);
+        dev.healthy(url);
+        false
+    });
+}
+
 #[test]
 fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
     let dev = Dev::start("4");
@@ -216,9 +235,7 @@ fn a_cluster_is_previewed_changed_and_restarted_node_by_node() {
     let told = said(&["cluster", "rolling-restart", "--exec", &exec, "--timeout", "90s", "--url", url]);
     assert!(told.ends_with("4 nodes restarted, the cluster is healthy\n"), "{told}");
     assert!(dev.processes().iter().all(|process| !lives.contains(process)));
-    let handed = dev.logs();
-    assert!(handed.contains("the lead of the metadata group is handed over"), "{handed}");
-    assert!(!handed.contains("the lead of the metadata group is not taken over"), "{handed}");
+    hands_over(&dev, &nodes);
     let failing = refused(&["cluster", "rolling-restart", "--exec", "false", "--only", &first, "--url", url]);
     assert!(failing.contains("nothing else is restarted"), "{failing}");
 }
