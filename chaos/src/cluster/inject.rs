@@ -155,7 +155,7 @@ impl Drop for Injected {
 }
 
 /// Of how many threads of a process this is so, and how many there are.
-fn tasks(pid: u32, is: impl Fn(&str) -> bool) -> std::io::Result<(usize, usize)> {
+pub(super) fn tasks(pid: u32, is: impl Fn(&str) -> bool) -> std::io::Result<(usize, usize)> {
     let (mut yes, mut all) = (0, 0);
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // One that has ended meanwhile counts for nothing.
@@ -167,7 +167,7 @@ fn tasks(pid: u32, is: impl Fn(&str) -> bool) -> std::io::Result<(usize, usize)>
 }
 
 /// The first word behind a name in a process's status.
-fn word<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn word<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
 }
 

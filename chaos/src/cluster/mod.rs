@@ -495,6 +495,19 @@ impl Cluster {
         }
     }
 
+    /// As [`Self::pause`], and waits until nothing of the nodes runs any more: calls that the kernel is at still end, and
+    /// nobody hears of it.
+    ///
+    /// # Errors
+    /// Something of them runs all the same.
+    pub(crate) async fn freeze(&self, nodes: &[usize]) -> Result<(), Error> {
+        nodes.iter().for_each(|node| self.pause(*node, true));
+        for process in nodes.iter().filter_map(|node| self.nodes[*node].process.as_ref()) {
+            process.stands().await?;
+        }
+        Ok(())
+    }
+
     /// Has the syncs of a running node go wrong while what is returned lives.
     ///
     /// # Errors

@@ -4,12 +4,18 @@
 //! end when we end, however that comes: it is started through `engram-chaos guard`, which asks the kernel for that and
 //! then becomes the node.
 
+use super::inject::{tasks, word};
 use crate::error::Error;
+use engram_model::time::Stopwatch;
 use rustix::process::{Pid, Signal};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// How long a stopped process may take until it stands.
+const STANDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Variables of the environment.
 pub(crate) type Env = Vec<(&'static str, OsString)>;
@@ -81,6 +87,24 @@ impl Process {
         // The id is ours until it is waited for, so no stranger is hit; one that ended already needs no signal.
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         let _gone = pid.map(|pid| rustix::process::kill_process(pid, signal));
+    }
+
+    /// Waits until none of its threads runs, after it was stopped: each stands, or is within a call in the kernel, at whose
+    /// end it will stand.
+    ///
+    /// # Errors
+    /// Some still run after [`STANDS_WITHIN`].
+    pub(super) async fn stands(&self) -> Result<(), Error> {
+        let watch = Stopwatch::start();
+        let runs = |status: &str| matches!(word(status, "State:"), Some("R" | "S"));
+        // One that has ended runs no more.
+        while tasks(self.pid(), runs).is_ok_and(|(running, _)| running > 0) {
+            if watch.elapsed() > STANDS_WITHIN {
+                return Err(Error::Usage(format!("process {} was stopped and still runs", self.pid())));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// SIGKILL without waiting, so that many can be hit at one moment; then [`Self::gone`].

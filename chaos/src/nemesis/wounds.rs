@@ -17,6 +17,9 @@ pub(super) async fn strike(cluster: &mut Cluster, wound: &mut Wound) -> Result<(
         Wound::Paused(nodes) => nodes.iter().for_each(|node| cluster.pause(*node, true)),
         Wound::Network { pairs, rule } => cluster.links.set(pairs, *rule),
         Wound::NoPower(nodes) => {
+            // Without power nobody answers any more. A sync that is under way while ext4 is shut down may be told to have
+            // succeeded, although its bytes lie where the journal will never say that something was written.
+            cluster.freeze(nodes).await?;
             for node in nodes.iter() {
                 cluster.disk(*node).power_off()?;
             }
