@@ -203,9 +203,11 @@ fn given(matches: &ArgMatches, env: &[(String, String)]) -> Given {
     Given { file, flags: flags.collect() }
 }
 
+/// The node that is asked, with a scheme whether one was given or not.
 fn address(matches: &ArgMatches, env: &[(String, String)]) -> String {
     let from_env = || env.iter().find(|(name, _)| name == "ENGRAM_URL").map(|(_, value)| value.clone());
-    text(matches, "url").or_else(from_env).unwrap_or_else(|| ADDRESS_DEFAULT.to_owned())
+    let given = text(matches, "url").or_else(from_env).unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
+    if given.contains("://") { given } else { format!("http://{given}") }
 }
 
 fn asked(matches: &ArgMatches, env: &[(String, String)]) -> client::Target {

@@ -171,6 +171,8 @@ fn an_export_is_what_was_asked_for() {
     };
     let all = export("engram export");
     assert_eq!((all.url.as_str(), all.format, all.output), (ADDRESS_DEFAULT, export::Format::OpenMetrics, None));
+    assert_eq!(export("engram export --url n:9").url, "http://n:9", "as in every other command");
+    assert_eq!(export("engram export --url https://n:9").url, "https://n:9");
     let some =
         export("engram export --tenant a --format blocks -o x --match up --match {a=\"b\"} --start -5 --end 7.5");
     assert_eq!((some.format, some.start, some.end), (export::Format::Blocks(86_400_000), Some(-5000), Some(7500)));
