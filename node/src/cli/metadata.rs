@@ -188,9 +188,7 @@ async fn fetch(target: &Target, out: &mut File) -> Result<(), String> {
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().timeout(BACKUP_WITHIN).build();
     let client = client.map_err(|error| format!("cannot make a client: {error}"))?;
-    let base = target.url.trim_end_matches('/');
-    let scheme = if base.contains("://") { "" } else { "http://" };
-    let url = format!("{scheme}{base}/api/v1/admin/metadata/backup");
+    let url = format!("{}/api/v1/admin/metadata/backup", target.url.trim_end_matches('/'));
     let lost = |error: reqwest::Error| format!("cannot ask {url}: {}", causes(&error));
     let mut answer = client.get(&url).send().await.map_err(lost)?;
     if !answer.status().is_success() {

@@ -147,40 +147,40 @@ impl Replica for Fake {
         .boxed()
     }
     fn append(&self, _: Append, _: Duration) -> BoxFuture<'_, Result<Appended, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn select(&self, _: Select) -> BoxFuture<'_, Result<Vec<Series>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn series(&self, _: Select) -> BoxFuture<'_, Result<Vec<Labels>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn label_names(&self, _: Select) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn label_values(&self, _: Select, _: String) -> BoxFuture<'_, Result<BTreeSet<String>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn metadata(&self, _: Select) -> BoxFuture<'_, Result<Vec<(String, Metadata)>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn exemplars(&self, _: Select) -> BoxFuture<'_, Result<Exemplars, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn counts(&self, _: Select, _: usize) -> BoxFuture<'_, Result<Counts, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn everything(&self, _: Select) -> BoxFuture<'_, Result<PartitionView, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn windows(&self, _: PartitionId) -> BoxFuture<'_, Result<Vec<HeldWindows>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn set_aside(&self, _: &TenantId, _: PartitionId, _: u64) -> BoxFuture<'_, Result<Option<SetAside>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
     fn inventory(&self, _: PartitionId, _: Epoch) -> BoxFuture<'_, Result<Vec<(TenantId, Digest)>, Error>> {
-        unimplemented!()
+        unreachable!("not asked here")
     }
 }
 
