@@ -143,7 +143,7 @@ impl Node {
         let follower = following((&local, cuts), &meta, &clock, &metrics, &partitions_stop);
 
         let (read, read_metrics) = (read_options(&config), ReadMetrics::new(&metrics));
-        let peers = services.peers(&config, (&meta, &tls), (Arc::new(local), &stop), read.sums(&read_metrics));
+        let peers = services.peers(&config, (&meta, &tls), (Arc::new(local.clone()), &stop), read.sums(&read_metrics));
         let (written, parts) = (WriteMetrics::new(&metrics), (heads.clone(), keeper.partitions.clone()));
         let source = (meta.clone(), peers.clone(), readable.clone());
         let snapshots = Snapshots::open(Arc::new(RealDisk), &dir.snapshots(), source, clock.clone())?;
@@ -161,7 +161,7 @@ impl Node {
             reader: Reader::new(read, meta.clone(), peers.clone(), readable, read_metrics),
         };
         collect_queries(&metrics, &paths.reader);
-        let status = Status::new(&config, (meta.clone(), &door), metrics, &health);
+        let status = Status::new(&config, (meta.clone(), &door), (local, metrics), &health);
         // From here on partitions are served, each once it is recovered.
         front.open(http::router(Arc::new(app(&config, paths, status, http_metrics, &clock))));
         cluster::or_close(&group, recovery::finish(unfinished).await).await?;

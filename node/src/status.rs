@@ -11,6 +11,8 @@ use crate::actor::Health;
 use crate::cluster;
 use crate::config::Config;
 use crate::http;
+use crate::ingest::LocalReplica;
+use crate::ingest::own::Own;
 use crate::members::service::Door;
 use crate::meta::Meta;
 use crate::meta::nodes::Steer;
@@ -27,14 +29,21 @@ const BACKUP_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Status {
     pub(crate) meta: Meta,
     operator: Operator,
+    own: Own,
     metrics: Metrics,
     health: Health,
 }
 
 impl Status {
-    pub(crate) fn new(config: &Config, (meta, door): (Meta, &Arc<Door>), metrics: Metrics, health: &Health) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        (meta, door): (Meta, &Arc<Door>),
+        (local, metrics): (LocalReplica, Metrics),
+        health: &Health,
+    ) -> Self {
         let operator = cluster::operator(config, &meta, door, &metrics);
-        Self { meta, operator, metrics, health: health.clone() }
+        let own = Own { local, meta: meta.clone(), complete: door.complete.clone() };
+        Self { meta, operator, own, metrics, health: health.clone() }
     }
 }
 
@@ -65,6 +74,10 @@ impl http::port::Node for Status {
 
     fn backup(&self) -> BoxFuture<'_, Result<std::fs::File, crate::error::Error>> {
         self.meta.backup(BACKUP_WITHIN).boxed()
+    }
+
+    fn replicas(&self, asked: http::port::OwnAsked) -> BoxFuture<'_, Result<serde_json::Value, crate::error::Error>> {
+        async move { self.own.json(asked.tenant, asked.partition, asked.slots).await }.boxed()
     }
 
     fn overview(&self) -> BoxFuture<'_, serde_json::Value> {

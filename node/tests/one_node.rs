@@ -37,6 +37,14 @@ async fn what_is_written_is_read_also_after_a_restart() {
     assert_eq!(total["count"], 2, "{digests}");
     assert_eq!(total["low"], format!("{:016x}", sum.low), "{digests}");
     assert_eq!(total["high"], format!("{:016x}", sum.high), "{digests}");
+    let (_, own) = node.get("acme", "admin/replicas?tenant=acme&slots=true").await;
+    let rows = own["data"]["partitions"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row["role"] == "replica" && row["complete"] == true), "{own}");
+    let held: Vec<_> = rows.iter().filter_map(|row| row["tenants"].get(0)).collect();
+    assert_eq!((held.len(), &held[0]["tenant"], &held[0]["digest"]), (1, &"acme".into(), total), "{own}");
+    assert_eq!(held[0]["slots"], digests["data"]["slots"], "{own}");
+    let (_, nobody) = node.get("acme", "admin/replicas?tenant=nobody").await;
+    assert!(nobody["data"]["partitions"].as_array().unwrap().iter().all(|row| row["tenants"].get(0).is_none()));
     let (_, status) = node.get("acme", "cluster/status").await;
     assert_eq!(status["data"]["tenants"], 1, "{status}");
     node.stop().await;

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::{Html, IntoResponse, Response};
 use engram_model::error::Class;
-use engram_model::place::NodeId;
+use engram_model::place::{NodeId, PartitionId};
+use engram_model::tenant::TenantId;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
 
 use super::answer::{Failure, Remarks, not_ready, success, text};
 use super::params::Params;
-use super::port::Part;
+use super::port::{OwnAsked, Part};
 use super::{App, time};
 use crate::error::Error;
 use crate::meta::nodes::Steer;
@@ -145,6 +146,28 @@ pub(crate) async fn apply(State(app): State<Arc<App>>, params: Params) -> Result
 /// `cluster/overview`: how it is now.
 pub(crate) async fn overview(State(app): State<Arc<App>>) -> Response {
     data(&app.node.overview().await)
+}
+
+/// `admin/replicas?tenant=…&partition=…&slots=true`: what the replicas on this node hold, asked of no other.
+pub(crate) async fn replicas(State(app): State<Arc<App>>, params: Params) -> Result<Response, Failure> {
+    let tenant = match params.get("tenant") {
+        "" => None,
+        name => Some(TenantId::new(name).map_err(|why| Failure::parameter("tenant", why))?),
+    };
+    let partition = match params.get("partition") {
+        "" => None,
+        text => Some(PartitionId(text.parse().map_err(|_| Failure::parameter("partition", "it is no whole number"))?)),
+    };
+    let slots = match params.get("slots") {
+        "" | "0" | "false" => false,
+        "1" | "true" => true,
+        _ => return Err(Failure::parameter("slots", "it is neither true nor false")),
+    };
+    if slots && tenant.is_none() {
+        return Err(Failure::parameter("slots", "slots are told of one tenant: name it"));
+    }
+    let asked = OwnAsked { tenant, partition, slots };
+    app.node.replicas(asked).await.map(|own| data(&own)).map_err(|error| Failure::query(&error))
 }
 
 fn data(value: &serde_json::Value) -> Response {

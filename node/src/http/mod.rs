@@ -125,6 +125,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/admin/tenants/{tenant}", get(tenants::show).put(tenants::set).delete(tenants::delete))
         .route("/api/v1/admin/flush", post(flush::flush).put(flush::flush))
         .route("/api/v1/admin/digests", get(tenants::digests))
+        .route("/api/v1/admin/replicas", get(admin::replicas))
         .route("/api/v1/admin/metadata/backup", get(backup::backup))
         .route("/api/v1/admin/verify", post(verify::verify))
         .route("/api/v1/admin/import/{block}", get(import::known).post(import::take))

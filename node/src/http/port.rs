@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use engram_model::block::BlockId;
 use engram_model::digest::Digest;
-use engram_model::place::NodeId;
+use engram_model::place::{NodeId, PartitionId};
 use engram_model::sample::{Exemplar, Metadata};
 use engram_model::tenant::TenantId;
 use engram_model::{Labels, Matcher, Millis, TimeRange};
@@ -377,6 +377,17 @@ pub struct Part {
     pub detail: String,
 }
 
+/// Of which replicas on a node is told what they hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnAsked {
+    /// One tenant; none: all.
+    pub tenant: Option<TenantId>,
+    /// One partition; none: all.
+    pub partition: Option<PartitionId>,
+    /// Whether the digest of each slot is told, too.
+    pub slots: bool,
+}
+
 /// What the node as a whole can say of itself.
 pub trait Node: Send + Sync {
     /// Every part that must be ready before requests should come here.
@@ -393,6 +404,8 @@ pub trait Node: Send + Sync {
     fn apply(&self, plan: String) -> BoxFuture<'_, Result<Value, Error>>;
     /// A backup of the metadata: a file that stands at its start.
     fn backup(&self) -> BoxFuture<'_, Result<std::fs::File, Error>>;
+    /// What the replicas on this node hold; no other is asked. JSON.
+    fn replicas(&self, asked: OwnAsked) -> BoxFuture<'_, Result<Value, Error>>;
     /// How the cluster is now: every node is asked. JSON.
     fn overview(&self) -> BoxFuture<'_, Value>;
 }

@@ -2,7 +2,7 @@
 //!
 //! Map: [`open`] from the disk to the partitions · [`entry`] what the node writes into its log · [`recover`] from the log to the heads · [`heads`] the heads of a
 //! partition · [`partition`] the actor that alone writes them · [`keeper`] retention and checkpoints · [`follower`] what
-//! the metadata seals and commits, carried out here · [`reached`] how far the log had come · [`repair`] taking from other
+//! the metadata seals and commits, carried out here · [`reached`] how far the log had come · [`own`] what the replicas here hold, told in numbers · [`repair`] taking from other
 //! replicas what is missing here.
 //!
 //! [`LocalReplica`] is how the write and read paths meet this room: as a replica like any other.
@@ -12,6 +12,7 @@ pub mod follower;
 pub mod heads;
 pub mod keeper;
 pub mod open;
+pub mod own;
 pub mod partition;
 pub mod reached;
 pub mod recover;

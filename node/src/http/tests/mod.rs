@@ -37,7 +37,7 @@ use parking_lot::Mutex;
 use tower::ServiceExt;
 
 use super::port::{
-    Blocks, Exemplars, Flush, Imports, Listed, Node, Part, Push, Read, Snapshots, Survey, Tenants, Wanted,
+    Blocks, Exemplars, Flush, Imports, Listed, Node, OwnAsked, Part, Push, Read, Snapshots, Survey, Tenants, Wanted,
 };
 use super::{About, App, HttpMetrics, router, starting};
 use crate::actor::{Condition, Health};
@@ -362,6 +362,11 @@ impl Node for Fake {
 
     fn backup(&self) -> BoxFuture<'_, Result<std::fs::File, Error>> {
         async { Err(Error::unavailable("no quorum")) }.boxed()
+    }
+
+    fn replicas(&self, asked: OwnAsked) -> BoxFuture<'_, Result<serde_json::Value, Error>> {
+        self.ask(format!("replicas {asked:?}"));
+        async { Ok(serde_json::json!({ "node": 1, "partitions": [] })) }.boxed()
     }
 
     fn overview(&self) -> BoxFuture<'_, serde_json::Value> {

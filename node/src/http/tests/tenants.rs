@@ -129,3 +129,26 @@ async fn a_flush_names_windows_and_blocks() {
         assert_eq!(status.as_u16(), code, "{answer}");
     }
 }
+
+#[tokio::test]
+async fn what_a_nodes_replicas_hold_is_asked_as_it_was_said() {
+    let fake = Arc::new(Fake::default());
+    for (query, status) in [
+        ("", 200),
+        ("?tenant=acme&slots=true", 200),
+        ("?partition=7&slots=0", 200),
+        ("?slots=true", 400),
+        ("?slots=maybe&tenant=acme", 400),
+        ("?tenant=no/slash", 400),
+        ("?partition=-1", 400),
+    ] {
+        let (told, body) = send_to(&fake, "GET", &format!("/api/v1/admin/replicas{query}"), "").await;
+        assert_eq!(told, status, "{query}: {body}");
+    }
+    let asked = |tenant: Option<&str>, partition: Option<u32>, slots| {
+        let tenant = tenant.map(|name| TenantId::new(name).unwrap());
+        format!("replicas {:?}", OwnAsked { tenant, partition: partition.map(PartitionId), slots })
+    };
+    let want = [asked(None, None, false), asked(Some("acme"), None, true), asked(None, Some(7), false)];
+    assert_eq!(*fake.asked.lock(), want);
+}
