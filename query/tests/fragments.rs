@@ -15,7 +15,7 @@ use engram_query::engine::{Budget, Cancel, Outcome, Request, evaluate, sum_up};
 use engram_query::error::Error;
 use engram_query::fragment::Fragment;
 use engram_query::parse::{Switches, parse};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::{Queryable, SORTED_MAX, SelectHints, Selection, SharedQueryable, SourceError};
 use engram_query::value::Value;
 use futures::executor::block_on;
 use futures::future::BoxFuture;
@@ -63,6 +63,14 @@ impl Split {
     }
 }
 
+/// Few series come in the order of their labels.
+fn sorted(mut selection: Selection) -> Selection {
+    if selection.series.len() <= SORTED_MAX {
+        selection.series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    }
+    selection
+}
+
 /// Only the samples of a range: no step before it could be answered from them.
 fn cut(series: &Series, range: TimeRange) -> Series {
     let mut columns = Columns::default();
@@ -84,6 +92,7 @@ impl Queryable for Split {
                 Selection { series, ..Selection::default() }
             }
         };
+        let selection = sorted(selection);
         Box::pin(async move { Ok(selection) })
     }
 }
@@ -134,7 +143,7 @@ fn agree(a: &Value, b: &Value, exact: bool) -> bool {
 }
 
 /// Queries, and whether their answers agree to the last bit where the samples are whole numbers.
-const QUERIES: [(&str, bool); 24] = [
+const QUERIES: [(&str, bool); 26] = [
     ("sum(m)", true),
     ("sum by (a) (m)", true),
     ("sum without (i) (m)", true),
@@ -157,6 +166,8 @@ const QUERIES: [(&str, bool); 24] = [
     ("sum(m) / count(m)", true),
     ("max_over_time(sum by (a) (m)[3m:30s])", true),
     ("topk(1, sum by (a) (m offset 30s))", true),
+    ("topk(1, count by (b) (m))", true),
+    ("limitk(1, sum by (b) (m))", true),
     ("sum by (a) (count_over_time(m[2m] @ end()))", true),
     ("sum(rate({__name__=~\"m.*\"}[2m]))", false),
 ];
@@ -238,6 +249,29 @@ fn plain(count: usize, extra: &[(&str, &str)]) -> Vec<Series> {
 fn split(series: Vec<Series>) -> Arc<Split> {
     let places = [series, Vec::new(), Vec::new()];
     Arc::new(Split { places, sums_up: [true; PLACES], percent: 100, pushed: AtomicUsize::new(0) })
+}
+
+#[test]
+fn of_equals_the_same_is_chosen_whoever_sums_up() {
+    // By their labels the series of `y` come first, and so would that group.
+    let one = |i: usize| {
+        let g = if i < 32 { "y" } else { "x" };
+        let labels = Labels::from_pairs([("__name__", "m"), ("a", &format!("{i:02}")), ("g", g)]);
+        let columns = Columns { times: vec![0], values: vec![1.0], ..Columns::default() };
+        Series { labels, source: Arc::new(columns) }
+    };
+    let source = split((0..64).map(one).collect());
+    for text in ["topk(1, sum by (g) (m))", "bottomk(1, sum by (g) (m))", "limitk(1, sum by (g) (m))"] {
+        let mut answers = [false, true].map(|push_down| {
+            let before = source.pushed.load(Ordering::Relaxed);
+            let outcome = run(text, (0, 0, 0), &source, Budget { push_down, ..Budget::default() }).unwrap();
+            assert_eq!(source.pushed.load(Ordering::Relaxed) > before, push_down, "{text}");
+            values(&outcome.value)
+        });
+        assert_eq!(answers[0], answers[1], "{text}");
+        let (labels, _) = std::mem::take(&mut answers[0]).into_keys().next().unwrap();
+        assert_eq!(labels, "{g=\"x\"}", "{text}");
+    }
 }
 
 #[test]

@@ -77,8 +77,8 @@ fn value(prepared: &Prepared, evaluator: &Evaluator<'_>) -> Result<Value, Error>
         }
     }
     let mut rows = final_rows(evaluator.rows(&prepared.plan.root, steps)?, evaluator)?;
-    if prepared.step_ms == 0 && evaluator.is_unordered() && !gives_order(&prepared.plan.root) {
-        evaluator.pace.sort_by(&mut rows, |a, b| a.labels.cmp(&b.labels))?;
+    if prepared.step_ms == 0 && !gives_order(&prepared.plan.root) {
+        evaluator.in_order(&mut rows)?;
     }
     if prepared.step_ms != 0 {
         return Ok(Value::Matrix(sorted(to_series(rows, steps, &evaluator.pace)?, evaluator)?));

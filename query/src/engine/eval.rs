@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::functions::{Note, Notes};
 use crate::parse::ast::{Span, ValueType};
 use crate::plan::{Node, Plan, Selector};
-use crate::port::{SORTED_MAX, Selection};
+use crate::port::Selection;
 
 use super::pace::Pace;
 use super::profile::Profile;
@@ -125,15 +125,10 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// Whether series come in an order that depends on where they lie.
-    pub(super) fn is_unordered(&self) -> bool {
-        let is_unordered = |s: &Selection| s.series.len() > SORTED_MAX || !s.partials.is_empty();
-        self.selections.iter().any(is_unordered)
-    }
-
-    /// Puts rows into the order Prometheus has them in, where it decides which are chosen or which comes first.
+    /// Puts rows into the order of their labels, where it decides which are chosen or which comes first: the order they come
+    /// in depends on where they lie and on who summed them up.
     pub(super) fn in_order(&self, rows: &mut [Row]) -> Result<(), Error> {
-        if self.is_unordered() { self.pace.sort_by(rows, |a, b| a.labels.cmp(&b.labels)) } else { Ok(()) }
+        self.pace.sort_by(rows, |a, b| a.labels.cmp(&b.labels))
     }
 
     /// Counts work done and, every few thousand samples, stops when the time or the client is gone.
