@@ -44,6 +44,7 @@ use engram_node::blocks::job::{Done, NotDone, Workshop};
 use engram_node::blocks::orphans::Orphans;
 use engram_node::blocks::planning::Planner;
 use engram_node::blocks::reach::{Kind, Reach};
+use engram_node::blocks::uploader::{About, upload};
 use engram_node::config::Config;
 use engram_node::meta::{Meta, TenantDefaults};
 
@@ -105,22 +106,9 @@ impl World {
             writer.add(&Labels::from_pairs([("__name__", *name)]), &chunk::encode(samples, 2 * HOUR)).unwrap();
         }
         let written = writer.finish().unwrap().unwrap();
-        let files = self.shop.store.put_block(&written.path, &self.tenant, id).await.unwrap();
-        let meta = BlockMeta {
-            id,
-            tenant: self.tenant.clone(),
-            range,
-            level: 1,
-            origin: Origin::Imported,
-            shard: None,
-            sources: Vec::new(),
-            series: written.report.series,
-            chunks: written.report.chunks,
-            digest: written.report.digest(),
-            files,
-            as_of: self.meta().index(),
-            made_at: self.clock.now(),
-        };
+        let (as_of, made_at) = (self.meta().index(), self.clock.now());
+        let about = About { tenant: self.tenant.clone(), range, origin: Origin::Imported, as_of, made_at };
+        let meta = upload(&self.shop.store, about, &written).await.unwrap();
         self.meta().add_blocks("test", &self.tenant, vec![meta.clone()], None, WITHIN).await.unwrap();
         meta
     }

@@ -17,6 +17,8 @@
 
 #[path = "../../query/tests/promqltest/compare.rs"]
 mod compare;
+#[path = "../../query/tests/memory/mod.rs"]
+mod memory;
 #[path = "../../query/tests/promqltest/runner.rs"]
 mod runner;
 #[path = "../../query/tests/promqltest/script.rs"]

@@ -3,38 +3,26 @@
 //! Run: `cargo bench -p engram-query --bench aggregate`. What a server needs around it is in `docs/performance.md`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "bench")]
 
+#[path = "../tests/memory/mod.rs"]
+mod memory;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use engram_model::Labels;
 use engram_model::series::{Columns, SampleSource, Series};
-use engram_model::{Labels, Matcher, TimeRange};
 use engram_query::engine::{Budget, Cancel, Prepared, Request, prepare};
 use engram_query::parse::{Switches, parse};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::SharedQueryable;
 use futures::executor::block_on;
-use futures::future::BoxFuture;
+use memory::Memory;
 
 const SERIES: usize = 10_000;
 /// Milliseconds between two samples.
 const SCRAPE: i64 = 15_000;
 /// Two hours of samples.
 const SAMPLES: i64 = 480;
-
-struct Memory(Vec<Series>);
-
-impl Queryable for Memory {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let passes = |one: &Series| matchers.iter().all(|m| m.matches(one.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(|one| passes(one)).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
-}
 
 fn source(samples: i64, offset: i64, slope: i64) -> Arc<dyn SampleSource> {
     let times: Vec<i64> = (0..samples).map(|n| n * SCRAPE + offset).collect();

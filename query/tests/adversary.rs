@@ -4,19 +4,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 #![allow(unsafe_code, reason = "only an allocator sees all memory; this one counts and passes on")]
 
+mod memory;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use engram_model::Labels;
 use engram_model::series::{Columns, SampleSource, Series};
-use engram_model::{Labels, Matcher, TimeRange};
 use engram_query::engine::{Budget, Cancel, Request, SamplePool, evaluate};
 use engram_query::error::Error;
 use engram_query::parse::{Switches, parse, resolve_durations};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::SharedQueryable;
 use futures::executor::block_on;
-use futures::future::BoxFuture;
+use memory::Memory;
 
 struct Counting;
 
@@ -64,21 +66,6 @@ const BUDGET_BYTES: usize = 32 * MIB;
 const MINUTE: i64 = 60_000;
 /// 31 years.
 const LONG: i64 = 1_000_000_000_000;
-
-struct Memory(Vec<Series>);
-
-impl Queryable for Memory {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
-}
 
 /// `many`: 2,000 series with values of their own for an hour. `turns`: 300 series of one instance that take turns, each
 /// has the sample of one minute.

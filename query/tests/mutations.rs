@@ -5,18 +5,20 @@
 //! this is a fuzzer. `query/fuzz` has one that is led by coverage, for nightly.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "test")]
 
+mod memory;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_model::Labels;
 use engram_model::series::{Columns, SampleSource, Series};
-use engram_model::{Labels, Matcher, TimeRange};
 use engram_query::engine::{Budget, Cancel, Request, evaluate};
 use engram_query::parse::{Switches, parse, parse_selector, prettify, resolve_durations, to_json};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::SharedQueryable;
 use futures::executor::block_on;
-use futures::future::BoxFuture;
+use memory::Memory;
 
 const CASES: u64 = 3_000;
 
@@ -163,21 +165,6 @@ fn mutated(dice: &mut Dice, good: &[String]) -> String {
         }
     }
     text
-}
-
-struct Memory(Vec<Series>);
-
-impl Queryable for Memory {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
 }
 
 fn memory() -> SharedQueryable {

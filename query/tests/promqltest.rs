@@ -14,6 +14,7 @@ macro_rules! tell {
 
 #[path = "promqltest/compare.rs"]
 mod compare;
+mod memory;
 #[path = "promqltest/runner.rs"]
 mod runner;
 #[path = "promqltest/script.rs"]

@@ -5,18 +5,19 @@
 //! again, `ENGRAM_REFERENCE_CASES=<n>` runs more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "test")]
 
+mod memory;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use engram_model::Millis;
 use engram_model::sample::Value as SampleValue;
 use engram_model::series::{Columns, Series};
-use engram_model::{Matcher, Millis, TimeRange};
 use engram_query::engine::{Budget, Cancel, Request, evaluate};
 use engram_query::parse::{Switches, parse};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::SharedQueryable;
 use engram_query::value::{InstantSample, Value};
 use futures::executor::block_on;
-use futures::future::BoxFuture;
 
 #[path = "reference/generate.rs"]
 mod generate;
@@ -27,27 +28,13 @@ mod naive;
 
 use generate::Dice;
 use histograms::{Joins, Naive};
+use memory::Memory;
 use naive::{Fail, Labels, Stored, World};
 
 const CASES: u64 = 1_000;
 
 /// Values by labels and time.
 type Points = BTreeMap<(Labels, Millis), f64>;
-
-struct Memory(Vec<Series>);
-
-impl Queryable for Memory {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
-}
 
 fn source(data: &[Stored]) -> SharedQueryable {
     let mut series: Vec<Series> = data

@@ -2,31 +2,18 @@
 //! gave for the same samples; on one thread and on several, with the optimiser and without.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
+mod memory;
+
 use std::sync::Arc;
 
 use engram_model::series::{Columns, Series};
-use engram_model::{Labels, Matcher, Millis, TimeRange};
+use engram_model::{Labels, Millis};
 use engram_query::engine::{Budget, Cancel, Request, evaluate};
 use engram_query::parse::{Switches, parse};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::SharedQueryable;
 use engram_query::value::Stats;
 use futures::executor::block_on;
-use futures::future::BoxFuture;
-
-struct Memory(Vec<Series>);
-
-impl Queryable for Memory {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
-}
+use memory::Memory;
 
 fn series(name: &str, i: Option<String>, samples: impl Iterator<Item = (Millis, f64)>) -> Series {
     let pairs = [("__name__", Some(name.to_owned())), ("i", i)];

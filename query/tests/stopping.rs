@@ -4,38 +4,25 @@
 //! look again, and a source that counts may not be read much further.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test")]
 
+mod memory;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engram_model::histogram::{BucketSpan, Histogram};
 use engram_model::series::{Columns, ReadError, SampleSource, Series};
-use engram_model::{Labels, Matcher, TimeRange};
+use engram_model::{Labels, TimeRange};
 use engram_query::engine::{Budget, Cancel, Outcome, Request, SamplePool, prepare};
 use engram_query::error::Error;
 use engram_query::parse::{Switches, parse};
-use engram_query::port::{Queryable, SelectHints, Selection, SharedQueryable, SourceError};
+use engram_query::port::SharedQueryable;
 use futures::executor::block_on;
-use futures::future::BoxFuture;
+use memory::Memory;
 
 const MINUTE: i64 = 60_000;
 /// Units of work between two looks: `CHECK_EVERY` of the engine.
 const CHECK_EVERY: u64 = 8192;
 const STOPPED: Error = Error::Cancelled { stage: "expression evaluation" };
-
-struct Memory(Vec<Series>);
-
-impl Queryable for Memory {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
-}
 
 /// `count` series of each name, with a sample a minute; all of them share their samples.
 fn memory(names: &[&str], count: usize, minutes: i64) -> SharedQueryable {

@@ -74,7 +74,7 @@ fn live(disk: &FaultDisk, before: Promise, bursts: u64) -> Promise {
         for _ in 0..=burst % 4 {
             promise.sent += 1;
             let tx = tx.clone();
-            let sent = log.append(payload(promise.sent), Box::new(move |done| tx.send(done).unwrap()));
+            let sent = log.append(payload(promise.sent), Box::new(move |done| drop(tx.send(done))));
             if sent.is_err() {
                 promise.sent -= 1;
             }
@@ -122,17 +122,16 @@ fn any_sync_may_fail_and_nothing_acknowledged_is_lost() {
             let disk = FaultDisk::new();
             disk.fail_sync_after(syncs);
             let promise = live(&disk, Promise::default(), 12);
-            let has_failed = disk.has_failed_sync();
+            if !disk.has_failed_sync() {
+                assert!(syncs > 15, "the run has only {syncs} syncs");
+                return;
+            }
             // The process ends; the machine goes on with the cache it has, or the power fails, too.
             if restart > 0 {
                 disk.crash(restart);
             }
             let again = live(&disk, promise, 12);
             assert!(again.acked > promise.acked, "sync {syncs}: the next start goes on");
-            if !has_failed {
-                assert!(syncs > 15, "the run has only {syncs} syncs");
-                return;
-            }
         }
     }
 }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::memory::Memory;
 use engram_model::histogram::{BucketSpan, CUSTOM_BUCKETS_SCHEMA, Histogram, ResetHint};
 use engram_model::series::{Columns, Series};
-use engram_model::{Labels, Matcher, Millis, TimeRange};
+use engram_model::{Labels, Millis};
 use engram_query::histogram::{compact, detect_reset};
-use engram_query::port::{Queryable, SelectHints, Selection, SourceError};
-use futures::future::BoxFuture;
 
 /// All series of a script.
 #[derive(Default)]
@@ -49,12 +48,12 @@ impl Storage {
     }
 
     /// As a source of queries.
-    pub(super) fn freeze(&self) -> Frozen {
+    pub(super) fn freeze(&self) -> Memory {
         let series = self
             .series
             .iter()
             .map(|(labels, stored)| Series { labels: labels.clone(), source: Arc::new(stored.columns.clone()) });
-        Frozen(series.collect())
+        Memory(series.collect())
     }
 }
 
@@ -76,22 +75,6 @@ fn hint(now: &Histogram, last: Option<&Histogram>) -> ResetHint {
         || now.custom_values != last.custom_values
         || detect_reset(&unhinted, last);
     if restarted { ResetHint::Unknown } else { ResetHint::NoReset }
-}
-
-/// Series as they were at one moment.
-pub(super) struct Frozen(Vec<Series>);
-
-impl Queryable for Frozen {
-    fn select<'a>(
-        &'a self,
-        _: TimeRange,
-        matchers: &'a [Matcher],
-        _: &'a SelectHints,
-    ) -> BoxFuture<'a, Result<Selection, SourceError>> {
-        let fits = |s: &&Series| matchers.iter().all(|m| m.matches(s.labels.get(&m.name).unwrap_or_default()));
-        let series = self.0.iter().filter(fits).cloned().collect();
-        Box::pin(async move { Ok(Selection { series, ..Selection::default() }) })
-    }
 }
 
 /// A classic histogram at one time, as its series are collected.
