@@ -2,7 +2,7 @@
 //!
 //! Clients speak remote write and Prometheus' query API, so that is all a store must understand. What is Engram's own
 //! (tenants made by an API, registers, flushes, the state of the cluster) is left out for others, and faults that mean
-//! nothing to them are skipped, which is no pass. Files for two stores are in `docs/examples/`.
+//! nothing to them are skipped, which is no pass. Files for three stores are in `docs/examples/`.
 //!
 //! ```yaml
 //! name: victoria-metrics
@@ -55,8 +55,9 @@ impl Kind {
     }
 }
 
-/// What the file says. In texts, `{http}`, `{grpc}` stand for ports of the node, `{http.N}` and `{grpc.N}` for those of the
-/// node of that index, `{data}` for its directory, `{zone}` and `{index}` for numbers from 0.
+/// What the file says. In texts, `{http}`, `{grpc}` and `{gossip}` stand for ports of the node, `{http.N}`, `{grpc.N}` and
+/// `{gossip.N}` for those of the node of that index, `{data}` for its directory, `{shared}` for one that all nodes have,
+/// `{zone}` and `{index}` for numbers from 0.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Peer {
@@ -84,32 +85,49 @@ fn one() -> usize {
     1
 }
 
+/// Where one node listens: for clients, for other nodes, and for what those tell each other of themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ports {
+    pub(crate) http: u16,
+    pub(crate) grpc: u16,
+    pub(crate) gossip: u16,
+}
+
+impl Ports {
+    fn named(self) -> [(&'static str, u16); 3] {
+        [("http", self.http), ("grpc", self.grpc), ("gossip", self.gossip)]
+    }
+}
+
 /// One node's place.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) index: usize,
     pub(crate) zone: usize,
-    pub(crate) http: u16,
-    pub(crate) grpc: u16,
-    /// Both ports of every node, by index.
-    pub(crate) all: Vec<(u16, u16)>,
+    /// The ports of every node, by index.
+    pub(crate) ports: Vec<Ports>,
     pub(crate) data: String,
+    /// A directory that all nodes have.
+    pub(crate) shared: String,
 }
 
 impl Place {
     fn fill(&self, text: &str) -> String {
+        let own = self.ports.get(self.index).copied().unwrap_or_default().named();
+        let own = own.map(|(name, port)| (format!("{{{name}}}"), port.to_string()));
+        let others = self.ports.iter().enumerate().flat_map(|(node, ports)| {
+            ports.named().map(|(name, port)| (format!("{{{name}.{node}}}"), port.to_string()))
+        });
         let words = [
-            ("{http}", self.http.to_string()),
-            ("{grpc}", self.grpc.to_string()),
-            ("{data}", self.data.clone()),
-            ("{zone}", self.zone.to_string()),
-            ("{index}", self.index.to_string()),
+            ("{data}".to_owned(), self.data.clone()),
+            ("{shared}".to_owned(), self.shared.clone()),
+            ("{zone}".to_owned(), self.zone.to_string()),
+            ("{index}".to_owned(), self.index.to_string()),
         ];
-        let own = words.iter().fold(text.to_owned(), |text, (word, value)| text.replace(word, value));
-        self.all.iter().enumerate().fold(own, |text, (node, (http, grpc))| {
-            let text = text.replace(&format!("{{http.{node}}}"), &http.to_string());
-            text.replace(&format!("{{grpc.{node}}}"), &grpc.to_string())
-        })
+        own.into_iter()
+            .chain(others)
+            .chain(words)
+            .fold(text.to_owned(), |text, (word, value)| text.replace(&word, &value))
     }
 }
 
@@ -133,9 +151,9 @@ impl Peer {
             return Err("there is nothing to start".to_owned());
         }
         let texts = peer.command.iter().chain([&peer.ready, &peer.write, &peer.query]);
-        let (names, count) = (|text: &str| ["{http.", "{grpc."].iter().any(|word| text.contains(word)), peer.nodes);
-        let all = (0..count).map(|node| (1, u16::try_from(node).unwrap_or(1))).collect();
-        let place = Place { index: 0, zone: 0, http: 1, grpc: 1, all, data: String::new() };
+        let names = |text: &str| ["{http.", "{grpc.", "{gossip."].iter().any(|word| text.contains(word));
+        let (count, ports) = (peer.nodes, vec![Ports::default(); peer.nodes]);
+        let place = Place { index: 0, zone: 0, ports, data: String::new(), shared: String::new() };
         if let Some(text) = texts.map(|text| place.fill(text)).find(|text| names(text)) {
             return Err(format!("{text:?} names a node that is not there: there are {count}, counted from 0"));
         }
@@ -186,25 +204,32 @@ mod tests {
     #[test]
     fn the_files_of_the_documentation_are_understood() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
-        for name in ["prometheus.yaml", "victoria-metrics.yaml"] {
+        for name in ["cortex.yaml", "prometheus.yaml", "victoria-metrics.yaml"] {
             let peer = Peer::read(&folder.join(name)).unwrap();
-            let place = Place { index: 0, zone: 0, http: 7001, grpc: 7002, all: Vec::new(), data: "/d".to_owned() };
+            let place = place(0, u16::try_from(peer.nodes).unwrap());
             let (program, args) = peer.command(&place);
             assert_eq!(program, peer.name);
             assert!(
-                args.iter().any(|arg| arg.contains("7001")) && args.iter().any(|arg| arg.contains("/d")),
+                args.iter().any(|arg| arg.contains("7000")) && args.iter().any(|arg| arg.contains("/d")),
                 "{args:?}"
             );
-            assert!(peer.addresses(&place).0.starts_with("http://127.0.0.1:7001/"));
+            let left = args.iter().find(|arg| arg.contains(['{', '}']));
+            assert!(left.is_none(), "{name} has a word that means nothing: {left:?}");
+            assert!(peer.addresses(&place).0.starts_with("http://127.0.0.1:7000/"));
             assert!(peer.bears(Act::Kill(Whom::All)).is_ok() && peer.bears(Act::Churn).is_err());
         }
     }
 
+    fn place(index: usize, nodes: u16) -> Place {
+        let ports = |node| Ports { http: 7000 + node, grpc: 8000 + node, gossip: 9000 + node };
+        let ports = (0..nodes).map(ports).collect();
+        Place { index, zone: index, ports, data: "/d".to_owned(), shared: "/s".to_owned() }
+    }
+
     #[test]
     fn a_node_may_name_the_others() {
-        let all = (0..12).map(|node| (7000 + node, 8000 + node)).collect();
-        let place = Place { index: 1, zone: 1, http: 7001, grpc: 8001, all, data: "/d".to_owned() };
-        assert_eq!(place.fill("{http} {http.0} {grpc.2},{grpc.11} {http.12}"), "7001 7000 8002,8011 {http.12}");
+        let filled = place(1, 12).fill("{http} {http.0} {grpc.2},{grpc.11} {gossip.3} {http.12} {shared}{data}");
+        assert_eq!(filled, "7001 7000 8002,8011 9003 {http.12} /s/d");
     }
 
     #[test]

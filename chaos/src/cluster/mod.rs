@@ -49,7 +49,7 @@ use crate::check::HEAL_BEGINS;
 use crate::client::Client;
 use crate::error::Error;
 use crate::history::{Life, Recorder};
-use crate::peer::{Peer, Place};
+use crate::peer::{Peer, Place, Ports};
 use engram_model::time::Stopwatch;
 use process::Process;
 use proxy::{Between, Pids, Proxy};
@@ -129,6 +129,8 @@ struct Node {
     zone: usize,
     http: SocketAddr,
     grpc: SocketAddr,
+    /// Where nodes of another store tell each other of themselves.
+    gossip: SocketAddr,
     proxy: Proxy,
     folder: PathBuf,
     disk: Disk,
@@ -195,7 +197,7 @@ impl Cluster {
         std::fs::create_dir_all(&folder)?;
         let disk = Disk::make(self.spec.disk, &folder)?;
         let clock = if self.spec.kit.clock { Some(FakeClock::make(&folder)?) } else { None };
-        let (http, grpc, front) = (self.free()?, self.free()?, self.free()?);
+        let (http, grpc, front, gossip) = (self.free()?, self.free()?, self.free()?, self.free()?);
         let (pids, rules, seed) = (Some(self.pids.clone()), self.links.watch(), self.spec.seed ^ index as u64);
         let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
         let front = self.front(index, http).await?;
@@ -203,7 +205,7 @@ impl Cluster {
             certs.issue(index, None)?;
         }
         let (zone, older) = (index % self.spec.zones, self.spec.kit.older);
-        self.nodes.push(Node { zone, http, grpc, proxy, folder, disk, clock, front, older, process: None });
+        self.nodes.push(Node { zone, http, grpc, gossip, proxy, folder, disk, clock, front, older, process: None });
         self.roster.set(index, Some(self.client(index, client_timeout)?));
         Ok(index)
     }
@@ -245,8 +247,9 @@ impl Cluster {
     fn place(&self, index: usize) -> Place {
         let node = &self.nodes[index];
         let data = self.data(index).display().to_string();
-        let all = self.nodes.iter().map(|node| (node.http.port(), node.grpc.port())).collect();
-        Place { index, zone: node.zone, http: node.http.port(), grpc: node.grpc.port(), all, data }
+        let shared = self.spec.folder.join("shared").display().to_string();
+        let ports = |node: &Node| Ports { http: node.http.port(), grpc: node.grpc.port(), gossip: node.gossip.port() };
+        Place { index, zone: node.zone, ports: self.nodes.iter().map(ports).collect(), data, shared }
     }
 
     /// The other store, when it is not ours.

@@ -40,7 +40,8 @@ pub(crate) fn guard(parent: u32, command: &[OsString]) -> Error {
     if parent_now != Some(parent) {
         return Error::Usage(format!("process {parent}, whom this was started by, is gone"));
     }
-    Error::Io(Command::new(program).args(args).exec())
+    let error = Command::new(program).args(args).exec();
+    Error::Usage(format!("{}: {error}", program.display()))
 }
 
 /// The beginning of a command that dies with us: the program and its arguments are to follow.
