@@ -29,7 +29,7 @@ e2e: setup  ## against a real Prometheus: what it stored and what Engram answers
 e2e-kill: setup  ## kill -9 in the middle of writes, twenty times: nothing acknowledged is lost (SEED=n replays)
 	scripts/e2e-kill
 
-e2e-sim: setup  ## simulated clusters, one schedule a seed (SEEDS=n; SEED=n replays; PROFILE=release for many)
+e2e-sim: setup  ## simulated clusters, one schedule a seed (SEEDS=n; SEED=n replays)
 	scripts/e2e-sim
 
 e2e-abuse: setup  ## hostile and clumsy clients, a full disk, bad options: the node answers precisely and stays well

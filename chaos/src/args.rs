@@ -160,6 +160,9 @@ pub(crate) struct Sim {
     /// Schedules at once.
     #[arg(long, default_value_t = 1)]
     pub(crate) threads: usize,
+    /// Begin no schedule after so many seconds, whatever is left; what was played is told.
+    #[arg(long)]
+    pub(crate) within: Option<u64>,
     /// Every so many-th is played a second time, and must be the same schedule then.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) twice_every: u64,
@@ -173,6 +176,7 @@ impl Sim {
             from,
             seeds,
             threads: self.threads,
+            within: self.within.map(Duration::from_secs),
             twice_every: self.twice_every,
             aloud: self.seed.is_some(),
         }

@@ -27,6 +27,7 @@ use crate::error::Error;
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use world::How;
 
 /// What to simulate.
@@ -37,6 +38,8 @@ pub(crate) struct Wanted {
     pub(crate) seeds: u64,
     /// At once, each on a thread of its own.
     pub(crate) threads: usize,
+    /// After which no schedule begins any more.
+    pub(crate) within: Option<Duration>,
     /// Every so many-th seed is played a second time, and must be the same schedule then.
     pub(crate) twice_every: u64,
     /// Whether every event is printed.
@@ -67,44 +70,51 @@ pub(crate) fn run(wanted: Wanted) -> Result<bool, Error> {
         // Who looks at a seed within a test may have one already.
         let _had_one = lines.with_writer(std::io::stdout).try_init();
     }
-    let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let (ops, broken) = (AtomicU64::new(0), Mutex::new(None));
-    let how = How { aloud: wanted.aloud, ..How::default() };
-    let work = || loop {
-        let at = next.fetch_add(1, Ordering::Relaxed);
-        if at >= wanted.seeds {
-            return;
-        }
-        let twice = !wanted.aloud && (wanted.from + at).is_multiple_of(wanted.twice_every.max(1));
-        match play_seed(wanted.from + at, how, twice) {
-            Ok(played) => {
-                ops.fetch_add(played.ops.0 as u64, Ordering::Relaxed);
-                tell(&played, wanted.aloud, &failed);
-            }
-            Err(error) => *lock(&broken) = Some(error),
-        }
+    let (played_count, ops, failed) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(Vec::new()));
+    play_all(wanted, |at, played| {
+        played_count.fetch_add(1, Ordering::Relaxed);
+        ops.fetch_add(played.ops.0 as u64, Ordering::Relaxed);
+        tell(played, wanted.aloud, &failed);
         if at > 0 && at % 1000 == 0 {
             let seconds = watch.elapsed().as_secs_f64();
             say_all(&format!("{at} schedules in {seconds:.1} s, {} failed", lock(&failed).len()));
         }
-    };
-    std::thread::scope(|scope| (0..wanted.threads.max(1)).for_each(|_| drop(scope.spawn(work))));
-    if let Some(error) = lock(&broken).take() {
-        return Err(error);
-    }
+        true
+    })?;
     let (seconds, failed) = (watch.elapsed().as_secs_f64(), lock(&failed));
+    let count = played_count.load(Ordering::Relaxed);
     #[allow(clippy::cast_precision_loss, reason = "a figure to be read")]
-    let rate = wanted.seeds as f64 / seconds.max(1e-9);
+    let rate = count as f64 / seconds.max(1e-9);
     say_all(&format!(
-        "{} schedules, seeds {} to {}: {:.1} s, {rate:.1} a second, {} operations",
-        wanted.seeds,
+        "{count} schedules, from seed {} on: {seconds:.1} s, {rate:.1} a second, {} operations",
         wanted.from,
-        wanted.from + wanted.seeds - 1,
-        seconds,
         ops.load(Ordering::Relaxed)
     ));
-    say_all(&format!("sim: {} passed, {} failed", wanted.seeds - failed.len() as u64, failed.len()));
+    say_all(&format!("sim: {} passed, {} failed", count - failed.len() as u64, failed.len()));
     Ok(failed.is_empty())
+}
+
+/// Plays the seeds, some at once, as long as `each` says so.
+fn play_all(wanted: Wanted, each: impl Fn(u64, &play::Played) -> bool + Sync) -> Result<(), Error> {
+    let (next, broken) = (AtomicU64::new(0), Mutex::new(None));
+    let watch = engram_model::time::Stopwatch::start();
+    let is_late = || wanted.within.is_some_and(|within| watch.elapsed() > within);
+    let how = How { aloud: wanted.aloud, ..How::default() };
+    let work = || loop {
+        let at = next.fetch_add(1, Ordering::Relaxed);
+        if at >= wanted.seeds || is_late() {
+            return;
+        }
+        let twice = !wanted.aloud && (wanted.from + at).is_multiple_of(wanted.twice_every.max(1));
+        match play_seed(wanted.from + at, how, twice) {
+            Ok(played) if each(at, &played) => {}
+            Ok(_) => next.store(wanted.seeds, Ordering::Relaxed),
+            Err(error) => *lock(&broken) = Some(error),
+        }
+    };
+    std::thread::scope(|scope| (0..wanted.threads.max(1)).for_each(|_| drop(scope.spawn(work))));
+    let broken = lock(&broken).take();
+    broken.map_or(Ok(()), Err)
 }
 
 /// Plays a seed, and again when `twice`: that both are alike is what all else here stands on.

@@ -48,7 +48,7 @@ fn a_majority_of_one_is_found() {
     assert!(is_found(Planted::FalseAnswer));
 }
 
-/// What `scripts/e2e-sim` runs: `SIM_SEED=7 cargo test --workspace --lib sim::tests::by_hand -- --ignored --nocapture`
+/// Seeds in the tests' build: `SIM_SEED=7 cargo test --workspace --lib sim::tests::by_hand -- --ignored --nocapture`
 #[test]
 #[ignore = "plays what SIM_SEED, or SIM_FROM and SIM_SEEDS, name"]
 fn by_hand() {
@@ -58,5 +58,7 @@ fn by_hand() {
     let seeds = number("SIM_SEEDS").filter(|_| seed.is_none()).unwrap_or(1);
     let threads = usize::try_from(number("SIM_THREADS").unwrap_or(1)).unwrap();
     let twice_every = number("SIM_TWICE_EVERY").unwrap_or(50);
-    assert!(super::run(super::Wanted { from, seeds, threads, twice_every, aloud: seed.is_some() }).unwrap());
+    assert!(
+        super::run(super::Wanted { from, seeds, threads, within: None, twice_every, aloud: seed.is_some() }).unwrap()
+    );
 }
