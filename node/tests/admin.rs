@@ -108,6 +108,7 @@ async fn a_tenant_marked_for_deletion_is_read_and_not_written() {
     let (_, status) = node.get("anonymous", "cluster/status").await;
     assert_eq!((&status["data"]["tenants"], &status["data"]["tenantsDeleted"]), (&json!(1), &json!(1)));
     assert_eq!(status["data"]["underReplicated"], 0);
+    assert!(status["data"]["leases"].is_array(), "{status}");
     node.stop().await;
 }
 

@@ -22,6 +22,9 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 
+/// Most leases that are told.
+const LEASES_TOLD_MAX: usize = 1_000;
+
 /// What a new tenant gets.
 #[derive(Clone, Debug)]
 pub struct TenantDefaults {
@@ -214,6 +217,7 @@ impl Meta {
             },
             "nodes": nodes,
             "partitions": partitions,
+            "leases": leases_of(&view),
             "ring": view.ring(),
             "replicationFactor": view.cluster.as_ref().and_then(|cluster| cluster.replication_factor),
             "underReplicated": self.under_replicated(option),
@@ -228,4 +232,14 @@ impl Meta {
     pub fn tenant_names(&self) -> Vec<TenantId> {
         self.view().tenants.iter().map(|(tenant, _)| tenant.clone()).collect()
     }
+}
+
+/// The leases of the greatest fences, those first.
+fn leases_of(view: &View) -> Vec<serde_json::Value> {
+    let mut leases: Vec<_> = view.leases.iter().collect();
+    leases.sort_unstable_by_key(|(_, row)| std::cmp::Reverse(row.fence));
+    let told = leases.into_iter().take(LEASES_TOLD_MAX).map(|(key, row)| {
+        json!({ "key": key, "node": row.holder.node.0, "fence": row.fence, "expiresAtMs": row.expires_at })
+    });
+    told.collect()
 }
