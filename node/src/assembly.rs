@@ -213,10 +213,12 @@ impl Node {
     /// # Errors
     /// What failed, when it was not the operator who stopped it.
     pub async fn run(mut self) -> Result<(), StartError> {
-        let mut failure = None;
+        let (mut failure, group) = (None, self.group.clone());
         tokio::select! {
             () = self.stop.cancelled() => {}
             Some(ended) = self.servers.join_next() => failure = ended_early(ended),
+            // Its disk failed: without it this node learns of nothing any more, and only a restart opens it anew.
+            why = group.failed() => failure = Some(StartError::Meta(why)),
         }
         self.stop.cancel();
         tracing::info!("stopping: requests in flight finish, the log is flushed");
