@@ -323,7 +323,14 @@ impl State {
         let Pending { head, request, staged, reply, .. } = pending;
         let batch = request.batch.clone();
         let receipt = with_head(&head, is_short(&request), move |head| head.apply(&batch, &staged)).await?;
-        let _gone = reply.send(Ok(answer(&request, &receipt)));
+        // What this replica cannot read any more says nothing about the sample: the others decide, and nobody is told that
+        // it was at fault.
+        let damaged = receipt.refused.iter().find(|one| one.reason == Reason::Damaged).map(|one| {
+            let series = &request.batch.series[one.series as usize];
+            let text = describe(&request.batch, series, one.reason, one.at, &request.limits);
+            Error::new(engram_model::Class::Internal, text)
+        });
+        let _gone = reply.send(damaged.map_or_else(|| Ok(answer(&request, &receipt)), Err));
         Ok(())
     }
 
