@@ -106,9 +106,10 @@ impl How {
         text
     }
 
-    /// Clients that write, series of each, mean pause in milliseconds.
-    pub(crate) fn load(&self) -> (u32, u32, u64) {
-        (self.writers.unwrap_or(WRITERS), self.series.unwrap_or(SERIES), self.pause_ms.unwrap_or(PAUSE_MS))
+    /// Clients that write, series of each, mean pause in milliseconds; `wanted`: what a scenario takes when nobody says.
+    pub(crate) fn load(&self, wanted: Option<(u32, u32, u64)>) -> (u32, u32, u64) {
+        let (writers, series, pause_ms) = wanted.unwrap_or((WRITERS, SERIES, PAUSE_MS));
+        (self.writers.unwrap_or(writers), self.series.unwrap_or(series), self.pause_ms.unwrap_or(pause_ms))
     }
 }
 

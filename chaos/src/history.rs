@@ -11,6 +11,7 @@
 //! {"at":4120,"op":7,"ends":"ok","answer":{"a":"done"}}
 //! {"at":5000,"fault":"kill node 1","state":"installed"}
 //! {"at":5001,"node":1,"life":"killed"}
+//! {"at":6000,"gauge":{"node":0,"pid":4711,"rss":83886080,"own":52428800,"files":61,"threads":14,"cpu_ms":640}}
 //! ```
 //!
 //! An operation ends in one of three ways: `ok`; `fail`, known not to have happened; `unknown`, may have happened, may
@@ -140,6 +141,12 @@ pub(crate) enum Answer {
         leader: Option<u64>,
         /// Epoch of each partition.
         epochs: Vec<u64>,
+        /// The id the cluster gave the node that answers: one whose disk was replaced has another.
+        #[serde(default)]
+        id: u64,
+        /// Leases that somebody has: what for, whose, its fence.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        fences: Vec<(String, u64, u64)>,
     },
 }
 
@@ -200,6 +207,40 @@ pub(crate) enum Life {
     Gone,
 }
 
+/// What a node's process took at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Gauge {
+    pub(crate) node: u32,
+    pub(crate) pid: u32,
+    /// Memory that it has, bytes; and what of it is its own, no copy of a file.
+    pub(crate) rss: u64,
+    pub(crate) own: u64,
+    /// Open files, sockets among them.
+    pub(crate) files: u64,
+    pub(crate) threads: u64,
+    /// Processor time since it was started.
+    pub(crate) cpu_ms: u64,
+    /// `None`: it did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) told: Option<Told>,
+}
+
+/// What a node tells of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// In its heads.
+    pub(crate) series: f64,
+    pub(crate) samples: f64,
+    /// Of clients.
+    pub(crate) connections: f64,
+    /// Files of its log.
+    pub(crate) segments: f64,
+    /// Blocks that are open to be read.
+    pub(crate) blocks: f64,
+    /// Raft's.
+    pub(crate) term: f64,
+}
+
 /// One line.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Line {
@@ -222,6 +263,8 @@ struct Line {
     mark: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     life: Option<Life>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gauge: Option<Gauge>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     why: String,
 }
@@ -267,6 +310,8 @@ pub(crate) struct History {
     pub(crate) downs: Vec<Down>,
     /// Stages of the run by name.
     pub(crate) marks: Vec<(Micros, String)>,
+    /// What nodes took, by time.
+    pub(crate) gauges: Vec<(Micros, Gauge)>,
 }
 
 impl History {
@@ -313,6 +358,8 @@ impl History {
             }
         } else if let Some(name) = line.mark {
             self.marks.push((line.at, name));
+        } else if let Some(gauge) = line.gauge {
+            self.gauges.push((line.at, gauge));
         }
     }
 
@@ -393,6 +440,11 @@ impl Recorder {
         self.line(Line { mark: Some(name.to_owned()), ..Line::default() });
     }
 
+    /// Writes down what a node's process takes now.
+    pub(crate) fn gauge(&self, gauge: Gauge) {
+        self.line(Line { gauge: Some(gauge), ..Line::default() });
+    }
+
     fn line(&self, line: Line) {
         let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
         self.put(&mut sink, &Line { at: self.now(), ..line });
@@ -450,12 +502,15 @@ mod tests {
         for life in [Life::Killed, Life::Killed, Life::Gone, Life::Gone] {
             recorder.life(1, life);
         }
+        let gauge = Gauge { node: 2, rss: 7, told: Some(Told { series: 5.0, ..Told::default() }), ..Gauge::default() };
+        recorder.gauge(gauge.clone());
         let history = recorder.finish().unwrap();
         assert_eq!(history.ops.len(), 3);
         assert_eq!((history.ops[0].end, history.ops[0].why.as_str(), history.ops[0].node), (End::Fail, "refused", 2));
         assert_eq!(history.ops[1].answer, Some(Answer::Samples(found)));
         assert_eq!((history.ops[2].end, history.ops[2].ended), (End::Unknown, None));
         assert_eq!(history.faults[0].state, FaultState::Installed);
+        assert_eq!(history.gauges[0].1, gauge);
         assert!(history.downs.len() == 1 && history.downs[0].node == 1 && history.downs[0].gone.is_some());
         assert!(history.mark("load").is_some() && history.mark("heal").is_none());
     }

@@ -14,12 +14,14 @@ use crate::interrupt;
 use crate::report::Report;
 use crate::run::{self, say};
 use crate::scenario::{self, Scenario};
+use serde::Serialize;
 use std::path::Path;
 
 /// Chooses the mutant, as the node reads it.
 const VARIABLE: &str = "ENGRAM_MUTANT";
 
 /// A mutant and who must see it.
+#[derive(Debug, Serialize)]
 struct Hunt {
     mutant: &'static str,
     is: &'static str,
@@ -75,6 +77,7 @@ static HUNTS: &[Hunt] = &[
 ];
 
 /// What became of one.
+#[derive(Debug, Serialize)]
 struct Caught {
     hunt: &'static Hunt,
     seed: u64,
@@ -99,7 +102,8 @@ pub(crate) async fn run(args: Mutants) -> Result<bool, Error> {
         return Err(Error::Asked(text));
     }
     let mut end = std::pin::pin!(interrupt::asked_to_end());
-    let mut caught = Vec::new();
+    let (mut caught, builds) = (Vec::new(), run::builds(&args.how, &engram));
+    builds.iter().try_for_each(|build| say(&build.text()))?;
     for hunt in HUNTS.iter().filter(|hunt| args.only.is_empty() || args.only.iter().any(|name| name == hunt.mutant)) {
         let one = tokio::select! {
             one = self::hunt(hunt, &engram, &args) => one?,
@@ -114,7 +118,11 @@ pub(crate) async fn run(args: Mutants) -> Result<bool, Error> {
     say(&table(&caught))?;
     if let Some(out) = &args.how.out {
         std::fs::create_dir_all(out)?;
-        std::fs::write(out.join("mutants.md"), table(&caught))?;
+        let named: String = builds.iter().map(|build| format!("\n{}", build.text())).collect();
+        std::fs::write(out.join("mutants.md"), format!("{}\n{named}\n", table(&caught)))?;
+        let json = serde_json::json!({ "builds": builds, "mutants": caught });
+        let json = serde_json::to_vec_pretty(&json).map_err(|e| Error::Usage(e.to_string()))?;
+        std::fs::write(out.join("mutants.json"), json)?;
     }
     Ok(caught.iter().all(|one| one.saw.is_some()))
 }

@@ -137,7 +137,7 @@ fn unplayed(scenario: &Scenario, seed: u64, how: &How, error: &Error) -> Report 
 }
 
 /// The programs that take part.
-fn builds(how: &How, engram: &Path) -> Vec<Build> {
+pub(crate) fn builds(how: &How, engram: &Path) -> Vec<Build> {
     let node = how.peer.is_none().then(|| Build::of("node", engram));
     let older = how.engram_old.as_deref().map(|older| Build::of("older node", older));
     let own = std::env::current_exe().ok().map(|own| Build::of("harness", &own));
@@ -212,6 +212,7 @@ pub(crate) async fn one(
         constants: size.constants,
         registers: size.configurers > 0,
         blocks: ours && (scenario.blocks.is_some() || scenario.kit.store),
+        gauges: ours,
     };
     if let Err(why) = possible {
         recorder.fault(scenario.name, FaultState::Skipped, &why);
@@ -267,7 +268,7 @@ fn numbers(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Numbers {
     let (step_ms, ago_ms) = scenario.blocks.map_or(own, |blocks| (blocks.step_ms, 86_400_000));
     let base = (Clock::real().now() - ago_ms) / 1000 * 1000;
     let tenants = if peer.is_some_and(|peer| peer.tenant_header.is_none()) { 1 } else { 4 };
-    let (writers, series, _) = args.load();
+    let (writers, series, _) = args.load(scenario.load);
     Numbers { base, tenants, writers, series, step_ms, late: peer.is_none() }
 }
 
@@ -280,7 +281,7 @@ fn size(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Size {
         totals: true,
         constants: true,
         flush_every,
-        pause: Duration::from_millis(args.load().2),
+        pause: Duration::from_millis(args.load(scenario.load).2),
     };
     match peer {
         Some(peer) => Size {
@@ -297,7 +298,10 @@ fn size(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Size {
 
 /// Options of every node; with blocks, a bucket that all of them reach.
 fn options(scenario: &Scenario, folder: &Path) -> Result<Vec<String>, Error> {
-    let mut all: Vec<String> = OPTIONS.iter().chain(scenario.options).map(ToString::to_string).collect();
+    // What a scenario says stands instead of what is said to all.
+    let (usual, _) = OPTIONS.as_chunks::<2>();
+    let usual = usual.iter().filter(|[name, _]| !scenario.options.contains(name)).flatten();
+    let mut all: Vec<String> = usual.chain(scenario.options).map(ToString::to_string).collect();
     if scenario.blocks.is_some() {
         let bucket = folder.join("bucket");
         std::fs::create_dir_all(&bucket)?;

@@ -14,7 +14,7 @@
 
 use crate::args::{How, Soak};
 use crate::check::Outcome;
-use crate::cluster::{Damage, Disk, DiskKind, FakeClock, Injected, Kit, Part, Scarce, Syncs};
+use crate::cluster::{Damage, Disk, DiskKind, FakeClock, Injected, Kit, Meddle, Part, Scarce, Syncs};
 use crate::error::Error;
 use crate::interrupt;
 use crate::nemesis::{Act, Pace, Shape, Shift, Whom};
@@ -77,6 +77,9 @@ const TRACED: &[Act] = &[
 ];
 /// Faults that need both strace and power.
 const DARK: &[Act] = &[Act::SlowThenDark];
+/// Faults that need a hand between a node and its files; and of these, what needs power as well.
+const MEDDLED: &[Act] = &[Act::CutShort(Whom::EachNode)];
+const ONCE: &[Act] = &[Act::SyncOnce];
 /// Faults that need clocks that can be set; samples two days ahead are allowed then.
 const CLOCKS: &[Act] = &[
     Act::Clock(Whom::EachNode, Shift::Jump(600_000)),
@@ -94,6 +97,7 @@ const SCARCE: &[Act] = &[Act::Scarce(&[Scarce::Files, Scarce::Threads, Scarce::M
 const ALONE: &[(&str, &str)] = &[
     ("strand", "six zones"),
     ("flood", "limits of its own"),
+    ("rotten-chunks", "a load and partitions of its own"),
     ("two-owners", "two minutes for one fault"),
     ("rolling-upgrade", "what an older binary does not know"),
 ];
@@ -105,6 +109,7 @@ struct Able {
     traced: bool,
     clocks: bool,
     groups: bool,
+    compiler: bool,
 }
 
 impl Able {
@@ -114,6 +119,7 @@ impl Able {
             traced: Injected::possible().is_ok(),
             clocks: FakeClock::possible().is_ok(),
             groups: [Scarce::Threads, Scarce::Memory].into_iter().all(|what| what.possible().is_ok()),
+            compiler: Meddle::possible().is_ok(),
         }
     }
 
@@ -124,6 +130,7 @@ impl Able {
             (self.traced, "syncs and calls: there is no strace"),
             (self.clocks, "clocks and certificates that end: there is no libfaketime"),
             (self.groups, "threads and memory: there are no control groups"),
+            (self.compiler, "writes cut short and syncs that fail once: there is no C compiler"),
         ];
         let here = here.into_iter().filter(|(is, _)| !*is).map(|(_, what)| what.to_owned());
         let alone = ALONE.iter().map(|(what, why)| format!("{what}: {why}"));
@@ -149,10 +156,11 @@ impl Episode {
         let mut odds = |is: bool, share: f64| chance.random_bool(share) && is;
         let (power, clock, certs) = (odds(able.disks, 0.4), odds(able.clocks, 0.3), odds(able.clocks, 0.25));
         let (small, store, fronts, blocks) = (odds(power, 0.5), odds(true, 0.3), odds(true, 0.25), odds(true, 0.5));
+        let meddle = odds(able.compiler, 0.3);
         let nodes = [3, 3, 4, 5, 6].choose(&mut chance).copied().unwrap_or(3);
         let ring: &[Act] = if nodes > 4 { &[Act::Network(Shape::Ring)] } else { &[] };
         // Each with what it needs, and whether one of them must be there: what it needs is there for them.
-        let families: [(&[Act], bool, bool); 12] = [
+        let families: [(&[Act], bool, bool); 14] = [
             (PLAIN, true, false),
             (ring, true, false),
             (TRACED, able.traced, false),
@@ -165,6 +173,8 @@ impl Episode {
             (FRONTS, fronts, fronts),
             (MIXED, store, store),
             (CACHE, store, false),
+            (MEDDLED, meddle, false),
+            (ONCE, meddle && power, false),
         ];
         let all: Vec<Act> = families.iter().filter(|(_, may, _)| *may).flat_map(|(acts, ..)| *acts).copied().collect();
         let few = chance.random_range(2..=4);
@@ -186,7 +196,7 @@ impl Episode {
             nodes,
             zones: 3,
             disk,
-            kit: Kit { clock, store, certs, fronts, older: false },
+            kit: Kit { clock, store, certs, fronts, older: false, meddle },
             options: options(&acts, store, clock).leak(),
             pace: Pace {
                 rounds: chance.random_range(2..=5),
@@ -237,7 +247,7 @@ fn options(acts: &[Act], store: bool, clock: bool) -> Vec<&'static str> {
     let all: [(bool, &[&str]); 4] = [
         (store, QUICK),
         (clock, &["--limits-creation-grace-period", "2d"]),
-        (is(|act| matches!(act, Act::DiskFull(_) | Act::Calls(_))), SMALL_SEGMENTS),
+        (is(|act| matches!(act, Act::DiskFull(_) | Act::Calls(_) | Act::SyncOnce)), SMALL_SEGMENTS),
         (is(|act| matches!(act, Act::Lag)), &["--cluster-snapshot-every", "100"]),
     ];
     all.iter().filter(|(is, _)| *is).flat_map(|(_, words)| *words).copied().collect()
@@ -284,6 +294,8 @@ pub(crate) async fn run(args: Soak) -> Result<bool, Error> {
     let (engram, able) = (run::engram(&args.how)?, Able::look());
     let first_seed = args.seed.unwrap_or_else(|| Clock::real().now().unsigned_abs() % 1_000_000);
     say(&format!("soak: seed {first_seed}, {}\nnever drawn: {}", run::store(&args.how, &engram)?, able.left_out()))?;
+    let builds = run::builds(&args.how, &engram);
+    builds.iter().try_for_each(|build| say(&build.text()))?;
     let mut lines = match &args.how.out {
         Some(out) => {
             std::fs::create_dir_all(out)?;
@@ -327,7 +339,10 @@ pub(crate) async fn run(args: Soak) -> Result<bool, Error> {
     }
     say(&format!("{}\n{}", totals.text(), ends.text()))?;
     if let Some(out) = &args.how.out {
-        let json = serde_json::to_vec_pretty(&totals).map_err(|e| Error::Usage(e.to_string()))?;
+        let failed = |e: serde_json::Error| Error::Usage(e.to_string());
+        let mut all = serde_json::to_value(totals).map_err(failed)?;
+        (all["seed"], all["builds"]) = (first_seed.into(), serde_json::to_value(&builds).map_err(failed)?);
+        let json = serde_json::to_vec_pretty(&all).map_err(failed)?;
         std::fs::write(out.join("soak.json"), json)?;
     }
     Ok(ends.well())
@@ -351,8 +366,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    const ALL: Able = Able { disks: true, traced: true, clocks: true, groups: true };
-    const NONE: Able = Able { disks: false, traced: false, clocks: false, groups: false };
+    const ALL: Able = Able { disks: true, traced: true, clocks: true, groups: true, compiler: true };
+    const NONE: Able = Able { disks: false, traced: false, clocks: false, groups: false, compiler: false };
 
     #[test]
     fn an_episode_is_its_seed() {
@@ -365,13 +380,14 @@ mod tests {
 
     #[test]
     fn everything_is_drawn_sooner_or_later_and_only_where_it_can_be_done() {
-        let families = [PLAIN, POWER, FULL, TRACED, DARK, CLOCKS, CERTS, FRONTS, SCARCE, MIXED, CACHE];
+        let families = [PLAIN, POWER, FULL, TRACED, DARK, CLOCKS, CERTS, FRONTS, SCARCE, MIXED, CACHE, MEDDLED, ONCE];
         let mut drawn = BTreeSet::new();
         for number in 0..400 {
             let Scenario { act, kit, disk, .. } = Episode::draw(7, number, ALL).scenario;
             let Act::AnyOf(acts) = act else { panic!("{act:?}") };
             drawn.extend(acts.iter().map(|act| format!("{act:?}")));
             let any = |family: &[Act]| acts.iter().any(|act| family.contains(act));
+            assert!((kit.meddle || !any(MEDDLED)) && (kit.meddle && *disk != DiskKind::Plain || !any(ONCE)));
             assert!(kit.clock == any(CLOCKS) && kit.certs == any(CERTS) && kit.fronts == any(FRONTS), "{acts:?}");
             assert!(kit.store == any(MIXED) && (*disk != DiskKind::Plain || !any(POWER) && !any(FULL) && !any(DARK)));
             let Act::AnyOf(acts) = Episode::draw(7, number, NONE).scenario.act else { panic!("{act:?}") };

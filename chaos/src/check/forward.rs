@@ -1,6 +1,10 @@
-//! What only grows, only grows: at each node Raft's term and applied index, each partition's epoch and each register's
-//! version as that node tells them; and one version of a register has one value everywhere: the one that somebody set at
-//! the version before, and was told so, or was told nothing.
+//! What only grows, only grows: at each node Raft's term and applied index, each partition's epoch, the fence of each lease
+//! and each register's version as that node tells them; one version of a register has one value everywhere: the one that
+//! somebody set at the version before, and was told so, or was told nothing; and a fence is given once, to one node for
+//! one thing, whoever tells of it.
+//!
+//! A node whose disk was replaced is another one: it has another id in the cluster, by which its answers are told apart
+//! from those of its place before.
 //!
 //! Of two answers of a node, the second counts as later when it was asked for after the first had come. Answers without
 //! a leader or with another set of partitions are compared all the same: terms, epochs and versions may not go back, not
@@ -67,17 +71,30 @@ fn unfounded(sets: &Sets, key: u32, version: u64, value: u64, ended: Micros) -> 
 
 /// Checks all answers about versions.
 pub(super) fn check(history: &History) -> Verdict {
-    let mut verdict = Verdict::new("forward", "terms, applied indexes, epochs and versions only grow at each node");
-    let mut highest: BTreeMap<(u32, String), Highest> = BTreeMap::new();
+    let mut verdict =
+        Verdict::new("forward", "terms, applied indexes, epochs, fences and versions only grow at each node");
+    let mut highest: BTreeMap<(u32, u64, String), Highest> = BTreeMap::new();
+    let mut given: BTreeMap<u64, (String, u64)> = BTreeMap::new();
     let sets = sets(history);
     let mut values: BTreeMap<(u32, u64), u64> = BTreeMap::new();
     let (mut looked, mut leaders, mut last_term) = (0, 0_u64, None);
     let mut ops: Vec<_> = history.ops.iter().filter(|op| op.end == End::Ok).collect();
     ops.sort_by_key(|op| op.ended);
     for op in ops {
-        let (ended, mut told) = (op.ended.unwrap_or(Micros::MAX), Vec::new());
+        let (ended, mut told, mut who) = (op.ended.unwrap_or(Micros::MAX), Vec::new(), 0);
         match (&op.call, &op.answer) {
-            (Call::Status, Some(Answer::Status { term, applied, leader, epochs })) => {
+            (Call::Status, Some(Answer::Status { term, applied, leader, epochs, id, fences })) => {
+                who = *id;
+                for (key, node, fence) in fences {
+                    told.push((format!("fence of {key}"), *fence));
+                    let first = given.entry(*fence).or_insert_with(|| (key.clone(), *node));
+                    if *first != (key.clone(), *node) {
+                        let (of, whose) = first;
+                        verdict.fail(|| {
+                            format!("fence {fence} is node {node}'s for {key}, and was node {whose}'s for {of}")
+                        });
+                    }
+                }
                 let lives = history.faults.iter().filter(|fault| fault.at < ended).count();
                 told.extend([("term".to_owned(), *term), (format!("applied index after {lives} faults"), *applied)]);
                 told.extend(epochs.iter().enumerate().map(|(at, epoch)| (format!("epoch of partition {at}"), *epoch)));
@@ -107,7 +124,7 @@ pub(super) fn check(history: &History) -> Verdict {
         }
         looked += 1;
         for (name, value) in told {
-            if let Some(known) = highest.entry((op.node, name.clone())).or_default().take(op.began, ended, value) {
+            if let Some(known) = highest.entry((op.node, who, name.clone())).or_default().take(op.began, ended, value) {
                 let at = super::seconds(op.began);
                 verdict.fail(|| format!("node {}: {name} is {value} at {at:.3} s, it was {known} before", op.node));
             }
@@ -115,6 +132,7 @@ pub(super) fn check(history: &History) -> Verdict {
     }
     verdict.count("answers", looked);
     verdict.count("leaders seen", leaders);
+    verdict.count("fences seen", given.len() as u64);
     verdict
 }
 
@@ -126,8 +144,43 @@ mod tests {
     use crate::history::Op;
 
     fn status(node: u32, began: Micros, ended: Micros, term: u64, epoch: u64) -> Op {
-        let answer = Answer::Status { term, applied: 9, leader: Some(1), epochs: vec![4, epoch] };
+        told(node, (began, ended), term, vec![4, epoch], 0, &[])
+    }
+
+    fn told(
+        node: u32,
+        (began, ended): (Micros, Micros),
+        term: u64,
+        epochs: Vec<u64>,
+        id: u64,
+        fences: &[(&str, u64, u64)],
+    ) -> Op {
+        let fences = fences.iter().map(|(key, node, fence)| ((*key).to_owned(), *node, *fence)).collect();
+        let answer = Answer::Status { term, applied: 9, leader: Some(1), epochs, id, fences };
         op(node, Call::Status, began, ended, End::Ok, Some(answer))
+    }
+
+    #[test]
+    fn a_fence_goes_back_nowhere_and_is_given_once() {
+        let seen = |node, at, id, fences: &[(&str, u64, u64)]| told(node, (at, at + 1), 5, Vec::new(), id, fences);
+        let good = [
+            seen(0, 1, 7, &[("cut/a/1", 2, 30), ("cut/b/1", 2, 31)]),
+            seen(0, 5, 7, &[("cut/a/1", 3, 40)]),
+            // Another node that is behind; given back and taken again; the same place with an empty disk.
+            seen(1, 9, 8, &[("cut/a/1", 2, 30)]),
+            seen(0, 13, 7, &[("cut/b/1", 2, 41)]),
+            seen(0, 17, 9, &[("cut/a/1", 2, 30)]),
+        ];
+        let verdict = check(&history(good.to_vec()));
+        assert_eq!((verdict.outcome, verdict.figures["fences seen"]), (Outcome::Passed, 4.0), "{:?}", verdict.told);
+        for (wrong, word) in [
+            (seen(0, 21, 7, &[("cut/a/1", 2, 30)]), "it was 40 before"),
+            (seen(1, 21, 8, &[("cut/a/1", 4, 40)]), "fence 40 is node 4's"),
+            (seen(1, 21, 8, &[("cut/c/1", 3, 40)]), "and was node 3's for cut/a/1"),
+        ] {
+            let verdict = check(&history([good.to_vec(), vec![wrong]].concat()));
+            assert!(verdict.outcome == Outcome::Failed && verdict.told[0].contains(word), "{:?}", verdict.told);
+        }
     }
 
     fn get(node: u32, began: Micros, version: u64, value: u64) -> Op {
@@ -168,7 +221,7 @@ mod tests {
     }
 
     fn applied(began: Micros, applied: u64) -> Op {
-        let answer = Answer::Status { term: 1, applied, leader: None, epochs: Vec::new() };
+        let answer = Answer::Status { term: 1, applied, leader: None, epochs: Vec::new(), id: 0, fences: Vec::new() };
         op(0, Call::Status, began, began + 1, End::Ok, Some(answer))
     }
 

@@ -10,6 +10,7 @@
 //! - `constants`: questions about data that never changes have one answer (I2, I3)
 //! - `prompt`: without a fault, changes of the metadata are answered in time
 //! - `healed`: the cluster is whole and at one with itself soon after the faults (I8)
+//! - `bounded`: what nodes take of their machine stays below what follows from the load, and does not grow
 //! - `covered`: the faults were there, and work was done while they were
 //!
 //! A checker reads the history and nothing else. It trusts no answer more than another, and its verdict is one of
@@ -18,6 +19,7 @@
 
 mod agreement;
 mod available;
+mod bounded;
 mod constants;
 mod covered;
 mod forward;
@@ -37,7 +39,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Figures that a checker needs, and how much of each: with less it has looked at nothing.
-const NEEDED: [(&str, &str, f64); 8] = [
+const NEEDED: [(&str, &str, f64); 10] = [
     ("totals", "queries", 10.0),
     ("totals", "exact answers", 10.0),
     ("ledger", "tenants", 1.0),
@@ -46,6 +48,8 @@ const NEEDED: [(&str, &str, f64); 8] = [
     ("forward", "answers", 10.0),
     ("prompt", "changes without a fault", 5.0),
     ("constants", "answered", 10.0),
+    ("bounded", "looks", 10.0),
+    ("bounded", "nodes before and after", 1.0),
 ];
 /// Findings that are told; all are counted.
 const TOLD_MAX: usize = 20;
@@ -152,8 +156,8 @@ pub(crate) struct Promise {
 }
 
 /// Who looks at every run; `available` at times without a fault as well.
-pub(crate) const ALWAYS: [&str; 9] =
-    ["samples", "totals", "register", "forward", "agreement", "prompt", "healed", "constants", "covered"];
+pub(crate) const ALWAYS: [&str; 10] =
+    ["samples", "totals", "register", "forward", "agreement", "prompt", "healed", "constants", "bounded", "covered"];
 
 /// What was asked in a run, besides writes and reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +168,8 @@ pub(crate) struct Asked {
     pub(crate) registers: bool,
     /// Blocks were made and looked at.
     pub(crate) blocks: bool,
+    /// What nodes take was measured, and they are ours: others have other needs.
+    pub(crate) gauges: bool,
 }
 
 /// All checkers' verdicts.
@@ -180,6 +186,7 @@ pub(crate) fn all(history: &History, numbers: Numbers, promise: Promise, asked: 
         of(asked.registers, prompt::check(history, promise)),
         healed::check(history),
         of(asked.constants, constants::check(history)),
+        of(asked.gauges, bounded::check(history)),
         covered::check(history),
     ]
 }
@@ -194,7 +201,7 @@ mod tests {
 
     #[test]
     fn who_looked_at_nothing_does_not_pass() {
-        let everything = Asked { totals: true, constants: true, registers: true, blocks: true };
+        let everything = Asked { totals: true, constants: true, registers: true, blocks: true, gauges: true };
         let verdicts = all(&History::default(), NUMBERS, Promise::default(), everything);
         for verdict in &verdicts {
             assert_eq!(verdict.outcome, Outcome::Unknown, "{}", verdict.checker);
@@ -207,10 +214,10 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_not_applicable() {
-        let nothing = Asked { totals: false, constants: false, registers: false, blocks: false };
+        let nothing = Asked { totals: false, constants: false, registers: false, blocks: false, gauges: false };
         let verdicts = all(&History::default(), NUMBERS, Promise::default(), nothing);
         let left_out: Vec<_> = verdicts.iter().filter(|v| v.outcome == Outcome::NotApplicable).collect();
-        assert_eq!(left_out.len(), 6, "{left_out:?}");
+        assert_eq!(left_out.len(), 7, "{left_out:?}");
         assert!(left_out.iter().all(|verdict| verdict.told.is_empty()));
     }
 }

@@ -4,6 +4,7 @@
 //! file is always replaced as a whole.
 
 use super::clock::FakeClock;
+use super::handshake::Hand;
 use crate::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,16 @@ impl Certs {
             ("ca", path("ca.pem".to_owned())),
         ];
         pairs.into_iter().flat_map(|(name, value)| [format!("--cluster-tls-{name}"), value]).collect()
+    }
+
+    /// What a node shows of itself, and whom it trusts.
+    pub(super) fn hand(&self, node: usize) -> Hand {
+        let path = |name: String| self.folder.join(name);
+        Hand {
+            ca: path("ca.pem".into()),
+            cert: path(format!("node-{node}.pem")),
+            key: path(format!("node-{node}.key")),
+        }
     }
 
     fn authority(&self, number: u32) -> PathBuf {

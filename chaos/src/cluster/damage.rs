@@ -27,6 +27,8 @@ pub(crate) enum Part {
     Meta,
     /// Copies of parts of blocks.
     Cache,
+    /// Files of full chunks, which heads read instead of keeping them in memory.
+    Chunks,
 }
 
 /// What is done to them.
@@ -49,6 +51,7 @@ impl Part {
             Self::Log => "log",
             Self::Meta => "meta",
             Self::Cache => "cache",
+            Self::Chunks => "head",
         }
     }
 

@@ -93,11 +93,9 @@ impl Limit {
         text.split_whitespace().last().and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
-    /// Whether it has all that it may have.
-    pub(crate) fn is_reached(&self) -> bool {
-        let Self::Group(folder) = self else { return false };
-        let read = |name: &str| number(&folder.join(name)).ok();
-        matches!((read("pids.current"), read("pids.max")), (Some(now), Some(most)) if now >= most)
+    /// Whether it is threads that there are too few of.
+    pub(crate) fn is_of_threads(&self) -> bool {
+        matches!(self, Self::Group(folder) if folder.join("pids.max").exists())
     }
 }
 

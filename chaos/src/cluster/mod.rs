@@ -5,11 +5,13 @@
 //! - `proxy`, `links`, `origin`: every byte between two nodes, and what may happen to it
 //! - `disk`, `disk_off`, `mounts`: a disk of one node's own, that can lose its power or be full
 //! - `inject`: syncs and writes that fail, are slow or lie
+//! - `meddle`: writes that are cut short, syncs that fail once
 //! - `damage`: files that are torn or rot
-//! - `certs`: the certificates of nodes
+//! - `certs`, `handshake`: the certificates of nodes, and what somebody hears who shows one
 //! - `limits`: less than a node needs
 //! - `store`, `bucket`: the object store blocks are kept in, and what lies there
 //! - `clock`: the time of day as one node sees it
+//! - `gauges`: what nodes take and tell while a run lasts
 //! - `view`, `roster`: what the cluster says of itself, whom clients may ask
 //!
 //! A node keeps its ports, its name and its directory over all restarts, so a client's address never changes and what
@@ -21,9 +23,12 @@ mod clock;
 mod damage;
 mod disk;
 mod disk_off;
+mod gauges;
+mod handshake;
 mod inject;
 mod limits;
 mod links;
+mod meddle;
 mod mounts;
 mod origin;
 mod process;
@@ -40,6 +45,7 @@ pub(crate) use disk::{Disk, Kind as DiskKind};
 pub(crate) use inject::{Flaw, Injected, Syncs};
 pub(crate) use limits::{Limit, Scarce};
 pub(crate) use links::{CLIENTS, Links, Rule, between};
+pub(crate) use meddle::{Meddle, Meddled, Synced};
 pub(crate) use mounts::enter as enter_own_mounts;
 pub(crate) use process::{Env, guard};
 pub(crate) use roster::Roster;
@@ -51,6 +57,7 @@ use crate::error::Error;
 use crate::history::{Life, Recorder};
 use crate::peer::{Peer, Place, Ports};
 use engram_model::time::Stopwatch;
+use gauges::Gauges;
 use process::Process;
 use proxy::{Between, Pids, Proxy};
 use rand::rngs::StdRng;
@@ -82,15 +89,21 @@ pub(crate) struct Kit {
     pub(crate) fronts: bool,
     /// Nodes begin as an older binary.
     pub(crate) older: bool,
+    /// A hand of ours is between nodes and what the kernel does with their files.
+    pub(crate) meddle: bool,
 }
 
 impl Kit {
     /// Nothing.
-    pub(crate) const NOTHING: Self = Self { clock: false, store: false, certs: false, fronts: false, older: false };
+    pub(crate) const NOTHING: Self =
+        Self { clock: false, store: false, certs: false, fronts: false, older: false, meddle: false };
 
     /// Whether this machine has it; else why not.
     pub(crate) fn possible(self) -> Result<(), String> {
-        if self.clock { FakeClock::possible() } else { Ok(()) }
+        if self.clock {
+            FakeClock::possible()?;
+        }
+        if self.meddle { Meddle::possible() } else { Ok(()) }
     }
 }
 
@@ -135,6 +148,7 @@ struct Node {
     folder: PathBuf,
     disk: Disk,
     clock: Option<FakeClock>,
+    meddle: Option<Meddle>,
     /// What clients reach it through, where that is not the node itself.
     front: Option<Proxy>,
     /// Whether it is the older binary.
@@ -150,6 +164,7 @@ pub(crate) struct Cluster {
     seeds: Vec<String>,
     pub(crate) links: Arc<Links>,
     pids: Pids,
+    gauges: Gauges,
     store: Option<Store>,
     certs: Option<Certs>,
     pub(crate) roster: Arc<Roster>,
@@ -167,8 +182,20 @@ impl Cluster {
         let chance = StdRng::seed_from_u64(spec.seed ^ u64::from(std::process::id()));
         let (links, roster, pids) = (Arc::new(Links::new()), Arc::new(Roster::default()), Pids::default());
         let (count, seeds, taken) = (spec.nodes, Vec::new(), BTreeSet::new());
-        let mut cluster =
-            Self { spec, nodes: Vec::new(), seeds, links, pids, store: None, certs: None, roster, chance, taken };
+        let gauges = Gauges::start(spec.recorder.clone(), &spec.folder)?;
+        let mut cluster = Self {
+            spec,
+            nodes: Vec::new(),
+            seeds,
+            links,
+            pids,
+            gauges,
+            store: None,
+            certs: None,
+            roster,
+            chance,
+            taken,
+        };
         if cluster.spec.kit.store {
             let (address, pids, seed) = (cluster.free()?, cluster.pids.clone(), cluster.spec.seed);
             cluster.store = Some(Store::start(address, pids, seed).await?);
@@ -197,6 +224,7 @@ impl Cluster {
         std::fs::create_dir_all(&folder)?;
         let disk = Disk::make(self.spec.disk, &folder)?;
         let clock = if self.spec.kit.clock { Some(FakeClock::make(&folder)?) } else { None };
+        let meddle = if self.spec.kit.meddle { Some(Meddle::make(&self.library()?, &folder)?) } else { None };
         let (http, grpc, front, gossip) = (self.free()?, self.free()?, self.free()?, self.free()?);
         let (pids, rules, seed) = (Some(self.pids.clone()), self.links.watch(), self.spec.seed ^ index as u64);
         let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
@@ -205,7 +233,8 @@ impl Cluster {
             certs.issue(index, None)?;
         }
         let (zone, older) = (index % self.spec.zones, self.spec.kit.older);
-        self.nodes.push(Node { zone, http, grpc, gossip, proxy, folder, disk, clock, front, older, process: None });
+        let node = Node { zone, http, grpc, gossip, proxy, folder, disk, clock, meddle, front, older, process: None };
+        self.nodes.push(node);
         self.roster.set(index, Some(self.client(index, client_timeout)?));
         Ok(index)
     }
@@ -297,6 +326,26 @@ impl Cluster {
         self.nodes[node].clock.clone()
     }
 
+    /// The library that is loaded into nodes, made when it is not there yet.
+    fn library(&self) -> Result<PathBuf, Error> {
+        let made = self.spec.folder.join("meddle.so");
+        if made.exists() { Ok(made) } else { Meddle::library(&self.spec.folder) }
+    }
+
+    /// The hand between a node and its files.
+    ///
+    /// # Errors
+    /// There is none in this cluster.
+    pub(crate) fn meddle(&self, node: usize) -> Result<&Meddle, Error> {
+        let meddle = self.nodes[node].meddle.as_ref();
+        meddle.ok_or_else(|| Error::Usage("nothing is between these nodes and their files".to_owned()))
+    }
+
+    /// What that hand has done to a node so far.
+    pub(crate) fn meddled(&self, node: usize) -> Meddled {
+        self.nodes[node].meddle.as_ref().map(Meddle::done).unwrap_or_default()
+    }
+
     /// Which binary a node is when it is started next.
     pub(crate) fn age(&mut self, node: usize, older: bool) {
         self.nodes[node].older = older;
@@ -305,6 +354,16 @@ impl Cluster {
     /// The certificates, where there are any.
     pub(crate) fn certs(&mut self) -> Option<&mut Certs> {
         self.certs.as_mut()
+    }
+
+    /// Calls node `at` with the certificate of `whose`; why not, when one of both refused.
+    ///
+    /// # Errors
+    /// There are no certificates, or nobody listens there.
+    pub(crate) async fn shakes_hands(&self, at: usize, whose: usize) -> Result<Result<(), String>, Error> {
+        let hand = self.certs.as_ref().map(|certs| certs.hand(whose));
+        let hand = hand.ok_or_else(|| Error::Usage("this cluster has no certificates".to_owned()))?;
+        handshake::shake(self.nodes[at].grpc, hand).await
     }
 
     /// Limits a running node while what is returned lives.
@@ -354,6 +413,7 @@ impl Cluster {
         if let Some(peer) = &self.spec.peer {
             let (program, args) = peer.command(&self.place(index));
             let process = Process::start(Path::new(&program), &args, env, &log)?;
+            self.gauges.know(index, Some((process.pid(), node.http)));
             self.nodes[index].process = Some(process);
             return Ok(());
         }
@@ -371,7 +431,8 @@ impl Cluster {
         args.extend(self.spec.options.iter().cloned());
         args.extend(self.store.iter().flat_map(Store::options));
         args.extend(self.certs.iter().flat_map(|certs| certs.options(index)));
-        let env = [env, node.clock.as_ref().map(FakeClock::env).unwrap_or_default()].concat();
+        let clock = node.clock.as_ref().map(FakeClock::env).unwrap_or_default();
+        let env = together([env, clock, node.meddle.as_ref().map(Meddle::env).unwrap_or_default()].concat());
         let newer = &self.spec.engram;
         let binary = if node.older { self.spec.older.as_ref().unwrap_or(newer) } else { newer };
         let process = Process::start(binary, &args, env, &log)?;
@@ -387,6 +448,7 @@ impl Cluster {
             pids.resize(index + 1, None);
         }
         pids[index] = pid;
+        self.gauges.know(index, pid.map(|pid| (pid, self.nodes[index].http)));
     }
 
     /// Starts nodes and waits until each is ready; returns how long that took.
@@ -535,6 +597,16 @@ impl Cluster {
             reason: format!("node {index} {reason}; {}:\n{tail}", path.display()),
         }
     }
+}
+
+/// Libraries that are to be loaded stand in one variable.
+fn together(env: Env) -> Env {
+    let (libraries, mut others): (Env, Env) = env.into_iter().partition(|(name, _)| *name == "LD_PRELOAD");
+    let all: Vec<_> = libraries.into_iter().map(|(_, path)| path).collect();
+    if !all.is_empty() {
+        others.push(("LD_PRELOAD", all.join(std::ffi::OsStr::new(":"))));
+    }
+    others
 }
 
 /// The end of a log.

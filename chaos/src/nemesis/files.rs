@@ -148,9 +148,17 @@ impl Nemesis {
         self.recorder.fault(&name, FaultState::Installed, "");
         let mut told = Vec::new();
         for node in &nodes {
-            match inflict(&cluster.data(*node), damage, &mut self.chance)? {
-                Some(what) => told.push(what),
-                None => self.recorder.fault(&name, FaultState::Unknown, "there was nothing to damage"),
+            let watch = Stopwatch::start();
+            loop {
+                match inflict(&cluster.data(*node), damage, &mut self.chance)? {
+                    Some(what) => break told.push(what),
+                    // What there is too little of yet may come.
+                    None if watch.elapsed() < HITS_WITHIN => tokio::time::sleep(PILE).await,
+                    None => {
+                        self.recorder.fault(&name, FaultState::Unknown, "there was nothing to damage");
+                        break;
+                    }
+                }
             }
         }
         self.wait(pace.hold_ms).await;

@@ -10,6 +10,7 @@
 //! - `proof`: what shows that a fault did hit; without it nothing is proved and the run is *unknown*
 //! - `network`: which pairs of nodes a fault of the network hits, and how
 //! - `files`: files that are damaged, syncs that are held, calls that fail
+//! - `meddled`: writes that are cut short, a sync that fails once
 //! - `clocks`: clocks that are wrong
 //! - `store`: the object store
 //! - `members`: members that come and go
@@ -20,6 +21,7 @@ mod clocks;
 mod files;
 mod flood;
 mod hand;
+mod meddled;
 mod members;
 mod network;
 mod proof;
@@ -78,6 +80,10 @@ pub(crate) enum Act {
     Calls(Whom),
     /// Stopped between a write and its sync, then let go on or killed, by chance.
     HeldSync(Whom),
+    /// Some writes to files are cut short.
+    CutShort(Whom),
+    /// One sync fails once, then the power goes: of each node in turn, and of all.
+    SyncOnce,
     /// Killed, its files damaged, started again; replaced by an empty node where it refuses.
     Damage(Whom, &'static [Damage]),
     /// Its files damaged while it runs, then killed; as above after that.
@@ -193,6 +199,8 @@ impl Nemesis {
                 Act::SlowThenDark => self.slow_then_dark(cluster, pace).await?,
                 Act::BridgeThenKill => self.bridge_then_kill(cluster, pace).await?,
                 Act::Strand => self.strand(cluster, pace).await?,
+                Act::CutShort(whom) => self.cut_short(cluster, whom, round, pace).await?,
+                Act::SyncOnce => self.sync_once(cluster, round, pace).await?,
                 Act::HeldSync(whom) => self.held_sync(cluster, whom, round, pace).await?,
                 Act::Damage(whom, kinds) => {
                     self.damage(cluster, whom, in_turn(kinds, round), round, pace).await?;
@@ -351,6 +359,8 @@ impl Nemesis {
             | Act::AnyOf(_)
             | Act::Any
             | Act::HeldSync(_)
+            | Act::CutShort(_)
+            | Act::SyncOnce
             | Act::Damage(..)
             | Act::Store(_)
             | Act::Trap(_)

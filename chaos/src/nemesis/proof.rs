@@ -63,7 +63,10 @@ async fn hits(cluster: &mut Cluster, nodes: &[usize], held: &[Injected]) -> Proo
 }
 
 /// Waits until each of them has ended by itself.
-async fn ended(cluster: &mut Cluster, nodes: &[usize]) -> Result<(), Error> {
+///
+/// # Errors
+/// One goes on.
+pub(super) async fn ended(cluster: &mut Cluster, nodes: &[usize]) -> Result<(), Error> {
     let watch = Stopwatch::start();
     for node in nodes {
         while cluster.alive(*node).is_ok() {

@@ -16,10 +16,12 @@ impl Act {
         match self {
             Self::Kill(whom) | Self::Pause(whom) | Self::Restart(whom) | Self::PowerLoss(whom) => of(whom),
             Self::DiskFull(whom) | Self::Syncs(whom, _) | Self::Calls(whom) | Self::HeldSync(whom) => of(whom),
-            Self::Damage(whom, _) | Self::LiveDamage(whom, _) => of(whom),
+            Self::Damage(whom, _) | Self::LiveDamage(whom, _) | Self::CutShort(whom) => of(whom),
             // Where the replicas of a partition are decides whether anybody sees two of them.
             Self::Network(Shape::Shatter | Shape::Halves | Shape::Ring) => false,
             Self::Network(_) => nodes > 2,
+            // In its later rounds it takes all.
+            Self::SyncOnce => false,
             Self::PlantedLie | Self::SlowThenDark | Self::AnyOf(_) | Self::Any => false,
             // A clock that is wrong takes nobody away; the others take one at a time.
             _ => nodes > 2,

@@ -33,6 +33,8 @@ const LOST_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const LINES_BREAK: &str = "all connections between nodes break for 0.7 s";
 /// Callers that a node at its limit for files may still have room for.
 const CALLERS_MAX: u32 = 256;
+/// Questions at once that want a thread each.
+const VOLLEY: usize = 96;
 /// Who has no answer by then was not taken.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Memory of each node in a flood.
@@ -159,15 +161,16 @@ impl Nemesis {
         self.break_lines(cluster).await;
         self.recorder.fault(&name, FaultState::Struck, "");
         self.wait(pace.hold_ms).await;
+        let mut proof = turned_away(cluster, &nodes).await?;
         if !cluster.lost(&nodes, LOST_WITHIN).await {
-            self.recorder.fault(&name, FaultState::Unknown, "the others still count it among the active");
+            proof = Err("the others still count it among the active".to_owned());
         }
         cluster.healing();
         for node in &nodes {
             certs(cluster)?.issue(*node, None)?;
         }
         tokio::time::sleep(READ_AGAIN).await;
-        self.recorder.fault(&name, FaultState::Healed, "");
+        self.healed(&name, proof);
         Ok(())
     }
 
@@ -270,8 +273,32 @@ impl Crowd {
     }
 }
 
-/// What shows that there is too little: of files, that a caller is not taken; of threads, that there are as many as there
-/// may be; of memory, that some was refused.
+/// Calls as these nodes and calls them, with certificates that have ended and with such that have not.
+async fn turned_away(cluster: &Cluster, ended: &[usize]) -> Result<Proof, Error> {
+    let others: Vec<usize> = cluster.running().into_iter().filter(|node| !ended.contains(node)).collect();
+    let (Some(one), Some(other)) = (others.first().copied(), others.last().copied()) else {
+        return Ok(Err("there is nobody else to call".to_owned()));
+    };
+    let mut told = Vec::new();
+    for node in ended {
+        for (at, whose) in [(one, *node), (*node, one)] {
+            match cluster.shakes_hands(at, whose).await? {
+                Err(why) if why.to_lowercase().contains("expired") => {
+                    told.push(format!("node {at}, called as node {whose}: {why}"));
+                }
+                answer => {
+                    return Ok(Err(format!("node {at}, called as node {whose}, was to turn it away: {answer:?}")));
+                }
+            }
+        }
+    }
+    // One who has a certificate that is good must be let in, or this says nothing.
+    let answer = cluster.shakes_hands(one, other).await?;
+    Ok(answer.map(|()| told.join("; ")).map_err(|why| format!("node {one}, called as node {other}: {why}")))
+}
+
+/// What shows that there is too little: of files, that a caller is not taken; of threads and memory, that the kernel has
+/// refused some.
 async fn felt(cluster: &mut Cluster, nodes: &[usize], limits: &[Limit], crowd: &mut Crowd) -> Proof {
     let (watch, mut told) = (Stopwatch::start(), Vec::new());
     for (node, limit) in nodes.iter().zip(limits) {
@@ -279,15 +306,30 @@ async fn felt(cluster: &mut Cluster, nodes: &[usize], limits: &[Limit], crowd: &
             told.push(crowd.gather(cluster.http(*node)).await?);
             continue;
         }
-        while limit.refused() == 0 && !limit.is_reached() && cluster.alive(*node).is_ok() {
+        while limit.refused() == 0 && cluster.alive(*node).is_ok() {
             if watch.elapsed() > HITS_WITHIN {
                 return Err(format!("node {node} lacked nothing"));
+            }
+            if limit.is_of_threads() {
+                volley(cluster.http(*node)).await;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         told.push(format!("node {node} lacked it"));
     }
     Ok(told.join("; "))
+}
+
+/// Asks for so much at once that the node wants more threads than it has: each answer is made by one of its own.
+async fn volley(at: SocketAddr) {
+    let one = async || {
+        let mut stream = TcpStream::connect(at).await.ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: volley\r\nConnection: close\r\n\r\n").await.ok()?;
+        stream.read_to_end(&mut Vec::new()).await.ok()
+    };
+    // Who gets no answer has asked all the same.
+    let all = futures::future::join_all((0..VOLLEY).map(|_| one()));
+    let _answered = tokio::time::timeout(ANSWERS_WITHIN, all).await;
 }
 
 fn certs(cluster: &mut Cluster) -> Result<&mut crate::cluster::Certs, Error> {

@@ -33,7 +33,8 @@ impl Build {
         Self { role, path: program, version, bytes, sha256 }
     }
 
-    pub(super) fn text(&self) -> String {
+    /// For people.
+    pub(crate) fn text(&self) -> String {
         let Self { role, path, version, bytes, sha256 } = self;
         format!("{role}: {path}, {version}, {bytes} bytes, sha256 {sha256}")
     }

@@ -113,6 +113,7 @@ fn section(out: &mut String, run: &Report) {
         put(out, &format!("<p class=\"failed\">{}</p>", text(why)));
     }
     draw(out, &run.timeline);
+    put(out, &super::gauges::draw(&run.nodes, run.timeline.seconds(), WIDTH));
     put(out, "<table><tr><th>checker<th class=\"l\">says<th class=\"l\">verdict<th class=\"l\">figures</tr>");
     for verdict in &run.verdicts {
         let figures =
@@ -134,8 +135,7 @@ fn section(out: &mut String, run: &Report) {
 
 /// Faults as bands, acknowledged writes as bars, failures as red bars from above, the slowest write as a line.
 fn draw(out: &mut String, line: &Timeline) {
-    #[allow(clippy::cast_precision_loss, reason = "buckets are at most 28,800")]
-    let seconds = line.buckets.len() as f64 * line.bucket_seconds;
+    let seconds = line.seconds();
     let x = |at: f64| at / seconds.max(0.001) * WIDTH;
     let wide = x(line.bucket_seconds);
     let most = line.buckets.iter().map(|b| b.acknowledged).max().unwrap_or(0).max(1);

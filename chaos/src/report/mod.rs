@@ -3,10 +3,12 @@
 //! - [`mod@self`]: the figures of a run, its text and JSON
 //! - `build`: which programs it was
 //! - `timeline`: acknowledgements, failures and times in buckets of a quarter of a second
+//! - `gauges`: what nodes took: their peaks, and lines below the timeline
 //! - `totals`: sums over many runs
 //! - `html`: the page; it loads nothing from anywhere
 
 mod build;
+mod gauges;
 mod html;
 mod timeline;
 mod totals;
@@ -52,6 +54,8 @@ pub(crate) struct Report {
     verdicts: Vec<Verdict>,
     faults: Vec<FaultLine>,
     timeline: Timeline,
+    /// What each node took.
+    nodes: Vec<gauges::Node>,
     pub(crate) replay: String,
     /// Where the nodes' data, logs and the history are, when they were kept.
     pub(crate) kept: Option<PathBuf>,
@@ -96,6 +100,7 @@ impl Report {
             verdicts,
             faults: history.faults.iter().map(line).collect(),
             timeline: Timeline::of(history),
+            nodes: gauges::nodes(history),
             replay: format!("engram-chaos run {} --seed {seed}", scenario.name),
             kept: None,
         }
@@ -200,6 +205,9 @@ impl Report {
             self.seconds("healed", "heal s", 1),
             self.seconds("healed", "agree s", 1),
         );
+        if let Some(peaks) = gauges::peaks(&self.nodes) {
+            text += &format!("\n  {peaks}");
+        }
         if let Some(why) = &self.broken {
             text += &format!("\n  BROKEN {why}");
         }

@@ -75,6 +75,13 @@ impl Timeline {
         line
     }
 
+    /// How long it is.
+    pub(super) fn seconds(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss, reason = "buckets are at most 28,800")]
+        let count = self.buckets.len() as f64;
+        count * self.bucket_seconds
+    }
+
     /// Seconds in which at least one fault was there.
     pub(super) fn broken_seconds(&self) -> f64 {
         let mut spans: Vec<(f64, f64)> = self.faults.iter().map(|band| (band.from, band.to)).collect();

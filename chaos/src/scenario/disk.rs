@@ -13,6 +13,7 @@ pub(crate) const SMALL_SEGMENTS: &[&str] = &["--log-segment-bytes-max", "1MiB"];
 const FULL: Pace = Pace { rounds: 3, hold_ms: 10_000, rest_ms: 4_000 };
 const ROT: &str =
     "no wrong value is answered; what rots on one node spreads nowhere, and the node is replaced if it must be";
+const MEDDLED: Kit = Kit { meddle: true, ..Kit::NOTHING };
 const CLOCKED: Kit = Kit { clock: true, ..Kit::NOTHING };
 const CLOCKS: &str = "nothing lost, nothing valid refused, nothing stale; clients notice nothing";
 
@@ -65,6 +66,20 @@ pub(super) static DISK: &[Scenario] = &[
         ..THREE
     },
     Scenario {
+        name: "sync-once",
+        number: "17b",
+        fault: "one sync fails once, of one kind of file (the log, the metadata's log, a folder), then power loss; at \
+                each node in turn, then at all at once",
+        says: "nothing that was written before a failed sync is acknowledged, whatever later syncs say; the node ends itself",
+        disk: DiskKind::Ext4,
+        kit: MEDDLED,
+        act: Act::SyncOnce,
+        pace: Pace { rounds: 6, hold_ms: 1_000, rest_ms: 4_000 },
+        // Folders are synced where the log goes on in another file.
+        options: SMALL_SEGMENTS,
+        ..THREE
+    },
+    Scenario {
         name: "pause-in-sync",
         number: "9",
         fault: "each node in turn stopped between a write and its sync, then let go on or killed there",
@@ -80,6 +95,18 @@ pub(super) static DISK: &[Scenario] = &[
         act: Act::Calls(Whom::EachNode),
         pace: Pace { rounds: 6, hold_ms: 3_000, rest_ms: 2_000 },
         // Names are changed and room is set aside where the log goes on in another file.
+        options: SMALL_SEGMENTS,
+        ..THREE
+    },
+    Scenario {
+        name: "short-writes",
+        number: "18b",
+        fault: "one of three writes to files is cut short by the kernel, at each node in turn",
+        says: "what is left is written after it; clients notice nothing",
+        kit: MEDDLED,
+        act: Act::CutShort(Whom::EachNode),
+        pace: Pace { rounds: 3, hold_ms: 4_000, rest_ms: 2_000 },
+        promise: UNNOTICED,
         options: SMALL_SEGMENTS,
         ..THREE
     },
@@ -140,6 +167,28 @@ pub(super) static DISK: &[Scenario] = &[
         says: ROT,
         act: Act::LiveDamage(Whom::EachNode, Damage::Bits(Part::Log)),
         pace: Pace { rounds: 2, hold_ms: 5_000, rest_ms: 4_000 },
+        ..THREE
+    },
+    Scenario {
+        name: "rotten-chunks",
+        number: "21e",
+        fault: "one bit in a million of the files of full chunks under a running node is turned over, then kill -9",
+        says: ROT,
+        act: Act::LiveDamage(Whom::EachNode, Damage::Bits(Part::Chunks)),
+        pace: Pace { rounds: 3, hold_ms: 5_000, rest_ms: 4_000 },
+        // A partition's share of what may wait in memory is small, each tenant has one, and checkpoints name the files soon.
+        options: &[
+            "--partitions",
+            "512",
+            "--shard-size",
+            "1",
+            "--log-segment-bytes-max",
+            "1MiB",
+            "--log-checkpoint-bytes-min",
+            "4MiB",
+        ],
+        load: Some((4, 100, 20)),
+        healthy_ms: 15_000,
         ..THREE
     },
     Scenario {

@@ -43,6 +43,8 @@ pub(crate) struct Scenario {
     pub(crate) blocks: Option<Blocks>,
     /// Milliseconds between two numbers of a writer.
     pub(crate) step_ms: i64,
+    /// Writers, series of each and their mean pause in milliseconds, where it takes another load than the usual one.
+    pub(crate) load: Option<(u32, u32, u64)>,
     /// Part of the short run.
     pub(crate) smoke: bool,
     /// The checker that must find what is planted; `None`: nothing is.
@@ -88,6 +90,7 @@ pub(crate) const THREE: Scenario = Scenario {
     options: &[],
     blocks: None,
     step_ms: 10,
+    load: None,
     smoke: false,
     planted: None,
 };
@@ -112,13 +115,6 @@ pub(crate) static PLANTED: &[Scenario] = &[Scenario {
 /// What is not here: number, what it is, what it waits for.
 pub(crate) static MISSING: &[(&str, &str, &str)] = &[
     ("35", "rules and alerts through the loss of a leader", "rules: the product evaluates none yet"),
-    ("21e", "files of full chunks that rot", "a megabyte of them in a partition; a minute of this load makes less"),
-    ("18b", "writes that the kernel cuts short", "a tracer of our own; a disk that fills up cuts some short"),
-    (
-        "17b",
-        "a sync that fails once, or of one file only",
-        "a tracer of our own: all syncs of a node fail until it ends",
-    ),
     ("33b", "pairs of one Prometheus that do not agree", "deduplication of such pairs"),
 ];
 

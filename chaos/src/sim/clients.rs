@@ -201,7 +201,12 @@ fn look(world: &Shared, node: usize) {
     let (ring, applied) = (life.meta.ring(), life.meta.applied());
     let epochs = (0..ring.partition_count()).map(engram_model::place::PartitionId);
     let epochs = epochs.map(|partition| ring.replicas(partition).map_or(0, |set| set.epoch.0)).collect();
-    world.end(op, End::Ok, Some(Answer::Status { term: 1, applied, leader: None, epochs }), "");
+    world.end(
+        op,
+        End::Ok,
+        Some(Answer::Status { term: 1, applied, leader: None, epochs, id: 0, fences: Vec::new() }),
+        "",
+    );
 }
 
 /// Whether all nodes answer alike about all writers.

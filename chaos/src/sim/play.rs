@@ -127,7 +127,7 @@ fn judge(world: &World) -> Played {
     let well = history.ops.iter().filter(|op| op.end == crate::history::End::Ok).count();
     let promise = Promise { settle_ms: SETTLE_MS, ..Promise::default() };
     // Of the metadata only what nodes say of themselves is looked at; that says enough for one checker.
-    let asked = Asked { totals: false, constants: false, registers: true, blocks: false };
+    let asked = Asked { totals: false, constants: false, registers: true, blocks: false, gauges: false };
     let verdicts = check::all(&history, world.numbers, promise, asked);
     // A schedule may be too short to say something about everything; what it says must be good.
     let bad = verdicts.into_iter().filter(|verdict| verdict.outcome == Outcome::Failed).collect();

@@ -130,7 +130,12 @@ async fn look(client: Client) -> (End, Option<Answer>, String) {
             let partitions = answer["data"]["partitions"].as_array();
             let epochs = partitions.into_iter().flatten().map(|row| number(&row["epoch"])).collect();
             let (term, applied, leader) = (number(&raft["term"]), number(&raft["applied"]), raft["leader"].as_u64());
-            (End::Ok, Some(Answer::Status { term, applied, leader, epochs }), String::new())
+            let leases = answer["data"]["leases"].as_array().into_iter().flatten();
+            let lease = |row: &Value| {
+                (row["key"].as_str().unwrap_or("?").to_owned(), number(&row["node"]), number(&row["fence"]))
+            };
+            let (id, fences) = (number(&answer["data"]["node"]), leases.map(lease).collect());
+            (End::Ok, Some(Answer::Status { term, applied, leader, epochs, id, fences }), String::new())
         }
         Err(error) => (End::Fail, None, failure(&error.to_string()).1),
     }
