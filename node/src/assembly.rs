@@ -69,6 +69,8 @@ pub enum StartError {
 
 /// How long the metadata group may take to stop.
 const META_STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How long the other parts may take when the group has failed.
+const GROUP_GONE_WITHIN: Duration = Duration::from_secs(2);
 /// How often the keeper looks.
 const KEEPER_EVERY: Duration = Duration::from_secs(60);
 
@@ -213,12 +215,16 @@ impl Node {
     /// # Errors
     /// What failed, when it was not the operator who stopped it.
     pub async fn run(mut self) -> Result<(), StartError> {
-        let (mut failure, group) = (None, self.group.clone());
+        let (mut failure, mut patience, group) = (None, self.config.shutdown_timeout, self.group.clone());
         tokio::select! {
             () = self.stop.cancelled() => {}
             Some(ended) = self.servers.join_next() => failure = ended_early(ended),
             // Its disk failed: without it this node learns of nothing any more, and only a restart opens it anew.
-            why = group.failed() => failure = Some(StartError::Meta(why)),
+            why = group.failed() => {
+                // Whoever waits for an answer of it waits for nothing.
+                patience = GROUP_GONE_WITHIN;
+                failure = Some(StartError::Meta(why));
+            }
         }
         self.stop.cancel();
         tracing::info!("stopping: requests in flight finish, the log is flushed");
@@ -227,11 +233,11 @@ impl Node {
         }
         // A cut that is not committed is begun again at the next start.
         if let Some(blocks) = self.blocks.take() {
-            blocks.join(self.config.shutdown_timeout).await;
+            blocks.join(patience).await;
         }
         self.partitions_stop.cancel();
         if let Some(supervisor) = self.supervisor.take() {
-            supervisor.join(self.config.shutdown_timeout).await;
+            supervisor.join(patience).await;
         }
         let (log, reached) = (self.log.clone(), self.keeper.reached.clone());
         let closed = tokio::task::spawn_blocking(move || {
