@@ -231,12 +231,14 @@ impl Client {
     /// It did not answer, or not with a digest.
     pub(crate) async fn digest(&self, tenant: Option<&str>) -> Result<Digest, Error> {
         let answer = self.ask("admin/digests", &[], tenant).await?;
-        let total = &answer["data"]["total"];
-        let sum = |name: &str| u64::from_str_radix(total[name].as_str().unwrap_or_default(), 16).ok();
-        match (total["count"].as_u64(), sum("low"), sum("high")) {
-            (Some(count), Some(low), Some(high)) => Ok(Digest { count, low, high }),
-            _ => Err(Error::Server { url: "admin/digests".to_owned(), reason: format!("no digest: {answer}") }),
-        }
+        Self::digest_in(&answer["data"]["total"])
+            .ok_or_else(|| Error::Server { url: "admin/digests".to_owned(), reason: format!("no digest: {answer}") })
+    }
+
+    /// A digest as the server writes it.
+    pub(crate) fn digest_in(told: &serde_json::Value) -> Option<Digest> {
+        let sum = |name: &str| u64::from_str_radix(told[name].as_str().unwrap_or_default(), 16).ok();
+        Some(Digest { count: told["count"].as_u64()?, low: sum("low")?, high: sum("high")? })
     }
 
     /// Whether it says that it is ready.

@@ -57,8 +57,42 @@ pub(crate) enum Call {
     Flush { tenant: u32 },
     /// The digest of all that a tenant has stored, at rest.
     Digest { tenant: u32 },
+    /// What the replicas on this node alone hold of a tenant, at rest.
+    Held { tenant: String, stage: Stage },
     /// The blocks of a tenant, and the digest of all it has stored.
     Ledger { tenant: u32 },
+}
+
+/// One replica of a partition, as its node tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    pub(crate) partition: u32,
+    pub(crate) epoch: u64,
+    /// Ids of the nodes of its set.
+    pub(crate) members: Vec<u64>,
+    /// Whether there is a set that will replace it.
+    pub(crate) moves: bool,
+    /// The id of the node that tells.
+    pub(crate) node: u64,
+    /// Whether it says that it has all it should have, and why not.
+    pub(crate) complete: bool,
+    pub(crate) why: String,
+    /// What is older it has forgotten by age.
+    pub(crate) floor: Option<i64>,
+    /// Seals that are open.
+    pub(crate) seals: Vec<SealSeen>,
+    /// The digest of each slot that holds samples.
+    pub(crate) slots: Vec<(i64, Digest)>,
+}
+
+/// A window that is set aside for a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SealSeen {
+    pub(crate) number: u64,
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+    /// Whether the replica has forgotten it.
+    pub(crate) forgotten: bool,
 }
 
 /// A block that is read.
@@ -127,6 +161,9 @@ pub(crate) enum Answer {
     },
     Samples(Found),
     Digest(Digest),
+    Held {
+        replicas: Vec<Held>,
+    },
     Register {
         version: u64,
         value: u64,

@@ -335,13 +335,16 @@ async fn play(
     tokio::time::sleep(Duration::from_millis(scenario.after_ms)).await;
     let shared = load.finish().await?;
     recorder.mark(check::LOAD_OVER);
-    agree(&shared).await;
+    agree(&shared, cluster.peer().is_none()).await;
     recorder.mark(check::AGREED);
     // Nodes that ended by themselves after the healing would be noticed nowhere else.
     for node in cluster.running() {
         cluster.alive(node)?;
     }
     let bucket = cluster.bucket().filter(|_| cluster.peer().is_none());
+    if cluster.peer().is_none() {
+        workload::held(&shared, Stage::Final).await;
+    }
     for stage in std::iter::once(Stage::Final).chain(std::iter::repeat_n(Stage::Again, AGAIN)) {
         if stage == Stage::Again && bucket.is_some() {
             // From here on everything is read from blocks.
@@ -352,6 +355,11 @@ async fn play(
                 workload::read(&shared, node, writer, stage).await;
             }
         }
+    }
+    if bucket.is_some() {
+        // What replicas still hold came after their windows were cut, and has had its time.
+        workload::hold_alike(&shared, true, HEAL_WITHIN).await;
+        workload::held(&shared, Stage::Again).await;
     }
     if cluster.peer().is_none() {
         workload::digests(&shared).await;
@@ -381,9 +389,9 @@ async fn each_away(cluster: &mut Cluster, shared: &Shared) -> Result<(), Error> 
     Ok(())
 }
 
-/// Waits until all nodes answer alike about all writers, so often in a row that no luck of majorities can be the reason;
-/// the checkers say whether that was in time.
-async fn agree(shared: &Shared) {
+/// Waits until all nodes answer alike about all writers, so often in a row that no luck of majorities can be the reason,
+/// and, where it can be asked, until all replicas hold the same; the checkers say whether that was in time.
+async fn agree(shared: &Shared, held: bool) {
     let (watch, mut alike) = (Stopwatch::start(), None);
     let mut before: Vec<Answer> = Vec::new();
     while watch.elapsed() < HEAL_WITHIN {
@@ -399,7 +407,8 @@ async fn agree(shared: &Shared) {
         if one && now == before {
             let (since, rounds) = alike.get_or_insert_with(|| (Stopwatch::start(), 0));
             *rounds += 1;
-            if *rounds >= ALIKE_ROUNDS && since.elapsed() >= ALIKE_FOR {
+            let often = *rounds >= ALIKE_ROUNDS && since.elapsed() >= ALIKE_FOR;
+            if often && (!held || workload::hold_alike(shared, false, Duration::ZERO).await) {
                 return;
             }
         } else {

@@ -3,12 +3,13 @@
 //! A read that asks a majority can hide for ever that replicas differ: which majority answers decides what is seen. So
 //! everything is read many times at all nodes, at rest, and all answers about a writer must be the same. Where replicas
 //! were rebuilt or damaged it is read again while each node in turn is away: what too few replicas have is missing then.
-//! And the digests that the nodes tell of each tenant must be the digest of what was read.
+//! And the digests that the nodes tell of each tenant must be the digest of what was read. Last, each node tells what its
+//! own replicas hold, and all members of a partition's set must hold the same ([`held`]).
 //!
 //! Source: DESIGN §9, I2b and I8; the fault that this finds elsewhere: 12 of 24 reads short after two zones were killed.
 
-use super::{Verdict, ledger};
-use crate::history::{Answer, Call, Found, History, Stage};
+use super::{Verdict, held, ledger};
+use crate::history::{Answer, Call, Found, Held, History, Stage};
 use crate::workload::Numbers;
 use engram_model::digest::Digest;
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ pub(super) fn check(history: &History, numbers: Numbers) -> Verdict {
         }
     }
     digests(history, numbers, &mut verdict);
+    replicas(history, &mut verdict);
     verdict.count("reads", reads);
     verdict.count("differing", differing);
     verdict.count("unanswered", unanswered);
@@ -73,6 +75,33 @@ fn digests(history: &History, numbers: Numbers, verdict: &mut Verdict) {
     verdict.count("digests", told);
 }
 
+/// All replicas of a partition hold the same.
+fn replicas(history: &History, verdict: &mut Verdict) {
+    let mut looks: BTreeMap<(bool, &str), Vec<&Held>> = BTreeMap::new();
+    for op in &history.ops {
+        let Call::Held { tenant, stage } = &op.call else { continue };
+        match &op.answer {
+            Some(Answer::Held { replicas }) => {
+                looks.entry((*stage == Stage::Again, tenant)).or_default().extend(replicas);
+            }
+            _ => verdict.fail(|| format!("node {} does not tell what it holds of {tenant}: {}", op.node, op.why)),
+        }
+    }
+    let (mut replicas, mut alike, mut left_out) = (0, 0, 0);
+    for ((again, tenant), told) in &looks {
+        let compared = held::compare(told.iter().copied());
+        (replicas, alike) = (replicas + compared.replicas, alike + compared.alike);
+        left_out += compared.left_out;
+        let when = if *again { ", all in blocks" } else { "" };
+        for what in compared.differing {
+            verdict.fail(|| format!("replicas of {tenant} differ{when}: {what}"));
+        }
+    }
+    verdict.count("replicas", replicas);
+    verdict.count("slots alike", alike);
+    verdict.count("slots left out", left_out);
+}
+
 fn samples(found: &Found) -> u64 {
     let of = |runs: &[(u32, u32)]| runs.iter().map(|(first, last)| u64::from(last - first) + 1).sum::<u64>();
     found.groups.iter().map(|(series, runs)| series.len() as u64 * of(runs)).sum()
@@ -81,6 +110,7 @@ fn samples(found: &Found) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::Outcome;
+    use super::super::held::planted::held;
     use super::super::planted::{history, op, read};
     use super::*;
     use crate::history::End;
@@ -101,6 +131,32 @@ mod tests {
         assert_eq!(with(vec![told(0, 4), told(1, 3)]), Outcome::Failed);
         assert_eq!(with(vec![told(0, 5)]), Outcome::Failed);
         assert_eq!(with(vec![op(0, Call::Digest { tenant: 0 }, 9, 10, End::Fail, None)]), Outcome::Failed);
+    }
+
+    #[test]
+    fn a_replica_that_lacks_something_is_found_though_reads_agree() {
+        let told = |node: u32, replicas: Vec<Held>| {
+            let call = Call::Held { tenant: "chaos-0".to_owned(), stage: Stage::Final };
+            op(node, call, 9, 10, End::Ok, Some(Answer::Held { replicas }))
+        };
+        let with = |more: Vec<_>| {
+            let reads = (0..3).map(|node| read(node, 1, 9, Stage::Again, vec![(1, 4)]));
+            check(&history(reads.chain(more).collect()), NUMBERS).outcome
+        };
+        let all = |counts: [&[u64]; 3]| {
+            let nodes = [(0, 1), (1, 2), (2, 4)];
+            nodes
+                .iter()
+                .zip(counts)
+                .map(|((node, id), counts)| told(*node, vec![held(*id, counts)]))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(with(all([&[9, 4], &[9, 4], &[9, 4]])), Outcome::Passed);
+        assert_eq!(with(all([&[9, 4], &[9, 4], &[9, 3]])), Outcome::Failed);
+        assert_eq!(with(all([&[9, 4], &[9, 4], &[9]])), Outcome::Failed);
+        let mut silent = all([&[9], &[9], &[9]]);
+        (silent[2].answer, silent[2].end) = (None, End::Fail);
+        assert_eq!(with(silent), Outcome::Failed);
     }
 
     #[test]

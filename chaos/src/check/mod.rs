@@ -5,7 +5,8 @@
 //! - `ledger`: blocks are whole, read once, and digests add up to what was read (I5, I6)
 //! - `register`: operations on a register happened in one order that fits their times (I7)
 //! - `forward`: terms, applied indexes, epochs and versions only grow (I7)
-//! - `agreement`: after the healing, the same question has the same answer at every node (I2b, I8)
+//! - `agreement`: after the healing, the same question has the same answer at every node, and all replicas hold the
+//!   same (I2b, I8); `held` lays them side by side
 //! - `available`: acknowledgements do not stop for longer than promised, and nothing fails without a fault (I2)
 //! - `constants`: questions about data that never changes have one answer (I2, I3)
 //! - `prompt`: without a fault, changes of the metadata are answered in time
@@ -24,6 +25,7 @@ mod constants;
 mod covered;
 mod forward;
 mod healed;
+mod held;
 mod ledger;
 mod prompt;
 mod register;
@@ -32,6 +34,7 @@ mod totals;
 
 pub(crate) use covered::{ROUND_DARK, ROUND_SERVED};
 pub(crate) use healed::{AGREED, FAULTS_OVER, HEAL_BEGINS, LOAD_OVER, ROUND_WHOLE, WHOLE};
+pub(crate) use held::{Compared, compare};
 
 use crate::history::History;
 use crate::workload::Numbers;

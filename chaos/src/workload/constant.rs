@@ -23,7 +23,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// Whose they are.
-const TENANT: &str = "chaos-constant";
+pub(super) const TENANT: &str = "chaos-constant";
 const SERIES: u32 = 5;
 const SAMPLES: u32 = 40;
 const STEP_MS: Millis = 15_000;

@@ -7,6 +7,7 @@
 //! - `register`: a tenant's configuration as a compare-and-set register
 //! - `totals`: range queries in the same words for every tenant, whose answer follows from what was written
 //! - `ledger`: what the store says of its blocks at the end, held against the bucket
+//! - `held`: what each single replica holds
 //! - `flush`: memory goes to blocks while all this happens
 //!
 //! Each client mostly asks a node of its own, and another one at once when nobody listens there, as a load balancer would. All
@@ -15,6 +16,7 @@
 mod append;
 mod constant;
 mod flush;
+mod held;
 mod ledger;
 mod numbered;
 mod reader;
@@ -22,6 +24,7 @@ mod register;
 mod totals;
 
 pub(crate) use constant::QUESTIONS;
+pub(crate) use held::{held, hold_alike};
 pub(crate) use ledger::{digests, flush_all, look};
 pub(crate) use numbered::Numbers;
 pub(crate) use reader::read;
