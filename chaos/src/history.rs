@@ -116,6 +116,15 @@ pub(crate) enum Total {
     Max,
     /// Of the values of series 0.
     Sum,
+    /// Of the observations of a series of histograms.
+    Observed,
+}
+
+impl Total {
+    /// Another where there are floats only.
+    pub(crate) fn of_floats(self) -> Self {
+        if self == Self::Observed { Self::Count } else { self }
+    }
 }
 
 /// One number of an answer with totals.

@@ -79,6 +79,9 @@ pub(crate) struct Peer {
     /// Whether range queries are Prometheus' own to the last sample; where they are not, raw samples are checked only.
     #[serde(default)]
     pub(crate) exact_ranges: bool,
+    /// Whether native histograms are sent, and series that end.
+    #[serde(default)]
+    pub(crate) histograms: bool,
 }
 
 fn one() -> usize {

@@ -269,7 +269,15 @@ fn numbers(scenario: &Scenario, peer: Option<&Peer>, args: &How) -> Numbers {
     let base = (Clock::real().now() - ago_ms) / 1000 * 1000;
     let tenants = if peer.is_some_and(|peer| peer.tenant_header.is_none()) { 1 } else { 4 };
     let (writers, series, _) = args.load(scenario.load);
-    Numbers { base, tenants, writers, series, step_ms, late: peer.is_none() }
+    Numbers {
+        base,
+        tenants,
+        writers,
+        series,
+        step_ms,
+        late: peer.is_none(),
+        shapes: peer.is_none_or(|peer| peer.histograms),
+    }
 }
 
 /// How much load: what is Engram's own is left out for others.

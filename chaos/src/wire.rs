@@ -11,7 +11,9 @@
 //!
 //! Source: prometheus `prompb/types.proto`, `prompb/io/prometheus/write/v2/types.proto`.
 
+use engram_model::histogram::{BucketSpan, Histogram};
 use engram_model::time::Millis;
+use std::collections::HashMap;
 
 /// Bytes of a sample after its field tag and length.
 const SAMPLE_BYTES: u8 = 16;
@@ -79,6 +81,130 @@ pub(crate) fn put_series(request: &mut Vec<u8>, pairs: &[(String, String)]) -> u
     let tail = series.len() - inside;
     put_bytes(request, 1, &series);
     request.len() - tail
+}
+
+/// One series of a request with one sample: a histogram, or the value.
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    pub(crate) pairs: Vec<(String, String)>,
+    pub(crate) value: f64,
+    pub(crate) histogram: Option<Histogram>,
+}
+
+impl Content {
+    /// Appends the sample to its series' message; `field`: that of histograms.
+    fn put(&self, series: &mut Vec<u8>, field: u8, at: Millis) {
+        match &self.histogram {
+            Some(histogram) => put_bytes(series, field, &histogram_message(histogram, at)),
+            None => {
+                let value_at = put_sample(series);
+                patch(series, value_at, at, self.value);
+            }
+        }
+    }
+}
+
+/// A request of version 1, all samples at one time.
+pub(crate) fn first(all: &[Content], at: Millis) -> Vec<u8> {
+    let mut request = Vec::with_capacity(all.len() * 100);
+    for one in all {
+        let mut series = Vec::with_capacity(100);
+        one.pairs.iter().for_each(|(name, value)| put_label(&mut series, name, value));
+        one.put(&mut series, 4, at);
+        put_bytes(&mut request, 1, &series);
+    }
+    request
+}
+
+/// A request of version 2, all samples at one time.
+pub(crate) fn second(all: &[Content], at: Millis) -> Vec<u8> {
+    let mut symbols: Vec<&str> = vec![""];
+    let (mut known, mut tail) = (HashMap::from([("", 0)]), Vec::new());
+    for one in all {
+        let mut refs = Vec::new();
+        for text in one.pairs.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]) {
+            let symbol = *known.entry(text).or_insert(symbols.len());
+            if symbol == symbols.len() {
+                symbols.push(text);
+            }
+            put_varint(&mut refs, symbol as u64);
+        }
+        let mut series = Vec::with_capacity(100);
+        put_bytes(&mut series, 1, &refs);
+        one.put(&mut series, 3, at);
+        put_bytes(&mut tail, 5, &series);
+    }
+    let mut request = Vec::with_capacity(tail.len() + 200);
+    symbols.iter().for_each(|text| put_bytes(&mut request, 4, text.as_bytes()));
+    request.extend_from_slice(&tail);
+    request
+}
+
+fn zigzag(value: i64) -> u64 {
+    (value << 1 ^ value >> 63).cast_unsigned()
+}
+
+/// The message of a native histogram, the same in both versions.
+fn histogram_message(histogram: &Histogram, at: Millis) -> Vec<u8> {
+    let mut out = Vec::with_capacity(100);
+    let varint = |out: &mut Vec<u8>, field: u8, value: u64| {
+        put_varint(out, u64::from(field) << 3);
+        put_varint(out, value);
+    };
+    let double = |out: &mut Vec<u8>, field: u8, value: f64| {
+        put_varint(out, u64::from(field) << 3 | 1);
+        out.extend_from_slice(&value.to_le_bytes());
+    };
+    let count = |out: &mut Vec<u8>, field: u8, value: f64| match whole(value).filter(|_| histogram.integer) {
+        Some(value) => varint(out, field, value.cast_unsigned()),
+        None => double(out, field + 1, value),
+    };
+    count(&mut out, 1, histogram.count);
+    double(&mut out, 3, histogram.sum);
+    varint(&mut out, 4, zigzag(i64::from(histogram.schema)));
+    double(&mut out, 5, histogram.zero_threshold);
+    count(&mut out, 6, histogram.zero_count);
+    put_side(&mut out, 8, &histogram.negative_spans, (&histogram.negative_buckets, histogram.integer));
+    put_side(&mut out, 11, &histogram.positive_spans, (&histogram.positive_buckets, histogram.integer));
+    varint(&mut out, 15, at.cast_unsigned());
+    let own: Vec<u8> = histogram.custom_values.iter().flat_map(|bound| bound.to_le_bytes()).collect();
+    if !own.is_empty() {
+        put_varint(&mut out, 16 << 3 | 2);
+        put_varint(&mut out, own.len() as u64);
+        out.extend_from_slice(&own);
+    }
+    out
+}
+
+/// Spans, and counts: whole ones as differences, others as they are.
+fn put_side(out: &mut Vec<u8>, field: u8, spans: &[BucketSpan], (buckets, integer): (&[f64], bool)) {
+    for span in spans {
+        let mut message = vec![1 << 3];
+        put_varint(&mut message, zigzag(i64::from(span.offset)));
+        message.push(2 << 3);
+        put_varint(&mut message, u64::from(span.length));
+        put_bytes(out, field, &message);
+    }
+    let (mut packed, mut before) = (Vec::new(), 0);
+    for count in buckets {
+        match whole(*count).filter(|_| integer) {
+            Some(count) => {
+                put_varint(&mut packed, zigzag(count - before));
+                before = count;
+            }
+            None => packed.extend_from_slice(&count.to_le_bytes()),
+        }
+    }
+    if !packed.is_empty() {
+        put_bytes(out, if integer { field + 1 } else { field + 2 }, &packed);
+    }
+}
+
+/// A count as the whole number it is.
+fn whole(count: f64) -> Option<i64> {
+    let is_whole = count.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&count);
+    #[allow(clippy::cast_possible_truncation, reason = "looked at just before")]
+    is_whole.then_some(count as i64)
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ mod tests {
     use crate::history::End;
 
     const NUMBERS: Numbers =
-        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true };
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true, shapes: true };
 
     #[test]
     fn a_digest_of_one_node_that_is_not_what_was_read_is_found() {

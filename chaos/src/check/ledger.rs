@@ -87,10 +87,7 @@ pub(super) fn digest(numbers: Numbers, writer: u32, found: &Found) -> Digest {
     let mut sum = Digest::EMPTY;
     for (series, runs) in &found.groups {
         for series in series {
-            let hash = Numbers::labels(writer, *series).hash128();
-            for number in runs.iter().flat_map(|(first, last)| *first..=*last) {
-                sum.add(Digest::of_float(hash, numbers.time(number), Numbers::value(writer, *series, number)));
-            }
+            sum.add(numbers.digest(writer, *series, runs));
         }
     }
     sum
@@ -103,7 +100,7 @@ mod tests {
     use super::*;
 
     const NUMBERS: Numbers =
-        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true };
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true, shapes: true };
 
     fn block(id: &str, samples: u64, sources: &[&str]) -> BlockSeen {
         let sources = sources.iter().map(ToString::to_string).collect();

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     const NUMBERS: Numbers =
-        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true };
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 2, series: 1, step_ms: 10, late: true, shapes: true };
 
     #[test]
     fn who_looked_at_nothing_does_not_pass() {

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     const NUMBERS: Numbers =
-        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 4, series: 1, step_ms: 10, late: true };
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 4, series: 1, step_ms: 10, late: true, shapes: true };
 
     fn clean() -> Vec<Op> {
         vec![

@@ -7,6 +7,7 @@
 //! numbers of a window:   acknowledged before ⊆ seen ⊆ attempted before the answer
 //! count                  series · |acknowledged|  ≤ count ≤  series · |attempted|
 //! sum of series 0        Σ acknowledged           ≤ sum   ≤  Σ attempted          (exact: windows are small)
+//! observations            Σ counts of acknowledged ≤ sum  ≤  Σ counts of attempted
 //! greatest of all        last acknowledged        ≤ max   ≤  last attempted, and one that was attempted
 //! ```
 //!
@@ -91,11 +92,15 @@ fn bounds(sent: &Sent, writer: u32, window: (u32, u32), op: &Op, numbers: Number
     let value = |number: u32| match total {
         Total::Count => f64::from(numbers.series),
         Total::Sum => Numbers::value(writer, 0, number),
-        Total::Max => Numbers::value(writer, numbers.series - 1, number),
+        Total::Max => Numbers::value(writer, numbers.last_float(), number),
+        Total::Observed => {
+            let observed = numbers.observed().and_then(|series| numbers.histogram(writer, series, number));
+            observed.map_or(0.0, |histogram| histogram.count)
+        }
     };
     match total {
         Total::Max => (sure.map(value).fold(0.0, f64::max), perhaps.map(value).fold(0.0, f64::max)),
-        Total::Count | Total::Sum => {
+        Total::Count | Total::Sum | Total::Observed => {
             (sure.map(value).fold(0.0, |a, b| a + b), perhaps.map(value).fold(0.0, |a, b| a + b))
         }
     }
@@ -127,7 +132,7 @@ mod tests {
     use super::*;
 
     const NUMBERS: Numbers =
-        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 4, series: 2, step_ms: 10, late: true };
+        Numbers { base: 1_790_000_000_000, tenants: 2, writers: 4, series: 2, step_ms: 10, late: true, shapes: true };
 
     fn ask(total: Total, cells: &[(u32, u32, f64)]) -> Op {
         let cells = cells.iter().map(|(writer, step, value)| Cell { writer: *writer, step: *step, value: *value });
@@ -164,11 +169,17 @@ mod tests {
 
     #[test]
     fn sums_and_maxima_are_exact_where_all_is_known() {
-        let (sum, max): (f64, f64) = ((1..=20).map(f64::from).sum(), Numbers::value(0, 1, 20));
+        let (sum, max): (f64, f64) = ((1..=20).map(f64::from).sum(), Numbers::value(0, 0, 20));
         let rest: f64 = (21..=30).map(f64::from).sum();
         assert_eq!(verdict(Total::Sum, &[(0, 0, sum), (0, 1, rest)]).outcome, Outcome::Passed);
         assert_eq!(verdict(Total::Sum, &[(0, 0, sum + 1.0), (0, 1, rest)]).outcome, Outcome::Failed);
-        let last = Numbers::value(0, 1, 31);
+        let observed = |numbers: std::ops::RangeInclusive<u32>| -> f64 {
+            numbers.map(|number| NUMBERS.histogram(0, 1, number).unwrap().count).sum()
+        };
+        let cells = |more| [(0, 0, observed(1..=20)), (0, 1, observed(21..=30) + more)];
+        assert_eq!(verdict(Total::Observed, &cells(0.0)).outcome, Outcome::Passed);
+        assert_eq!(verdict(Total::Observed, &cells(-1.0)).outcome, Outcome::Failed);
+        let last = Numbers::value(0, 0, 31);
         assert_eq!(verdict(Total::Max, &[(0, 0, max), (0, 1, last)]).outcome, Outcome::Passed);
         assert_eq!(verdict(Total::Max, &[(0, 0, max - 1.0), (0, 1, last)]).outcome, Outcome::Failed);
         assert_eq!(verdict(Total::Max, &[(0, 0, max), (0, 1, last + 1.0)]).outcome, Outcome::Failed);

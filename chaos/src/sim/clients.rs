@@ -186,10 +186,11 @@ pub(super) async fn read(
 fn found(numbers: Numbers, writer: u32, value: Value) -> Found {
     let Value::Matrix(rows) = value else { return Found::default() };
     let rows = rows.into_iter().map(|row| {
-        let text = |name: &str| row.labels.get(name).unwrap_or_default().to_owned();
-        let mine = text("writer").parse() == Ok(writer) && text("__name__") == Numbers::METRIC;
-        let series = text("series").parse::<u32>().ok().filter(|series| mine && *series < numbers.series);
-        (series, row.labels.to_string(), row.floats)
+        let floats = row.floats.iter().map(|(at, value)| (*at, numbers.told_float(*value)));
+        let histograms = row.histograms.iter().map(|(at, value)| (*at, numbers.told_histogram(value)));
+        let mut points: Vec<_> = floats.chain(histograms).collect();
+        points.sort_by_key(|(at, _)| *at);
+        numbers.row(writer, |name| row.labels.get(name), row.labels.to_string(), points)
     });
     numbers.found_in(writer, rows)
 }

@@ -71,7 +71,8 @@ pub(super) fn play(seed: u64, how: How) -> Result<Played, Error> {
 }
 
 async fn run(seed: u64, how: How) -> Played {
-    let numbers = Numbers { base: BASE_MS, tenants: 2, writers: 4, series: 3, step_ms: STEP_MS, late: true };
+    let numbers =
+        Numbers { base: BASE_MS, tenants: 2, writers: 4, series: 3, step_ms: STEP_MS, late: true, shapes: true };
     let world = Arc::new(found(seed, numbers, how));
     plan::start_all(&world);
     let load = Arc::new(Load::new(numbers.writers));

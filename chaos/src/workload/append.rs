@@ -2,7 +2,8 @@
 //!
 //! Writers of tenants without a window for late samples send in order, one request at a time, so nothing of theirs may
 //! ever be refused. The others hold one number in ten back and send it up to a hundred numbers later. Half of what has
-//! no known end is sent again, usually at another node, as real senders do: it must then be there once.
+//! no known end is sent again, usually at another node, as real senders do: it must then be there once. Every third writer
+//! speaks the second version of remote write.
 
 use super::{Shared, failure};
 use crate::client::{Client, Ending, Patience, Protocol};
@@ -71,11 +72,16 @@ pub(super) async fn write(shared: Shared, writer: u32, mut chance: StdRng) {
 }
 
 async fn number(shared: &Shared, writer: u32, number: u32, chance: &mut StdRng) {
-    let body = bytes::Bytes::from(shared.numbers.request(writer, number));
+    let (protocol, body) = if shared.numbers.speaks_second(writer) {
+        (Protocol::V2, shared.numbers.second_request(writer, number))
+    } else {
+        (Protocol::V1, shared.numbers.request(writer, number))
+    };
+    let body = bytes::Bytes::from(body);
     let tenant = shared.numbers.tenant(writer);
     for again in 0..=AGAIN_MAX {
         let call = Call::Append { writer, number };
-        let act = |client| push(client, &tenant, body.clone());
+        let act = |client| push(client, protocol, &tenant, body.clone());
         // Again means elsewhere.
         let home = if again == 0 { shared.home(writer) } else { None };
         let (end, _) = shared.somewhere(chance, home, &call, act).await;
@@ -86,9 +92,9 @@ async fn number(shared: &Shared, writer: u32, number: u32, chance: &mut StdRng) 
     }
 }
 
-async fn push(client: Client, tenant: &str, body: bytes::Bytes) -> (End, Option<Answer>, String) {
+async fn push(client: Client, protocol: Protocol, tenant: &str, body: bytes::Bytes) -> (End, Option<Answer>, String) {
     let once = Patience { retries_max: 0, wait_max: Duration::ZERO };
-    let (ending, _) = client.push(Protocol::V1, Some(tenant), body, once).await;
+    let (ending, _) = client.push(protocol, Some(tenant), body, once).await;
     match ending {
         Ending::Acknowledged => (End::Ok, Some(Answer::Done), String::new()),
         Ending::Refused(why) => (End::Fail, None, why),

@@ -1,6 +1,7 @@
 //! The load a cluster is under while it is broken: clients that write, read and configure, and write down what they saw.
 //!
 //! - `numbered`: samples whose time and value prove who wrote them, and how answers are taken apart
+//! - `shape`: which series are histograms, and which end and begin anew
 //! - `append`: writers, in order and late, resending what has no known end
 //! - `reader`: raw reads, at any node, at any time
 //! - `constant`: questions about data that never changes, native histograms among it
@@ -21,6 +22,7 @@ mod ledger;
 mod numbered;
 mod reader;
 mod register;
+mod shape;
 mod totals;
 
 pub(crate) use constant::QUESTIONS;

@@ -29,7 +29,8 @@ pub(super) async fn run(shared: Shared, mut chance: StdRng) {
         } else {
             chance.random_range(WIDTH..=newest.max(WIDTH))
         };
-        let total = [Total::Count, Total::Max, Total::Sum][chance.random_range(0..3)];
+        let total = [Total::Count, Total::Max, Total::Sum, Total::Observed][chance.random_range(0..4)];
+        let total = if shared.numbers.observed().is_some() { total } else { total.of_floats() };
         for tenant in 0..shared.numbers.tenants {
             let call = Call::Totals { tenant, total, first };
             let act = |client| ask(shared.numbers, client, tenant, total, first);
@@ -63,6 +64,11 @@ impl Numbers {
         let query = match total {
             Total::Count => format!("sum by (writer) (count_over_time({metric}[{range_ms}ms]))"),
             Total::Max => format!("max by (writer) (max_over_time({metric}[{range_ms}ms]))"),
+            Total::Observed => {
+                let series = self.observed().unwrap_or(0);
+                let sum = format!("sum by (writer) (sum_over_time({metric}{{series=\"{series}\"}}[{range_ms}ms]))");
+                format!("histogram_count({sum})")
+            }
             Total::Sum => format!("sum by (writer) (sum_over_time({metric}{{series=\"0\"}}[{range_ms}ms]))"),
         };
         let last = first + (STEPS - 1) * WIDTH;
