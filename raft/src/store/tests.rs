@@ -12,6 +12,7 @@ use openraft::testing::{blank_ent, log_id};
 use openraft::type_config::alias::EntryOf;
 use openraft::vote::Vote;
 use openraft::{RaftLogReader, RaftSnapshotBuilder};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -21,28 +22,57 @@ use crate::state::tests::commands;
 
 struct Builder;
 
-fn open(dir: &Path) -> Result<(LogStore, Machine), Error> {
-    let (db, _) = Db::open(dir)?;
+/// A directory of stores. It outlives them: the writer's thread closes a database after its last handle is gone, and a
+/// process that ends meanwhile aborts in RocksDB.
+struct Dir {
+    files: TempDir,
+    open: Mutex<Vec<oneshot::Receiver<()>>>,
+}
+
+impl Dir {
+    fn new() -> Self {
+        Self { files: tempfile::tempdir().unwrap(), open: Mutex::default() }
+    }
+
+    fn path(&self) -> &Path {
+        self.files.path()
+    }
+
+    /// Waits until every database opened here is closed.
+    fn settle(&self) {
+        for closed in self.open.lock().drain(..) {
+            assert!(futures::executor::block_on(closed).is_err(), "nothing is ever sent");
+        }
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // After a failed assertion handles may be alive further up.
+        if !std::thread::panicking() {
+            self.settle();
+        }
+    }
+}
+
+fn open(dir: &Dir) -> Result<(LogStore, Machine), Error> {
+    let (db, closed) = Db::open(dir.path())?;
+    dir.open.lock().push(closed);
     let db = Arc::new(db);
-    let machine = Machine::open(db.clone(), Arc::new(SnapshotDir::open(dir)?))?;
+    let machine = Machine::open(db.clone(), Arc::new(SnapshotDir::open(dir.path())?))?;
     Ok((LogStore::open(db, machine.applied())?, machine))
 }
 
-/// Reopens once the writer's thread has let go of the database.
-fn reopen(dir: &Path) -> Result<(LogStore, Machine), Error> {
-    for _ in 0..10_000 {
-        match open(dir) {
-            Err(Error::Store(e)) if e.to_string().contains("lock") => std::thread::yield_now(),
-            other => return other,
-        }
-    }
+/// Opens again what was dropped.
+fn reopen(dir: &Dir) -> Result<(LogStore, Machine), Error> {
+    dir.settle();
     open(dir)
 }
 
-impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
-    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
-        let dir = tempfile::tempdir().unwrap();
-        let (log, machine) = open(dir.path()).unwrap();
+impl StoreBuilder<TypeConfig, LogStore, Machine, Dir> for Builder {
+    async fn build(&self) -> Result<(Dir, LogStore, Machine), StorageError<TypeConfig>> {
+        let dir = Dir::new();
+        let (log, machine) = open(&dir).unwrap();
         Ok((dir, log, machine))
     }
 }
@@ -58,8 +88,8 @@ fn blank(index: u64) -> EntryOf<TypeConfig> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_there_after_a_reopen() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut log, machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (mut log, machine) = open(&dir).unwrap();
     let vote = Vote::new(3, 1);
     log.save_vote(&vote).await.unwrap();
     log.blocking_append((0..50).map(blank)).await.unwrap();
@@ -67,7 +97,7 @@ async fn what_was_acknowledged_is_there_after_a_reopen() {
     log.purge(log_id::<TypeConfig>(1, 1, 9)).await.unwrap();
     log.save_committed(Some(log_id::<TypeConfig>(1, 1, 20))).await.unwrap();
     drop((log, machine));
-    let (mut log, _machine) = reopen(dir.path()).unwrap();
+    let (mut log, _machine) = reopen(&dir).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id::<TypeConfig>(1, 1, 20)));
     let state = log.get_log_state().await.unwrap();
@@ -79,8 +109,8 @@ async fn what_was_acknowledged_is_there_after_a_reopen() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_are_readable_before_they_are_durable_and_after_being_overwritten() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut log, _machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (mut log, _machine) = open(&dir).unwrap();
     for round in 0..20_u64 {
         for index in 0..30 {
             let entry = blank_ent::<TypeConfig>(round + 1, 1, index);
@@ -96,8 +126,8 @@ async fn entries_are_readable_before_they_are_durable_and_after_being_overwritte
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_message_to_a_follower_is_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut log, _machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (mut log, _machine) = open(&dir).unwrap();
     let entry = |index| {
         let command =
             crate::Command::DeleteTenant { tenant: engram_model::tenant::TenantId::anonymous(), expected: index };
@@ -112,13 +142,13 @@ async fn one_message_to_a_follower_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_lost_committed_entries_does_not_open() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut log, machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (mut log, machine) = open(&dir).unwrap();
     log.blocking_append((0..10).map(blank)).await.unwrap();
     log.save_committed(Some(log_id::<TypeConfig>(1, 1, 8))).await.unwrap();
     log.truncate_after(Some(log_id::<TypeConfig>(1, 1, 5))).await.unwrap();
     drop((log, machine));
-    let refused = reopen(dir.path()).err().unwrap();
+    let refused = reopen(&dir).err().unwrap();
     assert!(matches!(refused, Error::Corrupt { what: "log", .. }), "{refused}");
 }
 
@@ -147,28 +177,20 @@ fn copy(from: &Path, to: &Path) {
 /// the write-ahead log is turned over, all of them before the last acknowledged entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotten_log_does_not_open() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut log, machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (mut log, _machine) = open(&dir).unwrap();
     for index in 0..8 {
         log.blocking_append([blank(index)]).await.unwrap();
     }
     let before_the_last = std::fs::metadata(wal(dir.path())).unwrap().len();
     log.blocking_append([blank(8)]).await.unwrap();
     for at in (0..before_the_last).step_by(37) {
-        let after = tempfile::tempdir().unwrap();
+        let after = Dir::new();
         copy(dir.path(), after.path());
         let mut bytes = std::fs::read(wal(after.path())).unwrap();
         bytes[usize::try_from(at).unwrap()] ^= 4;
         std::fs::write(wal(after.path()), bytes).unwrap();
-        assert!(open(after.path()).is_err(), "a bit at {at} of {before_the_last} was not missed");
-    }
-    drop((log, machine));
-    // The writer's thread has let go of it when another may have it: no test ends with a database that is being closed.
-    for _ in 0..10_000 {
-        match Db::open(dir.path()) {
-            Err(_) => std::thread::yield_now(),
-            Ok(closed) => return drop(closed),
-        }
+        assert!(open(&after).is_err(), "a bit at {at} of {before_the_last} was not missed");
     }
 }
 
@@ -177,8 +199,8 @@ async fn a_rotten_log_does_not_open() {
 /// acknowledged before the cut must be there, without a hole, and the state must be the one of its own applied index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_cut_at_any_byte_gives_a_prefix() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut log, mut machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (mut log, mut machine) = open(&dir).unwrap();
     let mut acknowledged = Vec::new();
     let (mut states, create) = (vec![dump(&machine)], |index: u64| {
         let tenant = engram_model::tenant::TenantId::new(&format!("t{index}")).unwrap();
@@ -199,10 +221,10 @@ async fn a_log_cut_at_any_byte_gives_a_prefix() {
     cuts.extend(acknowledged.iter().flat_map(|at| [at - 1, *at]));
     for cut in cuts.into_iter().filter(|cut| *cut <= length) {
         // Copied while open: nothing was flushed to tables, the log is all there is.
-        let after = tempfile::tempdir().unwrap();
+        let after = Dir::new();
         copy(dir.path(), after.path());
         std::fs::OpenOptions::new().write(true).open(wal(after.path())).unwrap().set_len(cut).unwrap();
-        let (mut log, machine) = open(after.path()).unwrap();
+        let (mut log, machine) = open(&after).unwrap();
         let entries = log.try_get_log_entries(..).await.unwrap();
         let want = acknowledged.iter().filter(|at| **at <= cut).count();
         assert!(entries.len() >= want, "cut at {cut}: {} entries of {want}", entries.len());
@@ -256,9 +278,9 @@ proptest! {
         prop_assume!(!commands.is_empty());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         runtime.block_on(async {
-            let (leader, follower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let (_log, mut from) = open(leader.path()).unwrap();
-            let (log, mut to) = open(follower.path()).unwrap();
+            let (leader, follower) = (Dir::new(), Dir::new());
+            let (_log, mut from) = open(&leader).unwrap();
+            let (log, mut to) = open(&follower).unwrap();
             feed(&mut from, &commands).await;
             let (want, view) = (dump(&from), from.watch().borrow().clone());
             let mut builder = from.get_snapshot_builder().await;
@@ -269,7 +291,7 @@ proptest! {
             assert_eq!(dump(&to), want);
             assert_eq!(*to.watch().borrow(), view);
             drop((log, to));
-            let (_log, to) = reopen(follower.path()).unwrap();
+            let (_log, to) = reopen(&follower).unwrap();
             assert_eq!(dump(&to), want);
             assert_eq!(*to.watch().borrow(), view);
         });
@@ -278,8 +300,8 @@ proptest! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_installation_is_finished_at_the_next_start() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, mut machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (log, mut machine) = open(&dir).unwrap();
     let tenant = |name: &str| engram_model::tenant::TenantId::new(name).unwrap();
     let create = |name| {
         let limits = engram_model::tenant::TenantLimits::default();
@@ -296,15 +318,15 @@ async fn an_interrupted_installation_is_finished_at_the_next_start() {
     batch.put_cf(family, "junk", "junk");
     machine.db.write(batch, true).unwrap();
     drop((log, machine, snapshot));
-    let (_log, machine) = reopen(dir.path()).unwrap();
+    let (_log, machine) = reopen(&dir).unwrap();
     assert_eq!(dump(&machine), want);
     assert_eq!(machine.db.raft_get::<String>("installing").unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_snapshot_is_refused_at_every_byte() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, mut machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (_log, mut machine) = open(&dir).unwrap();
     feed(&mut machine, &[]).await;
     let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
     let mut good = Vec::new();
@@ -326,8 +348,8 @@ async fn a_damaged_snapshot_is_refused_at_every_byte() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_rotted_is_built_anew() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, mut machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (_log, mut machine) = open(&dir).unwrap();
     let entry = EntryOf::<TypeConfig>::new_blank(log_id::<TypeConfig>(1, 1, 1));
     machine.apply(stream::iter([Ok((entry, None))])).await.unwrap();
     let name = machine.get_snapshot_builder().await.build_snapshot().await.unwrap().snapshot.name();
@@ -342,8 +364,8 @@ async fn a_snapshot_that_rotted_is_built_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_newest_snapshot_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_log, mut machine) = open(dir.path()).unwrap();
+    let dir = Dir::new();
+    let (_log, mut machine) = open(&dir).unwrap();
     let mut kept = Vec::new();
     for index in 1..5 {
         let entry = EntryOf::<TypeConfig>::new_blank(log_id::<TypeConfig>(1, 1, index));
