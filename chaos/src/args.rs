@@ -1,6 +1,7 @@
 //! What may be asked, with defaults that suit a store on this machine.
 
 use crate::client::Protocol;
+use crate::cluster::{Network, network_used};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ pub(crate) enum Command {
     Guard {
         #[arg(long)]
         parent: u32,
+        /// The network namespace it lives in, as a file.
+        #[arg(long)]
+        network: Option<PathBuf>,
         #[arg(last = true, required = true)]
         command: Vec<std::ffi::OsString>,
     },
@@ -88,6 +92,9 @@ pub(crate) struct How {
     /// Mean pause of a client between two requests, milliseconds; default: 40, in a soak drawn for each episode.
     #[arg(long)]
     pub(crate) pause_ms: Option<u64>,
+    /// What lies between nodes.
+    #[arg(long, value_enum, default_value_t = Network::Auto)]
+    pub(crate) network: Network,
 }
 
 impl How {
@@ -102,6 +109,11 @@ impl How {
         let numbers = [("writers", writers), ("series", series), ("pause-ms", self.pause_ms)];
         for (name, value) in numbers.iter().filter_map(|(name, value)| Some((name, (*value)?))) {
             text += &format!(" --{name} {value}");
+        }
+        // What it was, so that it is the same on a machine that can do more.
+        let network = network_used(self.network);
+        if network != Network::Auto {
+            text += &format!(" --network {}", network.name());
         }
         text
     }

@@ -9,6 +9,7 @@ use crate::error::Error;
 use bytes::Bytes;
 use engram_model::digest::Digest;
 use reqwest::header::RETRY_AFTER;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,8 +58,22 @@ impl Client {
     /// # Errors
     /// The HTTP client could not be built.
     pub(crate) fn new(push_url: &str, query_url: &str, timeout: Duration) -> Result<Self, Error> {
+        Self::from(None, push_url, query_url, timeout)
+    }
+
+    /// As [`Self::new`], from an address of this machine, if it is not to be any.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn from(
+        address: Option<Ipv4Addr>,
+        push_url: &str,
+        query_url: &str,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
         let http = reqwest::Client::builder()
             .timeout(timeout)
+            .local_address(address.map(IpAddr::from))
             .tcp_nodelay(true)
             .user_agent(concat!("engram-chaos/", env!("CARGO_PKG_VERSION")))
             .build()

@@ -56,10 +56,17 @@ const ASKED_WRONGLY: u8 = 2;
 pub fn main() -> ExitCode {
     let command = args::Command::parse();
     match &command {
-        args::Command::Guard { parent, command } => return complain(&cluster::guard(*parent, command).to_string()),
-        args::Command::Run(_) | args::Command::Mutants(_) | args::Command::Soak(_) | args::Command::List => {
-            cluster::enter_own_mounts()
+        args::Command::Guard { parent, network, command } => {
+            return complain(&cluster::guard(*parent, network.as_deref(), command).to_string());
         }
+        args::Command::Run(args::Run { how, .. })
+        | args::Command::Mutants(args::Mutants { how, .. })
+        | args::Command::Soak(args::Soak { how, .. }) => {
+            // In this order: the first begins this program again.
+            cluster::enter_own_mounts();
+            cluster::enter_own_network(how.network);
+        }
+        args::Command::List => cluster::enter_own_mounts(),
         #[cfg(any(test, feature = "sim"))]
         args::Command::Sim(args) => return simulate(args),
         args::Command::Load(_) | args::Command::Kill(_) => {}

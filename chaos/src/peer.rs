@@ -17,6 +17,7 @@
 use crate::error::Error;
 use crate::nemesis::Act;
 use serde::Deserialize;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 /// Most bytes of a file.
@@ -55,8 +56,8 @@ impl Kind {
     }
 }
 
-/// What the file says. In texts, `{http}`, `{grpc}` and `{gossip}` stand for ports of the node, `{http.N}`, `{grpc.N}` and
-/// `{gossip.N}` for those of the node of that index, `{data}` for its directory, `{shared}` for one that all nodes have,
+/// What the file says. In texts, `{host}` stands for the address of the node, `{http}`, `{grpc}` and `{gossip}` for its ports,
+/// `{host.N}`, `{http.N}`, `{grpc.N}` and `{gossip.N}` for those of the node of that index, `{data}` for its directory, `{shared}` for one that all nodes have,
 /// `{zone}` and `{index}` for numbers from 0.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,16 +90,22 @@ fn one() -> usize {
 }
 
 /// Where one node listens: for clients, for other nodes, and for what those tell each other of themselves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
+    pub(crate) host: Ipv4Addr,
     pub(crate) http: u16,
     pub(crate) grpc: u16,
     pub(crate) gossip: u16,
 }
 
 impl Ports {
-    fn named(self) -> [(&'static str, u16); 3] {
-        [("http", self.http), ("grpc", self.grpc), ("gossip", self.gossip)]
+    /// Of a node that is not there.
+    const NONE: Self = Self { host: Ipv4Addr::LOCALHOST, http: 0, grpc: 0, gossip: 0 };
+
+    fn named(self) -> [(&'static str, String); 4] {
+        let port = |port: u16| port.to_string();
+        let host = ("host", self.host.to_string());
+        [host, ("http", port(self.http)), ("grpc", port(self.grpc)), ("gossip", port(self.gossip))]
     }
 }
 
@@ -116,11 +123,13 @@ pub(crate) struct Place {
 
 impl Place {
     fn fill(&self, text: &str) -> String {
-        let own = self.ports.get(self.index).copied().unwrap_or_default().named();
-        let own = own.map(|(name, port)| (format!("{{{name}}}"), port.to_string()));
-        let others = self.ports.iter().enumerate().flat_map(|(node, ports)| {
-            ports.named().map(|(name, port)| (format!("{{{name}.{node}}}"), port.to_string()))
-        });
+        let own = self.ports.get(self.index).copied().unwrap_or(Ports::NONE).named();
+        let own = own.map(|(name, value)| (format!("{{{name}}}"), value));
+        let others = self
+            .ports
+            .iter()
+            .enumerate()
+            .flat_map(|(node, ports)| ports.named().map(|(name, value)| (format!("{{{name}.{node}}}"), value)));
         let words = [
             ("{data}".to_owned(), self.data.clone()),
             ("{shared}".to_owned(), self.shared.clone()),
@@ -154,13 +163,18 @@ impl Peer {
             return Err("there is nothing to start".to_owned());
         }
         let texts = peer.command.iter().chain([&peer.ready, &peer.write, &peer.query]);
-        let names = |text: &str| ["{http.", "{grpc.", "{gossip."].iter().any(|word| text.contains(word));
-        let (count, ports) = (peer.nodes, vec![Ports::default(); peer.nodes]);
+        let names = |text: &str| ["{host.", "{http.", "{grpc.", "{gossip."].iter().any(|word| text.contains(word));
+        let (count, ports) = (peer.nodes, vec![Ports::NONE; peer.nodes]);
         let place = Place { index: 0, zone: 0, ports, data: String::new(), shared: String::new() };
         if let Some(text) = texts.map(|text| place.fill(text)).find(|text| names(text)) {
             return Err(format!("{text:?} names a node that is not there: there are {count}, counted from 0"));
         }
         Ok(peer)
+    }
+
+    /// Whether its nodes may have addresses of their own: the file says where each is reached.
+    pub(crate) fn has_hosts(&self) -> bool {
+        [&self.ready, &self.write, &self.query].iter().all(|text| text.contains("{host}"))
     }
 
     /// Whether a scenario says anything about this store; else why not.
@@ -224,7 +238,12 @@ mod tests {
     }
 
     fn place(index: usize, nodes: u16) -> Place {
-        let ports = |node| Ports { http: 7000 + node, grpc: 8000 + node, gossip: 9000 + node };
+        let ports = |node| Ports {
+            host: Ipv4Addr::new(198, 18, 0, 9),
+            http: 7000 + node,
+            grpc: 8000 + node,
+            gossip: 9000 + node,
+        };
         let ports = (0..nodes).map(ports).collect();
         Place { index, zone: index, ports, data: "/d".to_owned(), shared: "/s".to_owned() }
     }
@@ -233,6 +252,7 @@ mod tests {
     fn a_node_may_name_the_others() {
         let filled = place(1, 12).fill("{http} {http.0} {grpc.2},{grpc.11} {gossip.3} {http.12} {shared}{data}");
         assert_eq!(filled, "7001 7000 8002,8011 9003 {http.12} /s/d");
+        assert_eq!(place(1, 12).fill("{host}:{http} {host.3}"), "198.18.0.9:7001 198.18.0.9");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use crate::args::{How, Run};
 use crate::binary;
 use crate::check::{self, Asked, Outcome};
-use crate::cluster::{Cluster, Env, Spec};
+use crate::cluster::{self, Cluster, Env, Network, Spec};
 use crate::error::Error;
 use crate::history::{Answer, FaultState, History, Recorder, Stage};
 use crate::interrupt;
@@ -68,6 +68,7 @@ pub(crate) async fn run(args: Run) -> Result<bool, Error> {
     let engram = engram(&args.how)?;
     let seed = args.seed.unwrap_or_else(|| Clock::real().now().unsigned_abs() % 1_000_000);
     let mut reports = Reports::new(&args.what, seed, &store(&args.how, &engram)?, builds(&args.how, &engram));
+    say(&cluster::network())?;
     let mut interrupted = std::pin::pin!(interrupt::asked_to_end());
     'scenarios: for scenario in scenarios {
         for round in 0..u64::from(args.repeat) {
@@ -163,6 +164,9 @@ pub(crate) fn engram(how: &How) -> Result<PathBuf, Error> {
         return Ok(PathBuf::new());
     }
     let engram = how.engram.clone().map_or_else(beside, Ok)?;
+    if let (Network::Packets, Err(why)) = (how.network, cluster::packets()) {
+        return Err(Error::Asked(format!("--network packets: {why}")));
+    }
     how.engram_old.iter().chain([&engram]).try_for_each(|path| binary::there(path))?;
     Ok(engram)
 }

@@ -14,7 +14,7 @@
 
 use crate::args::{How, Soak};
 use crate::check::Outcome;
-use crate::cluster::{Damage, Disk, DiskKind, FakeClock, Injected, Kit, Meddle, Part, Scarce, Syncs};
+use crate::cluster::{self, Damage, Disk, DiskKind, FakeClock, Injected, Kit, Meddle, Part, Scarce, Syncs, packets};
 use crate::error::Error;
 use crate::interrupt;
 use crate::nemesis::{Act, Pace, Shape, Shift, Whom};
@@ -91,6 +91,13 @@ const CLOCKS: &[Act] = &[
 const CERTS: &[Act] = &[Act::Rotate, Act::Expire];
 /// Faults that need proxies before clients.
 const FRONTS: &[Act] = &[Act::Network(Shape::LostAnswers(2_000))];
+/// Faults that need the nodes' packets in our hands.
+const PACKETS: &[Act] = &[
+    Act::Network(Shape::CutClients),
+    Act::Network(Shape::Loss),
+    Act::Network(Shape::Disorder),
+    Act::Network(Shape::Rot),
+];
 /// Faults that need control groups.
 const SCARCE: &[Act] = &[Act::Scarce(&[Scarce::Files, Scarce::Threads, Scarce::Memory])];
 /// What is not among them: what it is, why.
@@ -110,6 +117,7 @@ struct Able {
     clocks: bool,
     groups: bool,
     compiler: bool,
+    packets: bool,
 }
 
 impl Able {
@@ -120,6 +128,7 @@ impl Able {
             clocks: FakeClock::possible().is_ok(),
             groups: [Scarce::Threads, Scarce::Memory].into_iter().all(|what| what.possible().is_ok()),
             compiler: Meddle::possible().is_ok(),
+            packets: packets().is_ok(),
         }
     }
 
@@ -131,6 +140,7 @@ impl Able {
             (self.clocks, "clocks and certificates that end: there is no libfaketime"),
             (self.groups, "threads and memory: there are no control groups"),
             (self.compiler, "writes cut short and syncs that fail once: there is no C compiler"),
+            (self.packets, "packets: the network is one of proxies"),
         ];
         let here = here.into_iter().filter(|(is, _)| !*is).map(|(_, what)| what.to_owned());
         let alone = ALONE.iter().map(|(what, why)| format!("{what}: {why}"));
@@ -160,9 +170,10 @@ impl Episode {
         let nodes = [3, 3, 4, 5, 6].choose(&mut chance).copied().unwrap_or(3);
         let ring: &[Act] = if nodes > 4 { &[Act::Network(Shape::Ring)] } else { &[] };
         // Each with what it needs, and whether one of them must be there: what it needs is there for them.
-        let families: [(&[Act], bool, bool); 14] = [
+        let families: [(&[Act], bool, bool); 15] = [
             (PLAIN, true, false),
             (ring, true, false),
+            (PACKETS, able.packets, false),
             (TRACED, able.traced, false),
             (SCARCE, able.groups, false),
             (POWER, power, power),
@@ -293,7 +304,8 @@ pub(crate) async fn run(args: Soak) -> Result<bool, Error> {
     }
     let (engram, able) = (run::engram(&args.how)?, Able::look());
     let first_seed = args.seed.unwrap_or_else(|| Clock::real().now().unsigned_abs() % 1_000_000);
-    say(&format!("soak: seed {first_seed}, {}\nnever drawn: {}", run::store(&args.how, &engram)?, able.left_out()))?;
+    let store = run::store(&args.how, &engram)?;
+    say(&format!("soak: seed {first_seed}, {store}\n{}\nnever drawn: {}", cluster::network(), able.left_out()))?;
     let builds = run::builds(&args.how, &engram);
     builds.iter().try_for_each(|build| say(&build.text()))?;
     let mut lines = match &args.how.out {
@@ -366,8 +378,9 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    const ALL: Able = Able { disks: true, traced: true, clocks: true, groups: true, compiler: true };
-    const NONE: Able = Able { disks: false, traced: false, clocks: false, groups: false, compiler: false };
+    const ALL: Able = Able { disks: true, traced: true, clocks: true, groups: true, compiler: true, packets: true };
+    const NONE: Able =
+        Able { disks: false, traced: false, clocks: false, groups: false, compiler: false, packets: false };
 
     #[test]
     fn an_episode_is_its_seed() {
@@ -380,7 +393,8 @@ mod tests {
 
     #[test]
     fn everything_is_drawn_sooner_or_later_and_only_where_it_can_be_done() {
-        let families = [PLAIN, POWER, FULL, TRACED, DARK, CLOCKS, CERTS, FRONTS, SCARCE, MIXED, CACHE, MEDDLED, ONCE];
+        let families =
+            [PLAIN, PACKETS, POWER, FULL, TRACED, DARK, CLOCKS, CERTS, FRONTS, SCARCE, MIXED, CACHE, MEDDLED, ONCE];
         let mut drawn = BTreeSet::new();
         for number in 0..400 {
             let Scenario { act, kit, disk, .. } = Episode::draw(7, number, ALL).scenario;
@@ -391,7 +405,9 @@ mod tests {
             assert!(kit.clock == any(CLOCKS) && kit.certs == any(CERTS) && kit.fronts == any(FRONTS), "{acts:?}");
             assert!(kit.store == any(MIXED) && (*disk != DiskKind::Plain || !any(POWER) && !any(FULL) && !any(DARK)));
             let Act::AnyOf(acts) = Episode::draw(7, number, NONE).scenario.act else { panic!("{act:?}") };
-            assert!(!acts.iter().any(|act| [POWER, FULL, TRACED, CLOCKS, CERTS, SCARCE].concat().contains(act)));
+            assert!(
+                !acts.iter().any(|act| [POWER, FULL, TRACED, CLOCKS, CERTS, SCARCE, PACKETS].concat().contains(act))
+            );
         }
         let missing: Vec<_> =
             families.concat().into_iter().filter(|act| !drawn.contains(&format!("{act:?}"))).collect();

@@ -94,7 +94,7 @@ impl Injected {
     /// It may not, or the process is gone.
     pub(super) async fn attach(pid: u32, syncs: Syncs, log: &Path) -> Result<Self, Error> {
         let (calls, what) = syncs.rule();
-        let strace = super::process::guarded()?
+        let strace = super::process::guarded(None)?
             .args(["strace", "-f", "-q", "-o"])
             .arg(log)
             .arg("-e")

@@ -10,6 +10,10 @@ use tokio::sync::watch;
 
 /// Stands for all clients where rules say who sends to whom.
 pub(crate) const CLIENTS: usize = 63;
+/// Stands for the object store of ours; only packets tell it apart.
+pub(crate) const STORE: usize = 62;
+/// Stands for the harness itself, which asks and steers; only packets tell it apart, and no rule is for it.
+pub(crate) const HANDS: usize = 61;
 
 /// What happens to bytes on their way from one node to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,9 +27,27 @@ pub(crate) struct Rule {
     pub(crate) breaks: u32,
     /// Bytes a second; 0: no bound.
     pub(crate) bytes_per_second: u64,
+    /// Of 10,000 packets so many never arrive, arrive twice, arrive after later ones, arrive with bits turned.
+    pub(crate) lost: u32,
+    pub(crate) doubled: u32,
+    pub(crate) overtaken: u32,
+    pub(crate) turned: u32,
 }
 
 impl Rule {
+    /// Everything passes.
+    pub(crate) const OPEN: Self = Self {
+        cut: false,
+        delay_ms: 0,
+        jitter_ms: 0,
+        breaks: 0,
+        bytes_per_second: 0,
+        lost: 0,
+        doubled: 0,
+        overtaken: 0,
+        turned: 0,
+    };
+
     /// How late one piece of `bytes` is.
     pub(crate) fn delay(&self, chance: &mut StdRng) -> Duration {
         let jitter_ms = if self.jitter_ms == 0 { 0 } else { chance.random_range(0..=self.jitter_ms) };

@@ -2,7 +2,8 @@
 //!
 //! - [`mod@self`]: which nodes there are, how they are started, stopped, told apart; what the cluster says of itself
 //! - `process`: one node as a process that never outlives us
-//! - `proxy`, `links`, `origin`: every byte between two nodes, and what may happen to it
+//! - `links`: what happens to what is between two nodes; done by `switch` to packets, where it can be had, else by
+//!   `proxy` and `origin` to bytes
 //! - `disk`, `disk_off`, `mounts`: a disk of one node's own, that can lose its power or be full
 //! - `inject`: syncs and writes that fail, are slow or lie
 //! - `meddle`: writes that are cut short, syncs that fail once
@@ -35,6 +36,7 @@ mod process;
 mod proxy;
 mod roster;
 mod store;
+mod switch;
 mod view;
 
 pub(crate) use bucket::Bucket;
@@ -44,12 +46,15 @@ pub(crate) use damage::{Damage, Part, inflict};
 pub(crate) use disk::{Disk, Kind as DiskKind};
 pub(crate) use inject::{Flaw, Injected, Syncs};
 pub(crate) use limits::{Limit, Scarce};
-pub(crate) use links::{CLIENTS, Links, Rule, between};
+pub(crate) use links::{CLIENTS, Links, Rule, STORE, between};
 pub(crate) use meddle::{Meddle, Meddled, Synced};
 pub(crate) use mounts::enter as enter_own_mounts;
 pub(crate) use process::{Env, guard};
 pub(crate) use roster::Roster;
 pub(crate) use store::{Deed, Mood, Store, Trap, Verb};
+pub(crate) use switch::{
+    Counts, Network, Pair, enter as enter_own_network, possible as packets, said as network, used as network_used,
+};
 
 use crate::check::HEAL_BEGINS;
 use crate::client::Client;
@@ -63,14 +68,16 @@ use proxy::{Between, Pids, Proxy};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
-use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use switch::{Namespace, Switch};
 
 /// Below what systems give to outgoing connections, so that nobody takes the port of a node that is down.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Replicas of each partition, where there are nodes enough.
 const REPLICAS: usize = 3;
 /// How long the harness itself waits for an answer of a node.
@@ -144,7 +151,10 @@ struct Node {
     grpc: SocketAddr,
     /// Where nodes of another store tell each other of themselves.
     gossip: SocketAddr,
-    proxy: Proxy,
+    /// What other nodes reach it through, where that is not the node itself.
+    proxy: Option<Proxy>,
+    /// The network it lives in, where it is not ours.
+    network: Option<Namespace>,
     folder: PathBuf,
     disk: Disk,
     clock: Option<FakeClock>,
@@ -156,6 +166,13 @@ struct Node {
     process: Option<Process>,
 }
 
+impl Node {
+    /// Where others are told that it is.
+    fn advertised(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.grpc, |proxy| proxy.address)
+    }
+}
+
 /// The cluster. Dropping it ends every node and takes its disks down.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -163,6 +180,8 @@ pub(crate) struct Cluster {
     nodes: Vec<Node>,
     seeds: Vec<String>,
     pub(crate) links: Arc<Links>,
+    /// Between nodes, where their network is made of packets.
+    switch: Option<Switch>,
     pids: Pids,
     gauges: Gauges,
     store: Option<Store>,
@@ -182,22 +201,15 @@ impl Cluster {
         let chance = StdRng::seed_from_u64(spec.seed ^ u64::from(std::process::id()));
         let (links, roster, pids) = (Arc::new(Links::new()), Arc::new(Roster::default()), Pids::default());
         let (count, seeds, taken) = (spec.nodes, Vec::new(), BTreeSet::new());
+        // A store that knows of one address only listens where we are.
+        let packets = switch::entered() && spec.peer.as_ref().is_none_or(Peer::has_hosts);
+        let switch = if packets { Some(Switch::start(links.watch(), spec.seed ^ 0x0ace)?) } else { None };
         let gauges = Gauges::start(spec.recorder.clone(), &spec.folder)?;
-        let mut cluster = Self {
-            spec,
-            nodes: Vec::new(),
-            seeds,
-            links,
-            pids,
-            gauges,
-            store: None,
-            certs: None,
-            roster,
-            chance,
-            taken,
-        };
+        let (nodes, store, certs) = (Vec::new(), None, None);
+        let mut cluster = Self { spec, nodes, seeds, links, switch, pids, gauges, store, certs, roster, chance, taken };
         if cluster.spec.kit.store {
-            let (address, pids, seed) = (cluster.free()?, cluster.pids.clone(), cluster.spec.seed);
+            let host = cluster.host(STORE);
+            let (address, pids, seed) = (cluster.free(host)?, cluster.pids.clone(), cluster.spec.seed);
             cluster.store = Some(Store::start(address, pids, seed).await?);
         }
         if cluster.spec.kit.certs {
@@ -210,7 +222,7 @@ impl Cluster {
         for node in cluster.spec.peer.iter().flat_map(|_| 0..count) {
             cluster.roster.set(node, Some(cluster.client(node, client_timeout)?));
         }
-        cluster.seeds = cluster.nodes.iter().map(|node| node.proxy.address.to_string()).collect();
+        cluster.seeds = cluster.nodes.iter().map(|node| node.advertised().to_string()).collect();
         Ok(cluster)
     }
 
@@ -222,21 +234,32 @@ impl Cluster {
         let index = self.nodes.len();
         let folder = self.spec.folder.join(format!("node-{index}"));
         std::fs::create_dir_all(&folder)?;
-        let disk = Disk::make(self.spec.disk, &folder)?;
         let clock = if self.spec.kit.clock { Some(FakeClock::make(&folder)?) } else { None };
         let meddle = if self.spec.kit.meddle { Some(Meddle::make(&self.library()?, &folder)?) } else { None };
-        let (http, grpc, front, gossip) = (self.free()?, self.free()?, self.free()?, self.free()?);
-        let (pids, rules, seed) = (Some(self.pids.clone()), self.links.watch(), self.spec.seed ^ index as u64);
-        let proxy = Proxy::start(front, Between { to: index, target: grpc, pids, rules, seed }).await?;
-        let front = self.front(index, http).await?;
+        let host = self.host(index);
+        let (http, grpc, gossip) = (self.free(host)?, self.free(host)?, self.free(host)?);
+        let network = self.switch.as_ref().map(|switch| switch.plug(index)).transpose()?;
+        let (proxy, front) = match network {
+            Some(_) => (None, None),
+            None => (Some(self.proxy(index, grpc).await?), self.front(index, http).await?),
+        };
         if let Some(certs) = &self.certs {
             certs.issue(index, None)?;
         }
         let (zone, older) = (index % self.spec.zones, self.spec.kit.older);
-        let node = Node { zone, http, grpc, gossip, proxy, folder, disk, clock, meddle, front, older, process: None };
+        let (disk, process) = (Disk::make(self.spec.disk, &folder)?, None);
+        let node =
+            Node { zone, http, grpc, gossip, proxy, network, folder, disk, clock, meddle, front, older, process };
         self.nodes.push(node);
         self.roster.set(index, Some(self.client(index, client_timeout)?));
         Ok(index)
+    }
+
+    /// What other nodes go through to reach a node.
+    async fn proxy(&mut self, to: usize, target: SocketAddr) -> Result<Proxy, Error> {
+        let (address, rules, seed) = (self.free(LOOPBACK)?, self.links.watch(), self.spec.seed ^ to as u64);
+        let pids = Some(self.pids.clone());
+        Proxy::start(address, Between { to, target, pids, rules, seed }).await
     }
 
     /// What clients go through to reach a node, where they do.
@@ -244,32 +267,43 @@ impl Cluster {
         if !self.spec.kit.fronts {
             return Ok(None);
         }
-        let (address, rules, seed) = (self.free()?, self.links.watch(), self.spec.seed.rotate_left(8) ^ to as u64);
+        let (address, rules) = (self.free(LOOPBACK)?, self.links.watch());
+        let seed = self.spec.seed.rotate_left(8) ^ to as u64;
         // Nobody is looked up: who comes here is a client.
         let between = Between { to, target, pids: None, rules, seed };
         Ok(Some(Proxy::start(address, between).await?))
     }
 
-    fn free(&mut self) -> Result<SocketAddr, Error> {
+    /// The address of a node, or of the object store of ours.
+    fn host(&self, end: usize) -> Ipv4Addr {
+        if self.switch.is_some() { switch::address(end) } else { LOOPBACK }
+    }
+
+    /// A port that nobody has; in networks of our own nobody else is.
+    fn free(&mut self, host: Ipv4Addr) -> Result<SocketAddr, Error> {
         for _ in 0..1000 {
             let port = self.chance.random_range(PORTS);
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            if TcpListener::bind(address).is_ok() && self.taken.insert(port) {
-                return Ok(address);
+            if TcpListener::bind((LOOPBACK, port)).is_ok() && self.taken.insert(port) {
+                return Ok((host, port).into());
             }
         }
         Err(Error::Usage(format!("no free port in {PORTS:?}")))
     }
 
-    /// The way to a node.
+    /// The way of clients to a node.
     fn client(&self, index: usize, timeout: Duration) -> Result<Client, Error> {
+        self.way(index, self.switch.as_ref().map(|_| switch::address(CLIENTS)), timeout)
+    }
+
+    /// The way to a node, from one of our addresses.
+    fn way(&self, index: usize, from: Option<Ipv4Addr>, timeout: Duration) -> Result<Client, Error> {
         if let Some(peer) = &self.spec.peer {
             let (write, query, ready) = peer.addresses(&self.place(index));
-            return Ok(Client::new(&write, &query, timeout)?.of_peer(ready, peer.tenant_header.as_deref()));
+            return Ok(Client::from(from, &write, &query, timeout)?.of_peer(ready, peer.tenant_header.as_deref()));
         }
         let node = &self.nodes[index];
         let root = format!("http://{}", node.front.as_ref().map_or(node.http, |front| front.address));
-        Client::new(&format!("{root}/api/v1/push"), &root, timeout)
+        Client::from(from, &format!("{root}/api/v1/push"), &root, timeout)
     }
 
     /// Where another store's node is to be.
@@ -277,8 +311,25 @@ impl Cluster {
         let node = &self.nodes[index];
         let data = self.data(index).display().to_string();
         let shared = self.spec.folder.join("shared").display().to_string();
-        let ports = |node: &Node| Ports { http: node.http.port(), grpc: node.grpc.port(), gossip: node.gossip.port() };
-        Place { index, zone: node.zone, ports: self.nodes.iter().map(ports).collect(), data, shared }
+        let ports = |(index, node): (usize, &Node)| Ports {
+            host: self.host(index),
+            http: node.http.port(),
+            grpc: node.grpc.port(),
+            gossip: node.gossip.port(),
+        };
+        let ports = self.nodes.iter().enumerate().map(ports).collect();
+        Place { index, zone: node.zone, ports, data, shared }
+    }
+
+    /// What became of packets until now, by who sent them to whom; `None`: there are none, but proxies.
+    pub(crate) fn packets(&self) -> Option<BTreeMap<Pair, Counts>> {
+        self.switch.as_ref().map(Switch::counts)
+    }
+
+    /// Packets that nodes' kernels have refused until now because they were turned on their way.
+    pub(crate) fn refused(&self) -> u64 {
+        let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        processes.map(|process| switch::refused(process.pid())).sum()
     }
 
     /// The other store, when it is not ours.
@@ -412,7 +463,7 @@ impl Cluster {
         let (env, log) = (self.spec.env.clone(), node.folder.join("log"));
         if let Some(peer) = &self.spec.peer {
             let (program, args) = peer.command(&self.place(index));
-            let process = Process::start(Path::new(&program), &args, env, &log)?;
+            let process = Process::start((Path::new(&program), &args), env, node.network.as_ref(), &log)?;
             self.gauges.know(index, Some((process.pid(), node.http)));
             self.nodes[index].process = Some(process);
             return Ok(());
@@ -423,7 +474,7 @@ impl Cluster {
         put("data-dir", node.disk.root().join("data").display().to_string());
         put("http-listen", node.http.to_string());
         put("grpc-listen", node.grpc.to_string());
-        put("grpc-advertise", node.proxy.address.to_string());
+        put("grpc-advertise", node.advertised().to_string());
         put("zone", format!("zone-{}", node.zone));
         put("node-name", format!("node-{index}"));
         put("join", self.seeds.join(","));
@@ -431,11 +482,15 @@ impl Cluster {
         args.extend(self.spec.options.iter().cloned());
         args.extend(self.store.iter().flat_map(Store::options));
         args.extend(self.certs.iter().flat_map(|certs| certs.options(index)));
+        // Nobody else is in these networks. A variable, so that an older binary may not know it.
+        let plain = self.switch.is_some() && self.certs.is_none();
+        let plain: Env = plain.then(|| ("ENGRAM_CLUSTER_PLAIN_TEXT", "true".into())).into_iter().collect();
         let clock = node.clock.as_ref().map(FakeClock::env).unwrap_or_default();
-        let env = together([env, clock, node.meddle.as_ref().map(Meddle::env).unwrap_or_default()].concat());
+        let meddle = node.meddle.as_ref().map(Meddle::env).unwrap_or_default();
+        let env = together([env, plain, clock, meddle].concat());
         let newer = &self.spec.engram;
         let binary = if node.older { self.spec.older.as_ref().unwrap_or(newer) } else { newer };
-        let process = Process::start(binary, &args, env, &log)?;
+        let process = Process::start((binary, &args), env, node.network.as_ref(), &log)?;
         let pid = Some(process.pid());
         self.nodes[index].process = Some(process);
         self.know(index, pid);
@@ -471,7 +526,7 @@ impl Cluster {
     /// # Errors
     /// As [`Self::start`].
     pub(crate) async fn ready(&mut self, index: usize) -> Result<(), Error> {
-        let (watch, client) = (Stopwatch::start(), self.client(index, ASK_WITHIN)?);
+        let (watch, client) = (Stopwatch::start(), self.way(index, None, ASK_WITHIN)?);
         while !client.is_ready().await {
             self.alive(index)?;
             if watch.elapsed() > self.spec.patience {

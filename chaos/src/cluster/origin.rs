@@ -10,6 +10,7 @@
 //! Source: Linux `Documentation/networking/proc_net_tcp.rst`, proc(5) `/proc/[pid]/fd`.
 
 use super::proxy::Pids;
+use super::switch;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -101,6 +102,10 @@ pub(super) enum Caller {
 impl Caller {
     /// Who calls from one address at another, as it was accepted just now.
     pub(super) fn new(origins: Arc<Origins>, from: SocketAddr, at: SocketAddr) -> Self {
+        // In a network of packets the address says it.
+        if let Some(node) = switch::end_of(from.ip()) {
+            return Self::Known(node);
+        }
         Self::Asked { origins, ports: (from.port(), at.port()), since: Instant::now(), node: OnceCell::new() }
     }
 

@@ -5,6 +5,7 @@
 //! then becomes the node.
 
 use super::inject::{tasks, word};
+use super::switch::{self, Namespace};
 use crate::error::Error;
 use engram_model::time::Stopwatch;
 use rustix::process::{Pid, Signal};
@@ -26,11 +27,15 @@ pub(super) struct Process {
     child: Child,
 }
 
-/// What `guard` does: becomes `command`, which dies with the process that started us, of that id.
+/// What `guard` does: becomes `command`, which dies with the process that started us, of that id; in another network if one
+/// is named.
 ///
 /// # Errors
 /// Only when it could not; otherwise it does not return.
-pub(crate) fn guard(parent: u32, command: &[OsString]) -> Error {
+pub(crate) fn guard(parent: u32, network: Option<&Path>, command: &[OsString]) -> Error {
+    if let Err(error) = network.map_or(Ok(()), switch::join) {
+        return error;
+    }
     let Some((program, args)) = command.split_first() else { return Error::Usage("guard whom?".to_owned()) };
     if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
         return Error::Io(error.into());
@@ -44,24 +49,34 @@ pub(crate) fn guard(parent: u32, command: &[OsString]) -> Error {
     Error::Usage(format!("{}: {error}", program.display()))
 }
 
-/// The beginning of a command that dies with us: the program and its arguments are to follow.
+/// The beginning of a command that dies with us, in a network of its own if there is one: the program and its arguments are
+/// to follow.
 ///
 /// # Errors
 /// This program does not know where it is.
-pub(super) fn guarded() -> Result<Command, Error> {
+pub(super) fn guarded(network: Option<&Namespace>) -> Result<Command, Error> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["guard", "--parent", &std::process::id().to_string(), "--"]);
+    command.args(["guard", "--parent", &std::process::id().to_string()]);
+    if let Some(network) = network {
+        command.arg("--network").arg(network.path());
+    }
+    command.arg("--");
     Ok(command)
 }
 
 impl Process {
-    /// Starts `binary` with `env` besides our own; what it prints is added to `log`.
+    /// Starts `binary` with `env` besides our own, in a network of its own if there is one; what it prints is added to `log`.
     ///
     /// # Errors
     /// It does not exist, or nothing can be started.
-    pub(super) fn start(binary: &Path, args: &[String], env: Env, log: &Path) -> Result<Self, Error> {
+    pub(super) fn start(
+        (binary, args): (&Path, &[String]),
+        env: Env,
+        network: Option<&Namespace>,
+        log: &Path,
+    ) -> Result<Self, Error> {
         let log = std::fs::File::options().create(true).append(true).open(log)?;
-        let child = guarded()?
+        let child = guarded(network)?
             .arg(binary)
             .args(args)
             .envs(env)

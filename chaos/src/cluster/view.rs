@@ -47,12 +47,12 @@ impl Cluster {
     fn index_of(&self, status: &Value, id: &Value) -> Option<usize> {
         let row = status["nodes"].as_array()?.iter().find(|row| row["id"] == *id)?;
         let address = row["grpc"].as_str()?;
-        self.nodes.iter().position(|node| node.proxy.address.to_string() == address)
+        self.nodes.iter().position(|node| node.advertised().to_string() == address)
     }
 
     /// The id the cluster has given a node.
     pub(crate) fn id_of(&self, status: &Value, index: usize) -> Option<u64> {
-        let address = self.nodes[index].proxy.address.to_string();
+        let address = self.nodes[index].advertised().to_string();
         let row =
             status["nodes"].as_array()?.iter().find(|row| row["grpc"] == address.as_str() && row["state"] != "dead");
         row?["id"].as_u64()

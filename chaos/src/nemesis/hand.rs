@@ -4,7 +4,7 @@
 //! - a replica that learns late of a seal, so that the block lacks what it has: only the digest keeps that
 //! - a power loss while every sync takes long: only the order of sync and answer keeps what was acknowledged
 
-use super::{CHURN_WITHIN, CUT, Nemesis, Pace, Wound, heal, proof, steer, strike};
+use super::{Before, CHURN_WITHIN, CUT, Nemesis, Pace, Wound, heal, proof, steer, strike};
 use crate::cluster::{Cluster, Rule, Syncs, between};
 use crate::error::Error;
 use crate::history::FaultState;
@@ -26,7 +26,7 @@ impl Nemesis {
         let far = cluster.running().into_iter().filter(|node| *node != alone && !pair.contains(node)).collect();
         let name = format!("node {alone} sees only nodes {} and {}, which give their replicas away", pair[0], pair[1]);
         self.recorder.fault(&name, FaultState::Installed, "");
-        let mut wound = Wound::Network { pairs: between(&[vec![alone], far]), rule: CUT };
+        let mut wound = Wound::Network { pairs: between(&[vec![alone], far]), rule: CUT, before: Before::default() };
         strike(cluster, &mut wound).await?;
         let status = cluster.status(leader).await?;
         let ids: Vec<u64> = pair.iter().filter_map(|node| cluster.id_of(&status, *node)).collect();
@@ -79,7 +79,8 @@ impl Nemesis {
         self.recorder.fault(&name, FaultState::Installed, "");
         // Not held back but lost: what is delivered late would mend what is missing.
         let rule = Rule { breaks: 10_000, ..Rule::default() };
-        let mut bridge = Wound::Network { pairs: between(&[vec![late], vec![leader]]), rule };
+        let mut bridge =
+            Wound::Network { pairs: between(&[vec![late], vec![leader]]), rule, before: Before::default() };
         strike(cluster, &mut bridge).await?;
         self.wait(pace.hold_ms).await;
         heal(cluster, &mut bridge).await?;

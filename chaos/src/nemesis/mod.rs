@@ -31,7 +31,7 @@ mod whole;
 mod wounds;
 
 use crate::check::{ROUND_DARK, ROUND_SERVED, ROUND_WHOLE};
-use crate::cluster::{Cluster, Damage, Injected, Mood, Rule, Scarce, Syncs, Trap};
+use crate::cluster::{Cluster, Counts, Damage, Injected, Mood, Pair, Rule, Scarce, Syncs, Trap};
 use crate::error::Error;
 use crate::history::{FaultState, Recorder};
 use engram_model::time::Stopwatch;
@@ -40,6 +40,7 @@ use proof::{Proof, proof};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -133,13 +134,16 @@ pub(crate) use whole::LINES_BREAK;
 /// By then replicas have again what they missed.
 const LEVEL_AFTER: Duration = Duration::from_secs(10);
 
+/// Packets of each line when a fault of the network began, and how many the nodes had refused as turned.
+type Before = (BTreeMap<Pair, Counts>, u64);
+
 /// What is broken now.
 #[derive(Debug)]
 enum Wound {
     Killed(Vec<usize>),
     Stopped(Vec<usize>),
     Paused(Vec<usize>),
-    Network { pairs: Vec<(usize, usize)>, rule: Rule },
+    Network { pairs: Vec<Pair>, rule: Rule, before: Before },
     NoPower(Vec<usize>),
     Full(Vec<usize>),
     Syncs { nodes: Vec<usize>, syncs: Syncs, held: Vec<Injected> },
@@ -324,8 +328,8 @@ impl Nemesis {
                 let leader = cluster.leader().await;
                 let mut nodes = cluster.running();
                 nodes.shuffle(&mut self.chance);
-                let (name, pairs, rule) = network::plan(shape, &nodes, leader, &mut self.chance);
-                (name, Wound::Network { pairs, rule })
+                let (name, pairs, rule) = network::plan(shape, &nodes, (leader, round), &mut self.chance);
+                (name, Wound::Network { pairs, rule, before: Before::default() })
             }
             Act::PowerLoss(whom) => {
                 let nodes = self.targets(cluster, whom, round).await;
@@ -406,4 +410,4 @@ fn names(nodes: &[usize]) -> String {
 }
 
 /// A rule that lets nothing pass.
-const CUT: Rule = Rule { cut: true, delay_ms: 0, jitter_ms: 0, breaks: 0, bytes_per_second: 0 };
+const CUT: Rule = Rule { cut: true, ..Rule::OPEN };

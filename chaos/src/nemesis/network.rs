@@ -1,7 +1,8 @@
 //! Faults of the network: which directions of which pairs, and what happens there.
 //!
 //! The shapes are those that broke real systems: an isolated leader, halves, a bridge (two sides that only see a third),
-//! one-way routes, majorities that differ for everyone, and lines that are slow, narrow or break.
+//! one-way routes, majorities that differ for everyone, and lines that are slow, narrow or break. Where nodes' packets are in
+//! our hands, also some that are lost, come twice, in another order, or with bits turned.
 //!
 //! Source: Alquraan et al., "An Analysis of Network-Partitioning Failures in Cloud Systems" (OSDI 2018); Alfatafta et
 //! al., "Toward a Generic Fault Tolerance Technique for Partial Network Partitioning" (OSDI 2020); Jepsen `nemesis.clj`.
@@ -36,15 +37,33 @@ pub(crate) enum Shape {
     Narrow(u64),
     /// Of ten thousand pieces of answers to clients so many end their connection instead: what was asked was done.
     LostAnswers(u32),
+    /// Clients reach one node only, and that one no other.
+    CutClients,
+    /// A share of packets is lost each way: of one node, in every second round of all.
+    Loss,
+    /// Shares of packets come twice, and after later ones.
+    Disorder,
+    /// Bits of a share of packets are turned, also of those between clients and nodes.
+    Rot,
+}
+
+impl Shape {
+    /// Whether only packets can be treated like this.
+    pub(crate) fn needs_packets(self) -> bool {
+        matches!(self, Self::CutClients | Self::Loss | Self::Disorder | Self::Rot)
+    }
 }
 
 /// The directions that a shape hits, of nodes in an order of chance, with the rule for them and a name for people.
 pub(super) fn plan(
     shape: Shape,
     nodes: &[usize],
-    leader: Option<usize>,
+    (leader, round): (Option<usize>, u32),
     chance: &mut StdRng,
 ) -> (String, Vec<(usize, usize)>, Rule) {
+    if shape.needs_packets() {
+        return packets(shape, nodes, round, chance);
+    }
     let one = nodes.first().copied().unwrap_or(0);
     let rest = |one: usize| nodes.iter().copied().filter(|node| *node != one).collect::<Vec<_>>();
     let all = || between(&nodes.iter().map(|node| vec![*node]).collect::<Vec<_>>());
@@ -103,6 +122,41 @@ pub(super) fn plan(
                 Rule { bytes_per_second, ..Rule::default() },
             )
         }
+        Shape::CutClients | Shape::Loss | Shape::Disorder | Shape::Rot => unreachable!("planned before"),
+    }
+}
+
+/// As [`plan`], for what only packets can have.
+fn packets(shape: Shape, nodes: &[usize], round: u32, chance: &mut StdRng) -> (String, Vec<(usize, usize)>, Rule) {
+    let one = nodes.first().copied().unwrap_or(0);
+    let rest: Vec<usize> = nodes.iter().copied().filter(|node| *node != one).collect();
+    let all = || between(&nodes.iter().map(|node| vec![*node]).collect::<Vec<_>>());
+    let clients = |nodes: &[usize]| between(&[vec![CLIENTS], nodes.to_vec()]);
+    let percent = |of_10_000: u32| f64::from(of_10_000) / 100.0;
+    match shape {
+        Shape::CutClients => {
+            let pairs = [between(&[vec![one], rest.clone()]), clients(&rest)].concat();
+            (format!("clients reach only node {one}, which reaches no other"), pairs, CUT)
+        }
+        Shape::Loss => {
+            let lost = chance.random_range(500..=2_000);
+            let (whose, pairs) = match round % 2 {
+                0 => (format!("to and from node {one}"), between(&[vec![one], rest])),
+                _ => ("between all nodes".to_owned(), all()),
+            };
+            (format!("{} % of packets {whose} are lost", percent(lost)), pairs, Rule { lost, ..Rule::OPEN })
+        }
+        Shape::Disorder => {
+            let (doubled, overtaken) = (chance.random_range(500..=3_000), chance.random_range(500..=3_000));
+            let (twice, late) = (percent(doubled), percent(overtaken));
+            let name = format!("{twice} % of packets between nodes come twice, {late} % are overtaken");
+            (name, all(), Rule { doubled, overtaken, ..Rule::OPEN })
+        }
+        _ => {
+            let turned = chance.random_range(100..=500);
+            let name = format!("bits of {} % of packets are turned, clients' too", percent(turned));
+            (name, [all(), clients(nodes)].concat(), Rule { turned, ..Rule::OPEN })
+        }
     }
 }
 
@@ -114,9 +168,23 @@ mod tests {
     /// Who sees whom, itself included.
     fn sees(shape: Shape, count: usize) -> Vec<Vec<usize>> {
         let nodes: Vec<usize> = (0..count).collect();
-        let (_, cut, _) = plan(shape, &nodes, Some(1), &mut StdRng::seed_from_u64(1));
+        let (_, cut, _) = plan(shape, &nodes, (Some(1), 0), &mut StdRng::seed_from_u64(1));
         let seen = |node: &usize| nodes.iter().copied().filter(|other| !cut.contains(&(*other, *node))).collect();
         nodes.iter().map(seen).collect()
+    }
+
+    #[test]
+    fn packets_are_hit_between_nodes_and_clients_only_where_it_is_said() {
+        let plan = |shape, round| plan(shape, &[2, 0, 1], (None, round), &mut StdRng::seed_from_u64(1));
+        let (_, cut, rule) = plan(Shape::CutClients, 0);
+        assert!(rule == CUT && cut.contains(&(CLIENTS, 0)) && cut.contains(&(1, CLIENTS)) && cut.contains(&(2, 0)));
+        assert!(!cut.contains(&(CLIENTS, 2)) && !cut.contains(&(2, CLIENTS)) && !cut.contains(&(0, 1)));
+        let (_, one, rule) = plan(Shape::Loss, 0);
+        assert!(one.len() == 4 && !one.contains(&(0, 1)) && (500..=2_000).contains(&rule.lost));
+        assert_eq!(
+            [plan(Shape::Loss, 1).1.len(), plan(Shape::Disorder, 0).1.len(), plan(Shape::Rot, 0).1.len()],
+            [6, 6, 12]
+        );
     }
 
     #[test]

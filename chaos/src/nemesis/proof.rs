@@ -4,12 +4,13 @@
 //! has, whether it is gone. What comes late is waited for, so that a slow machine does not make a good run an unknown one.
 //!
 //! Killed, stopped and paused nodes, cut lines and a power that is gone need no proof of their own: there the harness does
-//! it all itself, and fails when it cannot.
+//! it all itself, and fails when it cannot. Where nodes' packets are in our hands, those that a fault met are counted, by line.
 
-use super::{Wound, clocks};
-use crate::cluster::{Cluster, Injected, Syncs};
+use super::{Before, Wound, clocks};
+use crate::cluster::{CLIENTS, Cluster, Counts, Injected, Pair, Rule, Syncs};
 use crate::error::Error;
 use engram_model::time::Stopwatch;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long a fault may stand before something meets it.
@@ -36,10 +37,63 @@ pub(super) async fn proof(cluster: &mut Cluster, wound: &Wound, before: &[usize]
         }
         Wound::Full(nodes) => Ok(full(cluster, nodes, before).await),
         Wound::Clocks { nodes, shift, .. } => Ok(clocks::seen(cluster, nodes, *shift).await),
-        Wound::Killed(_) | Wound::Stopped(_) | Wound::Paused(_) | Wound::Network { .. } | Wound::NoPower(_) => {
-            Ok(Ok(String::new()))
-        }
+        Wound::Network { pairs, rule, before } => Ok(packets(cluster, pairs, *rule, before).await),
+        Wound::Killed(_) | Wound::Stopped(_) | Wound::Paused(_) | Wound::NoPower(_) => Ok(Ok(String::new())),
     }
+}
+
+/// Waits until each thing that a rule does to packets has met one, and turned ones were refused by who got them.
+async fn packets(cluster: &Cluster, pairs: &[Pair], rule: Rule, (before, refused): &Before) -> Proof {
+    let watch = Stopwatch::start();
+    loop {
+        // Proxies do it all themselves.
+        let Some(now) = cluster.packets() else { return Ok(String::new()) };
+        let of = |all: &BTreeMap<Pair, Counts>, pair: &Pair| all.get(pair).copied().unwrap_or_default();
+        let since = |pair: &Pair| (*pair, of(&now, pair).since(&of(before, pair)).met(rule));
+        let lines: Vec<_> = pairs.iter().map(since).collect();
+        let refused = cluster.refused().saturating_sub(*refused);
+        let missing = missing(&lines, (rule.turned > 0).then_some(refused));
+        if missing.is_none() {
+            return Ok(told(&lines, refused));
+        }
+        if let Some(why) = missing.filter(|_| watch.elapsed() > HITS_WITHIN) {
+            return Err(why);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What a rule did to the packets of a line.
+type Met = (Pair, Vec<(&'static str, u64)>);
+
+/// What a rule should have done to packets, and did not.
+fn missing(lines: &[Met], refused: Option<u64>) -> Option<String> {
+    let sums = sums(lines);
+    let none = sums.iter().find(|(_, count)| **count == 0).map(|(what, _)| format!("no packet was {what}"));
+    let none = none.or_else(|| sums.is_empty().then(|| "there is no line".to_owned()));
+    none.or_else(|| (refused == Some(0)).then(|| "no node has refused a turned packet".to_owned()))
+}
+
+fn sums(lines: &[Met]) -> BTreeMap<&'static str, u64> {
+    let mut sums = BTreeMap::new();
+    for (what, count) in lines.iter().flat_map(|(_, met)| met) {
+        *sums.entry(*what).or_insert(0) += count;
+    }
+    sums
+}
+
+/// What a rule did to packets, in all and line by line.
+fn told(lines: &[Met], refused: u64) -> String {
+    let name = |end: usize| if end == CLIENTS { "clients".to_owned() } else { end.to_string() };
+    let line = |what: &str| {
+        let of = |met: &[(&str, u64)]| met.iter().find(|(one, _)| *one == what).map_or(0, |(_, count)| *count);
+        let each = lines.iter().map(|((from, to), met)| format!("{}→{} {}", name(*from), name(*to), of(met)));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let sums = sums(lines);
+    let each = sums.iter().map(|(what, count)| format!("packets {what}: {count} ({})", line(what)));
+    let refused = (refused > 0).then(|| format!("refused by nodes for their sums: {refused}"));
+    each.chain(refused).collect::<Vec<_>>().join("; ")
 }
 
 /// Waits until strace has changed a call of each of them.
@@ -93,4 +147,21 @@ async fn full(cluster: &Cluster, nodes: &[usize], before: &[usize]) -> Proof {
         }
     }
     Ok("each said that its disk is full".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_met_no_packet_proves_nothing() {
+        let rule = Rule { lost: 1, doubled: 1, ..Rule::OPEN };
+        let line = |pair, counts: Counts| (pair, counts.met(rule));
+        let (one, other) = (Counts { lost: 3, ..Counts::default() }, Counts { doubled: 2, ..Counts::default() });
+        assert_eq!(missing(&[line((0, 1), one)], None).as_deref(), Some("no packet was doubled"));
+        let both = [line((0, 1), one), line((CLIENTS, 0), other)];
+        assert_eq!(missing(&both, None), None);
+        assert_eq!(told(&both, 0), "packets doubled: 2 (0→1 0, clients→0 2); packets lost: 3 (0→1 3, clients→0 0)");
+        assert!(missing(&both, Some(0)).is_some() && missing(&both, Some(1)).is_none() && missing(&[], None).is_some());
+    }
 }

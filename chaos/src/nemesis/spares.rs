@@ -19,6 +19,8 @@ impl Act {
             Self::Damage(whom, _) | Self::LiveDamage(whom, _) | Self::CutShort(whom) => of(whom),
             // Where the replicas of a partition are decides whether anybody sees two of them.
             Self::Network(Shape::Shatter | Shape::Halves | Shape::Ring) => false,
+            // The majority lives, and no client reaches it.
+            Self::Network(Shape::CutClients) => false,
             Self::Network(_) => nodes > 2,
             // In its later rounds it takes all.
             Self::SyncOnce => false,

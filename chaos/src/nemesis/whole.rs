@@ -353,7 +353,7 @@ async fn cut(links: Arc<Links>, nodes: Vec<usize>, mut chance: StdRng) {
     loop {
         nodes.shuffle(&mut chance);
         let shape = SHAPES.choose(&mut chance).copied().unwrap_or(Shape::IsolateNode);
-        let (_, pairs, rule) = network::plan(shape, &nodes, None, &mut chance);
+        let (_, pairs, rule) = network::plan(shape, &nodes, (None, 0), &mut chance);
         links.set(&pairs, rule);
         tokio::time::sleep(Duration::from_millis(chance.random_range(500..2_500))).await;
         links.heal();

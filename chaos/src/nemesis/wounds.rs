@@ -15,7 +15,10 @@ pub(super) async fn strike(cluster: &mut Cluster, wound: &mut Wound) -> Result<(
             }
         }
         Wound::Paused(nodes) => nodes.iter().for_each(|node| cluster.pause(*node, true)),
-        Wound::Network { pairs, rule } => cluster.links.set(pairs, *rule),
+        Wound::Network { pairs, rule, before } => {
+            *before = (cluster.packets().unwrap_or_default(), cluster.refused());
+            cluster.links.set(pairs, *rule);
+        }
         Wound::NoPower(nodes) => {
             // Without power nobody answers any more. A sync that is under way while ext4 is shut down may be told to have
             // succeeded, although its bytes lie where the journal will never say that something was written.

@@ -31,6 +31,7 @@ pub(super) fn page(reports: &Reports) -> String {
         store = text(&reports.store),
         cut = if reports.interrupted { " <strong>The run was interrupted.</strong>" } else { "" },
     );
+    put(&mut out, &format!("<p>{}</p>", text(&reports.network)));
     reports.builds.iter().for_each(|build| put(&mut out, &format!("<p><code>{}</code></p>", text(&build.text()))));
     table(&mut out, reports);
     let totals = super::Totals::of(&reports.runs).text();

@@ -15,7 +15,7 @@ mod totals;
 
 use crate::args::How;
 use crate::check::{Outcome, Verdict, seconds};
-use crate::cluster::Env;
+use crate::cluster::{Env, network};
 use crate::error::Error;
 use crate::history::{FaultState, History};
 use crate::scenario::Scenario;
@@ -240,6 +240,8 @@ pub(crate) struct Reports {
     /// The programs that took part.
     builds: Vec<Build>,
     version: &'static str,
+    /// What lay between the nodes.
+    network: String,
     pub(crate) interrupted: bool,
     runs: Vec<Report>,
 }
@@ -247,7 +249,8 @@ pub(crate) struct Reports {
 impl Reports {
     pub(crate) fn new(what: &str, seed: u64, store: &str, builds: Vec<Build>) -> Self {
         let (what, store) = (what.to_owned(), store.to_owned());
-        Self { what, seed, store, builds, version: env!("CARGO_PKG_VERSION"), interrupted: false, runs: Vec::new() }
+        let (version, network) = (env!("CARGO_PKG_VERSION"), network());
+        Self { what, seed, store, builds, version, network, interrupted: false, runs: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, report: Report) {

@@ -10,7 +10,7 @@ mod process;
 mod store;
 
 use crate::check::Promise;
-use crate::cluster::{Disk, DiskKind, Injected, Kit, Scarce};
+use crate::cluster::{Disk, DiskKind, Injected, Kit, Scarce, packets};
 use crate::error::Error;
 pub(crate) use crate::hard::{Blocks, HARD};
 use crate::nemesis::{Act, Pace};
@@ -176,6 +176,7 @@ impl Scenario {
         match self.act {
             Act::Scarce(kinds) => kinds.iter().try_for_each(|kind| kind.possible())?,
             Act::Flood => Scarce::MemoryTo(0).possible()?,
+            Act::Network(shape) if shape.needs_packets() => packets()?,
             _ => {}
         }
         let traced =

@@ -97,4 +97,35 @@ pub(super) static NETWORK: &[Scenario] = &[
         pace: Pace { rounds: 2, hold_ms: 10_000, rest_ms: 4_000 },
         ..THREE
     },
+    Scenario {
+        name: "cut-clients",
+        number: "14b",
+        fault: "clients reach one node only, and that one reaches no other",
+        says: "it acknowledges nothing, and answers nothing old",
+        act: Act::Network(Shape::CutClients),
+        ..THREE
+    },
+    Scenario {
+        name: "packet-loss",
+        number: "15d",
+        fault: "5 to 20 % of packets each way are lost: to and from one node, then between all",
+        act: Act::Network(Shape::Loss),
+        pace: Pace { rounds: 4, hold_ms: 5_000, rest_ms: 3_000 },
+        ..THREE
+    },
+    Scenario {
+        name: "packet-disorder",
+        number: "15e",
+        fault: "5 to 30 % of packets between nodes come twice, as many after later ones",
+        act: Act::Network(Shape::Disorder),
+        ..THREE
+    },
+    Scenario {
+        name: "packet-rot",
+        number: "15f",
+        fault: "bits of 1 to 5 % of packets are turned, between nodes and between them and clients",
+        says: "nothing of it is believed: nothing acknowledged is lost; no wrong answer",
+        act: Act::Network(Shape::Rot),
+        ..THREE
+    },
 ];
