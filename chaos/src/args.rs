@@ -179,6 +179,9 @@ pub(crate) struct Sim {
     /// Every so many-th is played a second time, and must be the same schedule then.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) twice_every: u64,
+    /// Who agrees on the metadata: one list, or a group of real consensus (default: as the seed says).
+    #[arg(long)]
+    pub(crate) consensus: Option<crate::sim::Agrees>,
 }
 
 #[cfg(any(test, feature = "sim"))]
@@ -192,6 +195,7 @@ impl Sim {
             within: self.within.map(Duration::from_secs),
             twice_every: self.twice_every,
             aloud: self.seed.is_some(),
+            consensus: self.consensus,
         }
     }
 }

@@ -7,16 +7,19 @@
 //!
 //! Map: [`command`] what may change · [`state`] what is agreed and the pure function that applies a command ·
 //! `store` log, state and snapshots on disk · [`rpc`] between the group's nodes · [`group`] the one handle the node
-//! holds, [`consensus`] the same as a port · [`sequence`] the log for simulations · `codec` bytes · [`map`] how views are shared · [`placement`] who should hold what. Bytes on disk: `docs/formats/raft.md`.
+//! holds, [`consensus`] the same as a port · [`sequence`] the log for simulations ·
+//! [`here`] and [`runtime`] what makes a group repeatable · `codec` bytes · [`map`] how views are shared · [`placement`] who should hold what. Bytes on disk: `docs/formats/raft.md`.
 
 mod codec;
 pub mod command;
 pub mod consensus;
 mod error;
 pub mod group;
+pub mod here;
 pub mod map;
 pub mod placement;
 pub mod rpc;
+pub mod runtime;
 pub mod sequence;
 pub mod state;
 mod store;
@@ -27,4 +30,4 @@ pub use error::{Error, Hint, Refusal};
 pub use group::{Group, GroupOptions};
 pub use sequence::Sequence;
 pub use state::View;
-pub use store::{backup, recover};
+pub use store::{Betrayal, MemoryDisk, backup, recover};

@@ -12,6 +12,7 @@ use engram_node::read::QueryRequest;
 use engram_node::write::Written;
 use engram_node::write::decode::Version;
 use engram_query::value::Value;
+use engram_raft::Consensus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -39,7 +40,7 @@ impl Load {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
@@ -49,7 +50,7 @@ impl Load {
 }
 
 /// What a client got.
-enum Got<T> {
+pub(super) enum Got<T> {
     Answer(Result<T, Error>),
     /// Nobody was there.
     Nobody,
@@ -58,7 +59,7 @@ enum Got<T> {
 }
 
 /// Asks a node, from outside of the network between nodes.
-async fn ask<T: Send + 'static, F: Future<Output = Result<T, Error>> + Send + 'static>(
+pub(super) async fn ask<T: Send + 'static, F: Future<Output = Result<T, Error>> + Send + 'static>(
     host: &Host,
     act: impl FnOnce(Arc<Life>) -> F,
 ) -> Got<T> {
@@ -202,12 +203,10 @@ fn look(world: &Shared, node: usize) {
     let (ring, applied) = (life.meta.ring(), life.meta.applied());
     let epochs = (0..ring.partition_count()).map(engram_model::place::PartitionId);
     let epochs = epochs.map(|partition| ring.replicas(partition).map_or(0, |set| set.epoch.0)).collect();
-    world.end(
-        op,
-        End::Ok,
-        Some(Answer::Status { term: 1, applied, leader: None, epochs, id: 0, fences: Vec::new() }),
-        "",
-    );
+    let status = life.member.status();
+    let leader = status.leader.map(|hint| hint.id.0);
+    let answer = Answer::Status { term: status.term, applied, leader, epochs, id: 0, fences: Vec::new() };
+    world.end(op, End::Ok, Some(answer), "");
 }
 
 /// Whether all nodes answer alike about all writers.

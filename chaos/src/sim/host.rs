@@ -65,6 +65,10 @@ pub(super) enum Planted {
     LyingDisk,
     /// A far replica says that it has stored what it was never sent: as if one were a majority.
     FalseAnswer,
+    /// Syncs of the metadata promise and do nothing.
+    LyingGroupDisk,
+    /// A vote is forgotten when the node that gave it ends.
+    LostVotes,
 }
 
 pub(super) struct Host {
@@ -81,6 +85,8 @@ pub(super) struct Host {
     /// What its last life had applied.
     applied: AtomicU64,
     lives: AtomicU64,
+    /// The life that is about to begin.
+    starting: Mutex<Option<u64>>,
     life: Mutex<Option<Arc<Life>>>,
 }
 
@@ -113,6 +119,17 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Life {
+    /// Follows the metadata; a node whose part of the group has failed ends, as a real one does.
+    fn take_part(&self) {
+        self.spawn(self.member.clone().follow());
+        let Some(group) = self.member.group().cloned() else { return };
+        let fallen = self.fallen.clone();
+        self.spawn(async move {
+            let _why = group.failed().await;
+            fallen.store(true, Ordering::Relaxed);
+        });
+    }
+
     /// Runs something on the node, as long as it lives.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.tasks);
@@ -135,6 +152,7 @@ impl Host {
             failing: AtomicBool::new(false),
             applied: AtomicU64::new(0),
             lives: AtomicU64::new(0),
+            starting: Mutex::default(),
             life: Mutex::new(None),
         }
     }
@@ -145,6 +163,10 @@ impl Host {
 
     pub(super) fn is_up(&self) -> bool {
         lock(&self.life).is_some()
+    }
+
+    pub(super) fn is_starting(&self) -> bool {
+        lock(&self.starting).is_some()
     }
 
     pub(super) fn lag(&self) -> Duration {
@@ -173,7 +195,14 @@ impl Host {
 
     /// Ends the node at once; with `power_lost` the disk keeps what was synced, and a part of the rest.
     pub(super) fn crash(&self, world: &Shared, power_lost: bool) {
-        let Some(life) = lock(&self.life).take() else { return };
+        let (life, starting) = (lock(&self.life).take(), lock(&self.starting).take());
+        if life.is_none() && starting.is_none() {
+            return;
+        }
+        if let Some(rafts) = &world.rafts {
+            rafts.end(self.at, power_lost.then(|| world.below(u64::MAX)));
+        }
+        let Some(life) = life else { return };
         self.applied.store(life.member.shown(), Ordering::Relaxed);
         lock(&life.tasks).abort_all();
         drop(lock(&life.supervisor).take());
@@ -205,12 +234,26 @@ impl Host {
         Ok(Recovered { heads, log, hand, reached })
     }
 
-    /// Recovers from what the disk has, and takes part again.
-    pub(super) fn start(&self, world: &Shared) -> Result<(), String> {
+    /// Takes part in the metadata again; none when the node died meanwhile.
+    async fn join(&self, world: &Shared, life: u64) -> Result<Option<Arc<Member>>, String> {
+        let Some(rafts) = &world.rafts else {
+            // What a node has shown it has on disk: epochs do not go back over a crash.
+            let index = self.applied.load(Ordering::Relaxed).max(world.founded);
+            return Ok(Some(Arc::new(Member::new(world, self.at, index))));
+        };
+        *lock(&self.starting) = Some(life);
+        let group = rafts.open(world, self.at).await;
+        if *lock(&self.starting) != Some(life) {
+            return Ok(None);
+        }
+        *lock(&self.starting) = None;
+        Ok(Some(Arc::new(Member::of_group(world, self.at, group?))))
+    }
+
+    /// Recovers from what the disk has, and takes part again; whether it lived to do so.
+    pub(super) async fn start(&self, world: &Shared) -> Result<bool, String> {
         let life = self.lives.fetch_add(1, Ordering::Relaxed);
-        // What a node has shown it has on disk: epochs do not go back over a crash.
-        let index = self.applied.load(Ordering::Relaxed).max(world.founded);
-        let member = Arc::new(Member::new(world, self.at, index));
+        let Some(member) = self.join(world, life).await? else { return Ok(false) };
         let meta = Meta::of_life(member.clone(), defaults(), world.seed ^ (life << 8) ^ self.id.0);
         let work = Arc::new(Notify::new());
         let recovered = self.recover(world, meta.ring().partition_count(), work.clone())?;
@@ -267,12 +310,12 @@ impl Host {
             tasks: Mutex::default(),
             supervisor: Mutex::new(Some(supervisor)),
         });
-        life.spawn(member.follow());
+        life.take_part();
         if let Some(hand) = hand {
             life.spawn(keep_log(world.clone(), self.at, hand, work));
         }
         *lock(&self.life) = Some(life);
-        Ok(())
+        Ok(true)
     }
 }
 

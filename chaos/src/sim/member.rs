@@ -1,14 +1,16 @@
 //! One node's part in the metadata: it learns late, proposes over the network, and may be told nothing for long.
 //!
-//! Agreement itself is given ([`engram_raft::Sequence`]): a command that reaches a leader who can speak with a majority
-//! is committed, by the product's own `apply`. What is simulated is what nodes make of it: a view that lags, another one
-//! on each node, one that goes back over a crash, answers that are lost after the commit.
+//! In some schedules it is a part of a real group ([`super::rafts`]), and this only tells what that says. In the others
+//! agreement itself is given ([`engram_raft::Sequence`]): a command that reaches a leader who can speak with a majority
+//! is committed, by the product's own `apply`. What is simulated then is what nodes make of it: a view that lags, another
+//! one on each node, one that goes back over a crash, answers that are lost after the commit.
 
 use super::host::Host;
+use super::rafts;
 use super::world::{Event, Shared, World};
 use engram_model::place::NodeId;
 use engram_raft::group::{Committed, Status};
-use engram_raft::{Consensus, Error, Hint, Proposal, View};
+use engram_raft::{Consensus, Error, Group, Hint, Proposal, View};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,14 +35,29 @@ struct State {
 pub(super) struct Member {
     world: Shared,
     at: usize,
+    group: Option<Arc<Group>>,
     state: Mutex<State>,
 }
 
 impl Member {
-    /// A node that has applied entries up to `index`.
+    /// A node that has applied entries of the list up to `index`.
     pub(super) fn new(world: &Shared, at: usize, index: u64) -> Self {
-        let view = world.log.view(index);
-        Self { world: world.clone(), at, state: Mutex::new(State { view, watchers: Vec::new() }) }
+        Self::of(world, at, (None, world.log.view(index)))
+    }
+
+    /// A node that takes part in a group.
+    pub(super) fn of_group(world: &Shared, at: usize, group: Arc<Group>) -> Self {
+        let view = group.watch().borrow().clone();
+        Self::of(world, at, (Some(group), view))
+    }
+
+    fn of(world: &Shared, at: usize, (group, view): (Option<Arc<Group>>, Arc<View>)) -> Self {
+        Self { world: world.clone(), at, group, state: Mutex::new(State { view, watchers: Vec::new() }) }
+    }
+
+    /// Its part of the group, where there is one.
+    pub(super) fn group(&self) -> Option<&Arc<Group>> {
+        self.group.as_ref()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -56,14 +73,14 @@ impl Member {
         &self.world.hosts[self.at]
     }
 
-    /// Applies entries up to `index`.
-    fn show(&self, index: u64) {
+    /// Shows a view, unless it is older than what is shown.
+    fn show(&self, view: Arc<View>) {
         let mut state = self.state();
+        let index = view.applied.unwrap_or(0);
         if state.view.applied.unwrap_or(0) >= index {
             return;
         }
-        state.view = self.world.log.view(index);
-        let view = state.view.clone();
+        state.view = view.clone();
         state.watchers.retain(|watcher| !watcher.is_closed());
         for watcher in &state.watchers {
             watcher.send_replace(view.clone());
@@ -74,6 +91,17 @@ impl Member {
 
     /// Learns what is committed, when the leader can tell it.
     pub(super) async fn follow(self: Arc<Self>) {
+        if let (Some(group), Some(rafts)) = (&self.group, &self.world.rafts) {
+            let mut views = group.watch();
+            loop {
+                let view = views.borrow_and_update().clone();
+                rafts.shows(&self.world, self.at, &view);
+                self.show(view);
+                if views.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
         loop {
             let last = self.world.log.last();
             if last <= self.shown() {
@@ -86,7 +114,7 @@ impl Member {
                 continue;
             };
             tokio::time::sleep(takes + self.host().lag()).await;
-            self.show(last);
+            self.show(self.world.log.view(last));
         }
     }
 
@@ -137,8 +165,11 @@ impl Member {
     }
 }
 
-/// Who leads: the first node that lives and speaks with a majority, both ways.
+/// Who leads: whom the group chose; without one the first node that lives and speaks with a majority, both ways.
 pub(super) fn leader(world: &World) -> Option<usize> {
+    if world.rafts.is_some() {
+        return rafts::leader(world);
+    }
     let count = world.hosts.len();
     let speaks = |at: usize| {
         let both = |other: &usize| world.net.is_open(at, *other) && world.net.is_open(*other, at);
@@ -161,6 +192,14 @@ impl Consensus for Member {
 
     fn propose(&self, proposal: Proposal, within: Duration) -> BoxFuture<'_, Result<Committed, Error>> {
         async move {
+            if let (Some(group), Some(rafts)) = (&self.group, &self.world.rafts) {
+                let done = group.propose(proposal.clone(), within).await;
+                if let Ok(committed) = &done {
+                    rafts.acknowledged(&self.world, committed.index, &proposal);
+                    self.world.note(Event::Committed, committed.index, self.at as u64);
+                }
+                return done;
+            }
             self.ask(within, move |lead| {
                 let at = self.world.hosts[lead].clock.now();
                 let done = self.world.log.commit(proposal.clone(), at);
@@ -176,6 +215,10 @@ impl Consensus for Member {
     fn linearizable(&self, within: Duration) -> BoxFuture<'_, Result<Arc<View>, Error>> {
         async move {
             let until = Instant::now() + within;
+            if let Some(group) = &self.group {
+                let view = group.linearizable(within).await?;
+                return self.shown_at(view.applied.unwrap_or(0), until.saturating_duration_since(Instant::now())).await;
+            }
             let no_quorum = |error: Error| Error::NoQuorum { why: error.to_string() };
             let index = self.ask(within, |_| Ok(self.world.log.last())).await.map_err(no_quorum)?;
             self.shown_at(index, until.saturating_duration_since(Instant::now())).await
@@ -196,6 +239,9 @@ impl Consensus for Member {
     }
 
     fn status(&self) -> Status {
+        if let Some(group) = &self.group {
+            return group.status();
+        }
         let lead = leader(&self.world);
         let hint = |at: usize| Hint { id: self.world.hosts[at].id, address: format!("host-{at}") };
         let shown = Some(self.shown());

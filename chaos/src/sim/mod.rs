@@ -5,12 +5,13 @@
 //! anything to do, what would run on other threads runs at once, and all chance comes from one generator.
 //!
 //! What runs is the product: partition actors, node log, heads and their recovery, distributor, reader with the query
-//! engine, repair, and the state machine of the metadata. What is simulated, and so not tested here: consensus
-//! ([`engram_raft::Sequence`] has its place), the bytes between nodes, HTTP, the reconciler's choices, threads.
+//! engine, repair, and the state machine of the metadata; in one schedule of sixteen the whole metadata group, with
+//! real consensus. What is simulated, and so not tested here: consensus in the others ([`engram_raft::Sequence`] has its
+//! place), the bytes between nodes, HTTP, the reconciler's choices, threads.
 //!
 //! Map: [`world`] chance, time, trace · [`net`] messages · [`far`] replicas on other nodes · [`member`] the metadata as
-//! one node knows it · [`host`] a machine and the lives on it · [`clients`] load · [`plan`] faults · [`play`] one
-//! schedule from its founding to its verdicts.
+//! one node knows it · [`rafts`] the group with real consensus · [`host`] a machine and the lives on it · [`clients`] load,
+//! [`registers`] and who configures · [`plan`] faults · [`play`] one schedule from its founding to its verdicts.
 
 mod clients;
 mod far;
@@ -19,15 +20,19 @@ mod member;
 mod net;
 mod plan;
 mod play;
+mod rafts;
+mod registers;
 #[cfg(test)]
 mod tests;
 mod world;
 
 use crate::error::Error;
+use rafts::Figures;
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+pub(crate) use world::Agrees;
 use world::How;
 
 /// What to simulate.
@@ -44,6 +49,8 @@ pub(crate) struct Wanted {
     pub(crate) twice_every: u64,
     /// Whether every event is printed.
     pub(crate) aloud: bool,
+    /// Who agrees on the metadata, in all of them; none: as each seed says.
+    pub(crate) consensus: Option<Agrees>,
 }
 
 /// Failing seeds that are told.
@@ -71,10 +78,12 @@ pub(crate) fn run(wanted: Wanted) -> Result<bool, Error> {
         let _had_one = lines.with_writer(std::io::stdout).try_init();
     }
     let (played_count, ops, failed) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(Vec::new()));
+    let groups = Mutex::new((0, Figures::default()));
     play_all(wanted, |at, played| {
         played_count.fetch_add(1, Ordering::Relaxed);
         ops.fetch_add(played.ops.0 as u64, Ordering::Relaxed);
-        tell(played, wanted.aloud, &failed);
+        add(&groups, &played.group);
+        tell(played, wanted, &failed);
         if at > 0 && at % 1000 == 0 {
             let seconds = watch.elapsed().as_secs_f64();
             say_all(&format!("{at} schedules in {seconds:.1} s, {} failed", lock(&failed).len()));
@@ -90,6 +99,8 @@ pub(crate) fn run(wanted: Wanted) -> Result<bool, Error> {
         wanted.from,
         ops.load(Ordering::Relaxed)
     ));
+    let (with_group, Figures { terms, purges, snapshots }) = *lock(&groups);
+    say_all(&format!("{with_group} with a group: {terms} terms, {snapshots} snapshots sent, {purges} purges"));
     say_all(&format!("sim: {} passed, {} failed", count - failed.len() as u64, failed.len()));
     Ok(failed.is_empty())
 }
@@ -99,7 +110,7 @@ fn play_all(wanted: Wanted, each: impl Fn(u64, &play::Played) -> bool + Sync) ->
     let (next, broken) = (AtomicU64::new(0), Mutex::new(None));
     let watch = engram_model::time::Stopwatch::start();
     let is_late = || wanted.within.is_some_and(|within| watch.elapsed() > within);
-    let how = How { aloud: wanted.aloud, ..How::default() };
+    let how = How { aloud: wanted.aloud, consensus: wanted.consensus, ..How::default() };
     let work = || loop {
         let at = next.fetch_add(1, Ordering::Relaxed);
         if at >= wanted.seeds || is_late() {
@@ -115,6 +126,15 @@ fn play_all(wanted: Wanted, each: impl Fn(u64, &play::Played) -> bool + Sync) ->
     std::thread::scope(|scope| (0..wanted.threads.max(1)).for_each(|_| drop(scope.spawn(work))));
     let broken = lock(&broken).take();
     broken.map_or(Ok(()), Err)
+}
+
+/// Adds what happened to a group, if there was one.
+fn add(groups: &Mutex<(u64, Figures)>, one: &Figures) {
+    let (played, all) = &mut *lock(groups);
+    *played += u64::from(one.terms > 0);
+    all.terms += one.terms;
+    all.purges += one.purges;
+    all.snapshots += one.snapshots;
 }
 
 /// Plays a seed, and again when `twice`: that both are alike is what all else here stands on.
@@ -135,12 +155,12 @@ fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Says what is wrong with a schedule, and how to see it again.
-fn tell(played: &play::Played, aloud: bool, failed: &Mutex<Vec<u64>>) {
-    if aloud {
+fn tell(played: &play::Played, wanted: Wanted, failed: &Mutex<Vec<u64>>) {
+    if wanted.aloud {
         let (all, well) = played.ops;
         say_all(&format!(
-            "trace {:016x} of {} events, {well} of {all} operations went well",
-            played.trace, played.events
+            "trace {:016x} of {} events, {well} of {all} operations went well, {:?}",
+            played.trace, played.events, played.group
         ));
     }
     if played.is_good() {
@@ -151,7 +171,12 @@ fn tell(played: &play::Played, aloud: bool, failed: &Mutex<Vec<u64>>) {
     if failed.len() > TOLD_MAX {
         return;
     }
-    say_all(&format!("seed {} FAILED; again: engram-chaos sim --seed {}", played.seed, played.seed));
+    let with = match wanted.consensus {
+        None => "",
+        Some(Agrees::List) => " --consensus list",
+        Some(Agrees::Raft) => " --consensus raft",
+    };
+    say_all(&format!("seed {} FAILED; again: engram-chaos sim --seed {}{with}", played.seed, played.seed));
     for trouble in &played.troubles {
         say_all(&format!("  {trouble}"));
     }

@@ -2,12 +2,14 @@
 
 use super::member::{announce, leader};
 use super::net::Weather;
+use super::rafts;
 use super::world::Shared;
 use crate::history::FaultState;
 use engram_model::place::{Epoch, NodeId, PartitionId};
 use engram_raft::{Command, Proposal};
 use engram_storage::object::faults::Fault;
 use engram_storage::object::metrics::Op;
+use futures::FutureExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -40,6 +42,9 @@ pub(super) async fn storm(world: Shared, lasts: Duration) {
 
 async fn strike(world: &Shared) {
     let count = world.hosts.len();
+    if let Some(group) = world.rafts.as_ref().filter(|_| world.percent(35)) {
+        return world.fault(rafts::strike(world, group), FaultState::Struck);
+    }
     let node = world.pick(count);
     let name = match world.below(15) {
         0 | 1 => {
@@ -125,7 +130,7 @@ fn spoil_store(world: &Shared) -> String {
 /// Begins a change of replicas, as the reconciler would.
 fn move_one(world: &Shared) -> String {
     let Some(lead) = leader(world) else { return "nobody leads, nothing moves".to_owned() };
-    let view = world.log.view(world.log.last());
+    let view = world.view();
     let partition = PartitionId(u32::try_from(world.pick(view.partitions.len())).unwrap_or(0));
     let Some(row) = view.partitions.get(&partition) else { return "there is no such partition".to_owned() };
     if row.next.is_some() {
@@ -149,8 +154,12 @@ fn set_replicas(
     next: Option<Vec<NodeId>>,
 ) {
     let command = Command::SetReplicas { partition, expected, replicas, next };
+    let proposal = Proposal { by: "sim".to_owned(), command };
+    if world.rafts.is_some() {
+        return rafts::propose(world, lead, proposal);
+    }
     // That somebody else was first is no failure.
-    let _refused = world.log.commit(Proposal { by: "sim".to_owned(), command }, world.hosts[lead].clock.now());
+    let _refused = world.log.commit(proposal, world.hosts[lead].clock.now());
     announce(world);
 }
 
@@ -168,7 +177,7 @@ pub(super) async fn tend(world: Shared) {
                 start(&world, host.at);
             }
         }
-        let view = world.log.view(world.log.last());
+        let view = world.view();
         for (partition, row) in view.partitions.iter() {
             let (Some(next), epoch) = (&row.next, row.current.epoch) else { continue };
             let Some(lead) = leader(&world) else { continue };
@@ -192,15 +201,25 @@ pub(super) async fn tend(world: Shared) {
 /// Starts a node that is down. That it does not come back is what must never happen.
 pub(super) fn start(world: &Shared, at: usize) {
     let host = &world.hosts[at];
-    if host.is_up() {
+    if host.is_up() || host.is_starting() {
         return;
     }
-    match host.start(world) {
-        Ok(()) => world.fault(format!("node {at} starts"), FaultState::Struck),
+    let mut starting = Box::pin(begin(world.clone(), at));
+    // Where nothing has to be waited for it has started now.
+    if starting.as_mut().now_or_never().is_none() {
+        world.spawn(starting);
+    }
+}
+
+async fn begin(world: Shared, at: usize) {
+    let host = &world.hosts[at];
+    match host.start(&world).await {
+        Ok(false) => world.tell(|| format!("node {at} dies while it starts")),
+        Ok(true) => world.fault(format!("node {at} starts"), FaultState::Struck),
         // The disk may have been told to fail: it is, until the power is off.
         Err(why) if host.disk_fails() => {
             world.tell(|| format!("node {at} does not start: {why}"));
-            host.power(world);
+            host.power(&world);
         }
         Err(why) => world.trouble(format!("node {at} does not come back: {why}")),
     }
@@ -214,6 +233,9 @@ pub(super) fn start_all(world: &Shared) {
 pub(super) fn heal(world: &Shared) {
     world.net.heal();
     world.store_faults.clear();
+    if let Some(rafts) = &world.rafts {
+        rafts.want_voters((0..world.hosts.len()).collect());
+    }
     for host in &world.hosts {
         host.set_lag(0);
         if host.disk_fails() {

@@ -2,8 +2,9 @@
 
 use super::clients::{self, Load};
 use super::host::Host;
-use super::world::{BEGINS_AT, How, Shared, World};
-use super::{member, plan};
+use super::rafts::{self, Figures, Rafts, spec};
+use super::world::{Agrees, BEGINS_AT, How, Shared, World};
+use super::{member, plan, registers};
 use crate::check::{self, Asked, Outcome, Promise, Verdict};
 use crate::error::Error;
 use crate::history::{FaultState, Stage};
@@ -14,11 +15,12 @@ use engram_model::tenant::{TenantId, TenantLimits};
 use engram_model::time::Clock;
 use engram_node::peer::Replica;
 use engram_raft::group::FOUNDER;
-use engram_raft::state::{NodeSpec, NodeState};
+use engram_raft::state::NodeState;
 use engram_raft::{Command, Outcome as Answer, Proposal, Sequence};
 use engram_storage::blocking::Here;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +54,7 @@ pub(super) struct Played {
     pub(super) troubles: Vec<String>,
     /// Operations, and those that went well.
     pub(super) ops: (usize, usize),
+    pub(super) group: Figures,
 }
 
 impl Played {
@@ -66,15 +69,25 @@ impl Played {
 /// No runtime could be made.
 pub(super) fn play(seed: u64, how: How) -> Result<Played, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    let _here = Here::begin();
+    let (_here, _group) = (Here::begin(), engram_raft::here::Here::begin(seed));
     Ok(runtime.block_on(run(seed, how)))
 }
 
 async fn run(seed: u64, how: How) -> Played {
     let numbers =
         Numbers { base: BASE_MS, tenants: 2, writers: 4, series: 3, step_ms: STEP_MS, late: true, shapes: true };
-    let world = Arc::new(found(seed, numbers, how));
+    let (world, commands) = found(seed, numbers, how);
+    let world = Arc::new(world);
+    if let Some(group) = &world.rafts {
+        if let Err(why) = group.found(&world, commands).await {
+            world.trouble(why);
+        }
+        world.spawn(rafts::keep_members(world.clone()));
+    }
     plan::start_all(&world);
+    if world.rafts.is_some() && !in_time(&world, HEAL_WITHIN, is_whole).await {
+        world.trouble("the nodes do not come together".to_owned());
+    }
     let load = Arc::new(Load::new(numbers.writers));
     let mut surroundings = JoinSet::new();
     surroundings.spawn(tick(world.clone()));
@@ -85,6 +98,9 @@ async fn run(seed: u64, how: How) -> Played {
     }
     for _ in 0..2 {
         clients.spawn(clients::watch(world.clone(), load.clone()));
+    }
+    for client in (0..2).filter(|_| world.rafts.is_some()) {
+        clients.spawn(registers::change(world.clone(), load.clone(), (client, 2)));
     }
     world.fault("storm".to_owned(), FaultState::Installed);
     plan::storm(world.clone(), STORM).await;
@@ -118,6 +134,7 @@ async fn run(seed: u64, how: How) -> Played {
         clients::read_all(&world, &load, stage).await;
     }
     surroundings.abort_all();
+    world.halt();
     world.hosts.iter().for_each(|host| host.crash(&world, false));
     judge(&world)
 }
@@ -132,23 +149,27 @@ fn judge(world: &World) -> Played {
     let verdicts = check::all(&history, world.numbers, promise, asked);
     // A schedule may be too short to say something about everything; what it says must be good.
     let bad = verdicts.into_iter().filter(|verdict| verdict.outcome == Outcome::Failed).collect();
-    Played { seed: world.seed, trace, events, bad, troubles, ops: (history.ops.len(), well) }
+    Played {
+        seed: world.seed,
+        trace,
+        events,
+        bad,
+        troubles,
+        ops: (history.ops.len(), well),
+        group: world.rafts.as_ref().map(Rafts::figures).unwrap_or_default(),
+    }
 }
 
 /// The cluster as it was founded: nodes, tenants, who holds what.
-fn found(seed: u64, numbers: Numbers, how: How) -> World {
+fn found(seed: u64, numbers: Numbers, how: How) -> (World, Vec<Command>) {
     let chance = &mut StdRng::seed_from_u64(seed ^ 0xf0_0d);
     let (nodes, partitions) = (chance.random_range(3..=4_usize), chance.random_range(1..=2_u32));
     let log = Sequence::default();
-    let commit = |command| {
+    let commands = RefCell::new(Vec::new());
+    let commit = |command: Command| {
+        commands.borrow_mut().push(command.clone());
         let done = log.commit(Proposal { by: "founder".to_owned(), command }, BEGINS_AT);
         done.unwrap_or_else(|e| unreachable!("a command of ours is refused: {e}"))
-    };
-    let spec = |at: usize| NodeSpec {
-        zone: format!("zone-{at}"),
-        grpc: format!("host-{at}"),
-        http: format!("host-{at}"),
-        version: "1".to_owned(),
     };
     let cluster_id = "sim".to_owned();
     commit(Command::Bootstrap { cluster_id, partition_count: partitions, founder: FOUNDER, node: spec(0) });
@@ -176,7 +197,9 @@ fn found(seed: u64, numbers: Numbers, how: How) -> World {
     }
     let clock = |chance: &mut StdRng| Clock::test(BEGINS_AT + chance.random_range(-60_000..=60_000_i64));
     let hosts = ids.iter().enumerate().map(|(at, id)| Host::new(at, *id, clock(chance), how.planted)).collect();
-    World::new(seed, numbers, (hosts, log), how)
+    let agrees = how.consensus.unwrap_or_else(|| Agrees::of(seed));
+    let rafts = (agrees == Agrees::Raft).then(|| Rafts::new(seed, &ids, partitions, how.planted));
+    (World::new(seed, numbers, (hosts, log, rafts), how), commands.into_inner())
 }
 
 /// Lets the clocks of all nodes go.
@@ -185,6 +208,9 @@ async fn tick(world: Shared) {
     loop {
         tokio::time::sleep(Duration::from_millis(EVERY_MS.unsigned_abs())).await;
         world.hosts.iter().for_each(|host| host.clock.advance(EVERY_MS));
+        if let Some(rafts) = &world.rafts {
+            rafts.look(&world);
+        }
     }
 }
 
@@ -201,15 +227,17 @@ async fn in_time(world: &Shared, within: Duration, done: impl Fn(&World) -> bool
 
 /// Whether all nodes live, know everything that is agreed, and no replica set changes.
 fn is_whole(world: &World) -> bool {
-    let last = world.log.last();
-    let moves = world.log.view(last).partitions.iter().any(|(_, row)| row.next.is_some());
+    let view = world.view();
+    let last = view.applied.unwrap_or(0);
+    let moves = view.partitions.iter().any(|(_, row)| row.next.is_some());
     let knows = |host: &Host| host.life().is_some_and(|life| life.member.shown() == last);
-    !moves && member::leader(world).is_some() && world.hosts.iter().all(knows)
+    let members = world.rafts.as_ref().is_none_or(|rafts| rafts.is_whole(world));
+    !moves && members && member::leader(world).is_some() && world.hosts.iter().all(knows)
 }
 
 /// Two replicas of a partition that do not hold the same, by digest; none when there are none.
 async fn difference(world: &Shared) -> Option<String> {
-    let view = world.log.view(world.log.last());
+    let view = world.view();
     for (partition, row) in view.partitions.iter() {
         let mut first: Option<BTreeMap<TenantId, Digest>> = None;
         for id in &row.current.replicas {

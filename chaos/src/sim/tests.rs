@@ -2,7 +2,8 @@
 
 use super::host::Planted;
 use super::play::play;
-use super::world::How;
+use super::world::{Agrees, How};
+use clap::ValueEnum;
 
 #[test]
 fn a_seed_is_the_same_schedule_each_time() {
@@ -43,6 +44,37 @@ fn an_acknowledgement_before_the_sync_is_found() {
     assert!(is_found(Planted::LyingDisk));
 }
 
+/// Seeds in which a group of real consensus agrees.
+fn of_a_group() -> impl Iterator<Item = u64> {
+    (0..).filter(|seed| Agrees::of(*seed) == Agrees::Raft)
+}
+
+#[test]
+fn a_group_is_the_same_schedule_each_time() {
+    for seed in of_a_group().take(2) {
+        let (first, second) = (play(seed, How::default()).unwrap(), play(seed, How::default()).unwrap());
+        assert_eq!((first.trace, first.events), (second.trace, second.events), "seed {seed}");
+        assert!(first.group.terms > 1 && first.is_good(), "{first:?}");
+    }
+}
+
+/// Whether some seed of a group is good as it is and bad with the bug.
+fn is_found_in_a_group(planted: Planted) -> bool {
+    let how = How { planted, ..How::default() };
+    let good = |seed: u64, how: How| play(seed, how).unwrap().is_good();
+    of_a_group().take(20).any(|seed| !good(seed, how) && good(seed, How::default()))
+}
+
+#[test]
+fn entries_that_were_not_synced_are_found() {
+    assert!(is_found_in_a_group(Planted::LyingGroupDisk));
+}
+
+#[test]
+fn a_vote_that_was_not_kept_is_found() {
+    assert!(is_found_in_a_group(Planted::LostVotes));
+}
+
 #[test]
 fn a_majority_of_one_is_found() {
     assert!(is_found(Planted::FalseAnswer));
@@ -58,7 +90,7 @@ fn by_hand() {
     let seeds = number("SIM_SEEDS").filter(|_| seed.is_none()).unwrap_or(1);
     let threads = usize::try_from(number("SIM_THREADS").unwrap_or(1)).unwrap();
     let twice_every = number("SIM_TWICE_EVERY").unwrap_or(50);
-    assert!(
-        super::run(super::Wanted { from, seeds, threads, within: None, twice_every, aloud: seed.is_some() }).unwrap()
-    );
+    let consensus = std::env::var("SIM_CONSENSUS").ok().map(|text| Agrees::from_str(&text, true).unwrap());
+    let aloud = seed.is_some();
+    assert!(super::run(super::Wanted { from, seeds, threads, within: None, twice_every, aloud, consensus }).unwrap());
 }

@@ -7,16 +7,18 @@
 
 use super::host::{Host, Planted, bucket};
 use super::net::Net;
+use super::rafts::Rafts;
 use crate::history::{Answer, Call, End, Fault, FaultState, History, Micros, Op};
 use crate::workload::Numbers;
 use engram_model::place::NodeId;
-use engram_raft::Sequence;
+use engram_raft::{Sequence, View};
 use engram_storage::object::Store;
 use engram_storage::object::faults::Faults;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// Wall-clock time at which every schedule begins.
@@ -35,6 +37,7 @@ pub(super) enum Event {
     Shown,
     Recovered,
     Mark,
+    Leads,
 }
 
 /// How a schedule is run.
@@ -43,6 +46,24 @@ pub(super) struct How {
     /// Whether every event is printed.
     pub(super) aloud: bool,
     pub(super) planted: Planted,
+    /// Who agrees on the metadata; none: the seed says.
+    pub(super) consensus: Option<Agrees>,
+}
+
+/// Who agrees on the metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Agrees {
+    /// One list: what is committed is committed.
+    List,
+    /// A group of real consensus.
+    Raft,
+}
+
+impl Agrees {
+    /// What the seed says.
+    pub(super) fn of(seed: u64) -> Self {
+        if seed % 16 == 1 { Self::Raft } else { Self::List }
+    }
 }
 
 #[derive(Debug)]
@@ -59,7 +80,12 @@ pub(super) struct World {
     pub(super) numbers: Numbers,
     pub(super) hosts: Vec<Host>,
     pub(super) net: Net,
+    /// The agreed commands, where no group agrees on them.
     pub(super) log: Sequence,
+    /// The group that agrees on them, in some schedules.
+    pub(super) rafts: Option<Rafts>,
+    /// What runs besides nodes and clients.
+    pub(super) tasks: Mutex<JoinSet<()>>,
     /// The index at which the cluster was made: no node ever knew less.
     pub(super) founded: u64,
     /// The bucket.
@@ -79,7 +105,12 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, numbers: Numbers, (hosts, log): (Vec<Host>, Sequence), how: How) -> Self {
+    pub(super) fn new(
+        seed: u64,
+        numbers: Numbers,
+        (hosts, log, rafts): (Vec<Host>, Sequence, Option<Rafts>),
+        how: How,
+    ) -> Self {
         let net = Net::new(hosts.len());
         let (store, store_faults) = bucket();
         Self {
@@ -92,6 +123,8 @@ impl World {
             hosts,
             net,
             log,
+            rafts,
+            tasks: Mutex::default(),
             began: Instant::now(),
             chance: Mutex::new(StdRng::seed_from_u64(seed)),
             trace: Mutex::new(Trace { hash: seed, events: 0, aloud: how.aloud }),
@@ -103,6 +136,23 @@ impl World {
     /// Microseconds since the schedule began.
     pub(super) fn now(&self) -> Micros {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The newest agreed state that any node could know.
+    pub(super) fn view(&self) -> Arc<View> {
+        self.rafts.as_ref().map_or_else(|| self.log.view(self.log.last()), Rafts::view)
+    }
+
+    /// Runs something besides nodes and clients, until the schedule is over.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// Ends what runs besides nodes and clients.
+    pub(super) fn halt(&self) {
+        lock(&self.tasks).abort_all();
     }
 
     /// A number of the range.

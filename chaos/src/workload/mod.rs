@@ -21,7 +21,7 @@ mod held;
 mod ledger;
 mod numbered;
 mod reader;
-mod register;
+pub(crate) mod register;
 mod shape;
 mod totals;
 

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The limit that holds a register's value.
-const LIMIT: &str = "max_global_series_per_user";
+pub(crate) const LIMIT: &str = "max_global_series_per_user";
 /// A version no register ever has.
-const NO_VERSION: u64 = 1 << 40;
+pub(crate) const NO_VERSION: u64 = 1 << 40;
 
 /// Which client of how many this is.
 #[derive(Clone, Copy, Debug)]
@@ -60,13 +60,14 @@ fn path(key: u32) -> String {
     format!("admin/tenants/register-{key}")
 }
 
-fn register(answer: &Value) -> Option<Answer> {
+/// The register that an answer tells of.
+pub(crate) fn register(answer: &Value) -> Option<Answer> {
     let version = answer["data"]["version"].as_u64()?;
     Some(Answer::Register { version, value: answer["data"]["limits"][LIMIT].as_u64()? })
 }
 
 /// The version that a conflict's text names; 0 when there is no such tenant.
-fn named(text: &str) -> Option<u64> {
+pub(crate) fn named(text: &str) -> Option<u64> {
     if text.contains("does not exist") {
         return Some(0);
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use engram_model::place::NodeId;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{BasicNode, Instant as _, ServerState};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Committed, Identity, Raft, Status};
@@ -16,6 +15,7 @@ use crate::codec;
 use crate::command::{COMMAND_BYTES_MAX, Command, Outcome, Proposal};
 use crate::error::{Error, Hint};
 use crate::rpc::{CallError, Links, Method, Network, Proposed, ReadAt, Service};
+use crate::runtime::Receiver;
 use crate::state::{NodeSpec, View};
 
 /// Time a single node gets to elect itself, recover and bootstrap.
@@ -37,7 +37,7 @@ pub(super) struct Inner {
     pub(super) service: Service,
     pub(super) links: Links,
     pub(super) network: Network,
-    pub(super) views: watch::Receiver<Arc<View>>,
+    pub(super) views: Receiver<Arc<View>>,
 }
 
 impl Inner {
@@ -143,9 +143,9 @@ impl Inner {
 
     pub(super) async fn applied(&self, index: u64, deadline: Instant) -> Result<Arc<View>, Error> {
         let mut views = self.views.clone();
-        let shown = tokio::time::timeout_at(deadline, views.wait_for(|v| v.applied >= Some(index))).await;
+        let shown = tokio::time::timeout_at(deadline, views.until(|v| v.applied >= Some(index))).await;
         match shown {
-            Ok(Ok(view)) => Ok(view.clone()),
+            Ok(Ok(view)) => Ok(view),
             Ok(Err(closed)) => Err(stopped(closed)),
             Err(_) => Err(Error::NoQuorum { why: format!("entry {index} is not applied here yet") }),
         }
@@ -202,8 +202,7 @@ pub(super) async fn announce(inner: Arc<Inner>, node: NodeSpec) {
     let id = inner.identity.id;
     let mut views = inner.views.clone();
     // A node that has just joined learns of itself from the leader first.
-    let known = views.wait_for(|v| v.nodes.get(&id).is_some()).await.map(|v| v.clone());
-    let Ok(mut view) = known else { return };
+    let Ok(mut view) = views.until(|v| v.nodes.get(&id).is_some()).await else { return };
     while view.nodes.get(&id).is_some_and(|row| row.spec != node) {
         let command = Command::UpdateNode { id, node: node.clone() };
         let told = inner.propose(Proposal { by: format!("node {}", id.0), command }, ANNOUNCE_WITHIN).await;
@@ -220,6 +219,6 @@ pub(super) async fn announce(inner: Arc<Inner>, node: NodeSpec) {
                 tokio::time::sleep(ANNOUNCE_AFTER).await;
             }
         }
-        view = views.borrow_and_update().clone();
+        view = views.borrow().clone();
     }
 }

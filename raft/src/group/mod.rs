@@ -29,7 +29,9 @@ use tokio::time::Instant;
 use self::inner::{Inner, announce, stopped};
 use crate::command::{Envelope, Outcome, Proposal};
 use crate::error::{Error, Hint};
+use crate::here;
 use crate::rpc::{Links, Network, Service};
+use crate::runtime::Runtime;
 use crate::state::View;
 use crate::store::{Db, LogStore, Machine, SnapshotDir, backup};
 
@@ -40,6 +42,7 @@ openraft::declare_raft_types!(
         R = Outcome,
         NodeId = u64,
         Node = BasicNode,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
@@ -143,7 +146,10 @@ struct Opened {
 }
 
 fn open_store(options: &GroupOptions) -> Result<Opened, Error> {
-    let (db, closed) = Db::open(&options.dir)?;
+    let (db, closed) = match &options.memory {
+        Some(disk) => Db::in_memory(disk),
+        None => Db::open(&options.dir)?,
+    };
     let db = Arc::new(db);
     let identity = match db.raft_get("identity")? {
         Some(identity) => identity,
@@ -153,7 +159,11 @@ fn open_store(options: &GroupOptions) -> Result<Opened, Error> {
             identity
         }
     };
-    let snapshots = Arc::new(SnapshotDir::open(&options.dir)?);
+    let snapshots = match &options.memory {
+        Some(disk) => SnapshotDir::in_memory(disk)?,
+        None => SnapshotDir::open(&options.dir)?,
+    };
+    let snapshots = Arc::new(snapshots);
     let machine = Machine::open(db.clone(), snapshots.clone())?;
     let weak = Arc::downgrade(&db);
     let log = LogStore::open(db, machine.applied())?;
@@ -170,7 +180,7 @@ impl Group {
     pub async fn open(options: GroupOptions) -> Result<Self, Error> {
         let config = Arc::new(options.config()?);
         let for_store = options.clone();
-        let store = tokio::task::spawn_blocking(move || open_store(&for_store)).await.map_err(stopped)??;
+        let store = here::blocking(move || open_store(&for_store)).await?;
         let Opened { identity, log, machine, snapshots, db, closed } = store;
         let (id, views) = (identity.id, machine.watch());
         let links =
@@ -225,7 +235,7 @@ impl Group {
     /// Follows the views; the newest is there at once.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.inner.views.clone()
+        self.inner.views.plain()
     }
 
     /// This node's end of the group, for the node's gRPC server: `service().into_grpc()`.
@@ -285,7 +295,7 @@ impl Group {
             Some(db) => backup::write(&db, &snapshots),
             None => Err(Error::Stopped { why: "the store is closed".to_owned() }),
         };
-        tokio::task::spawn_blocking(write).await.map_err(stopped)?
+        here::blocking(write).await
     }
 
     /// Stops taking part, syncs and closes the store; the directory can be opened again afterwards.

@@ -9,6 +9,7 @@ use openraft::{Config, SnapshotPolicy};
 use crate::error::Error;
 use crate::rpc::{Dial, Network};
 use crate::state::NodeSpec;
+use crate::store::MemoryDisk;
 
 /// How a node comes to be in a group, at its first start only.
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ impl Default for Timing {
 pub struct GroupOptions {
     /// Where its files lie: `db/` and `snapshots/`.
     pub dir: PathBuf,
+    /// A disk in memory instead of it, for a simulation.
+    pub memory: Option<MemoryDisk>,
     /// What this node tells about itself; the group is told when it changed.
     pub node: NodeSpec,
     /// How it comes to be in a group if `dir` is empty.
@@ -75,7 +78,8 @@ impl GroupOptions {
     #[must_use]
     pub fn new(dir: PathBuf, node: NodeSpec, first_start: FirstStart, clock: Clock) -> Self {
         let (network, dial, timing) = (Network::default(), Dial::default(), Timing::default());
-        Self { dir, node, first_start, network, dial, timing, snapshot_every: 10_000, snapshot_keep: 1_000, clock }
+        let (snapshot_every, snapshot_keep) = (10_000, 1_000);
+        Self { dir, memory: None, node, first_start, network, dial, timing, snapshot_every, snapshot_keep, clock }
     }
 
     pub(super) fn config(&self) -> Result<Config, Error> {

@@ -14,7 +14,6 @@ use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use openraft::{BasicNode, OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
 
 use super::grpc::{Channels, Dial};
 use super::service::SnapshotHead;
@@ -22,6 +21,7 @@ use super::{CallError, Method, Network};
 use crate::codec;
 use crate::error::Hint;
 use crate::group::TypeConfig;
+use crate::runtime::Receiver;
 use crate::state::View;
 use crate::store::SnapshotFile;
 
@@ -36,16 +36,11 @@ pub(crate) struct Links {
     cluster: Arc<str>,
     network: Network,
     channels: Channels,
-    views: watch::Receiver<Arc<View>>,
+    views: Receiver<Arc<View>>,
 }
 
 impl Links {
-    pub(crate) fn new(
-        me: NodeId,
-        cluster: &str,
-        (network, dial): (Network, Dial),
-        views: watch::Receiver<Arc<View>>,
-    ) -> Self {
+    pub(crate) fn new(me: NodeId, cluster: &str, (network, dial): (Network, Dial), views: Receiver<Arc<View>>) -> Self {
         Self { me, cluster: cluster.into(), network, channels: Channels::new(dial), views }
     }
 
@@ -81,7 +76,7 @@ impl Link {
         let call = async {
             match &self.links.network {
                 Network::Grpc => self.links.channels.call(&target, (cluster, method), body, within).await,
-                Network::Memory(hub) => hub.call((me, target.id, cluster), method, &body).await,
+                Network::Memory(hub) => hub.call((me, target.id, cluster), method, body).await,
             }
         };
         let late = |_| CallError::Lost(format!("no answer within {} ms", within.as_millis()));
@@ -162,6 +157,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
             }
         };
         let answer = tokio::select! {
+            biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answer = tokio::time::timeout(within, send) => answer,
         };

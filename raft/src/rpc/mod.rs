@@ -11,7 +11,7 @@ mod memory;
 mod service;
 
 pub use grpc::{Dial, GrpcServer};
-pub use memory::Hub;
+pub use memory::{Carrier, Hub};
 pub use service::Service;
 
 pub(crate) use link::Links;

@@ -16,6 +16,7 @@ use crate::codec;
 use crate::command::{Envelope, Proposal};
 use crate::error::{Error, Hint};
 use crate::group::{Raft, TypeConfig};
+use crate::here;
 use crate::store::{Receiving, SnapshotDir, SnapshotFile};
 
 /// What precedes a snapshot's bytes.
@@ -128,12 +129,12 @@ impl Service {
         let head: SnapshotHead = codec::decode("snapshot head", head)?;
         self.check(head.to, &head.cluster)?;
         let snapshots = self.snapshots.clone();
-        Ok((head, off(move || snapshots.receive()).await?))
+        Ok((head, here::blocking(move || snapshots.receive()).await?))
     }
 
     /// Keeps a piece.
     pub(crate) async fn piece(&self, mut receiving: Receiving, piece: bytes::Bytes) -> Result<Receiving, Error> {
-        off(move || {
+        here::blocking(move || {
             receiving.push(&piece)?;
             Ok(receiving)
         })
@@ -143,14 +144,9 @@ impl Service {
     /// Verifies and installs a received snapshot; the answer is encoded.
     pub(crate) async fn install(&self, head: SnapshotHead, receiving: Receiving) -> Result<Vec<u8>, Error> {
         let meta = head.meta.clone();
-        let snapshot: SnapshotFile = off(move || receiving.finish(&meta)).await?;
+        let snapshot: SnapshotFile = here::blocking(move || receiving.finish(&meta)).await?;
         let snapshot = Snapshot { meta: head.meta, snapshot };
         let answer = self.raft.install_full_snapshot(head.vote, snapshot).await.map_err(stopped)?;
         codec::encode("snapshot answer", &answer)
     }
-}
-
-/// Runs blocking work off the runtime's workers.
-async fn off<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }

@@ -15,9 +15,9 @@ use engram_model::Millis;
 use engram_model::place::NodeId;
 use openraft::type_config::alias::{StoredMembershipOf, VoteOf};
 use openraft::{BasicNode, Membership};
-use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 
+use super::files::Out;
 use super::machine::Applied;
 use super::snapshot::{SnapshotFile, write_frames};
 use super::{Db, Pinned, RAFT, SnapshotDir};
@@ -74,7 +74,10 @@ pub(crate) fn write(db: &Db, snapshots: &SnapshotDir) -> Result<File, Error> {
     let pinned = Pinned::new(db);
     let applied = Applied::read(&pinned)?;
     let about = About::of(&View::load(&pinned, applied.index())?);
-    let (path, _) = snapshots.temp()?;
+    let (path, out) = snapshots.temp()?;
+    if !matches!(out, Out::Disk(_)) {
+        return Err(Error::Settings { why: "a disk in memory holds no backups".to_owned() });
+    }
     let file = File::options().read(true).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
     // Unnamed from here on: whatever happens, nothing is left behind.
     std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
@@ -161,19 +164,18 @@ pub fn restore(path: &Path, dir: &Path, cluster: Option<String>, node: &NodeSpec
     let stamp = Stamp { index: log_id.index, at: view.time, by: "restore".to_owned() };
     let mut draft = Draft::new(&*db);
     take_over(&mut draft, &view, (id, node), &cluster, &stamp)?;
-    let mut batch = WriteBatch::default();
-    super::machine::put(&db, &mut batch, draft.finish().0)?;
+    let mut batch = db.batch();
+    super::machine::put(&mut batch, draft.finish().0)?;
     let members = BTreeMap::from([(id.0, BasicNode::new(&node.grpc))]);
     let voters = Membership::new(vec![BTreeSet::from([id.0])], members).map_err(|e| damaged(e.to_string()))?;
     let membership = StoredMembershipOf::<TypeConfig>::new(Some(log_id), voters);
-    Applied { log_id: Some(log_id), membership }.write(&db, &mut batch)?;
+    Applied { log_id: Some(log_id), membership }.write(&mut batch)?;
     let identity = Identity { id, cluster_id: cluster.clone(), partition_count: None };
     let vote: VoteOf<TypeConfig> = VoteOf::<TypeConfig>::new(log_id.leader_id.term, id.0);
-    let family = db.family(RAFT)?;
-    batch.put_cf(family, "identity", codec::encode("identity", &identity)?);
-    batch.put_cf(family, "vote", codec::encode("vote", &vote)?);
-    batch.put_cf(family, "purged", codec::encode("purged", &log_id)?);
-    batch.put_cf(family, "committed", codec::encode("committed", &log_id)?);
+    batch.put(RAFT, "identity", codec::encode("identity", &identity)?)?;
+    batch.put(RAFT, "vote", codec::encode("vote", &vote)?)?;
+    batch.put(RAFT, "purged", codec::encode("purged", &log_id)?)?;
+    batch.put(RAFT, "committed", codec::encode("committed", &log_id)?)?;
     db.write(batch, true)?;
     Ok(Restored { about, cluster, id })
 }

@@ -15,7 +15,6 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::type_config::alias::{EntryOf, VoteOf};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
-use rocksdb::{Direction, IteratorMode, ReadOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use super::writer::{self, Done, Job};
@@ -154,20 +153,16 @@ fn stored(db: &Db, start: u64, end: u64, bytes_max: usize) -> Result<(Vec<Encode
     if start >= end {
         return Ok((Vec::new(), false));
     }
-    let mut options = ReadOptions::default();
-    options.set_iterate_upper_bound(end.to_be_bytes().to_vec());
-    let from = start.to_be_bytes();
-    let mode = IteratorMode::From(&from, Direction::Forward);
-    let (mut rows, mut bytes) = (Vec::new(), 0_usize);
-    for row in db.rocks.iterator_cf_opt(db.family(LOG)?, options, mode) {
-        let (key, value) = row?;
+    let (mut rows, mut bytes, mut full) = (Vec::new(), 0_usize, false);
+    db.each(LOG, (&start.to_be_bytes(), Some(&end.to_be_bytes())), &mut |key, value| {
         bytes = bytes.saturating_add(value.len());
-        if bytes > bytes_max && !rows.is_empty() {
-            return Ok((rows, true));
+        full = bytes > bytes_max && !rows.is_empty();
+        if !full {
+            rows.push((index_of(key)?, Arc::from(value)));
         }
-        rows.push((index_of(&key)?, Arc::from(value)));
-    }
-    Ok((rows, false))
+        Ok(!full)
+    })?;
+    Ok((rows, full))
 }
 
 /// Decodes rows and refuses a hole.
@@ -195,8 +190,7 @@ fn index_of(key: &[u8]) -> Result<u64, Error> {
 
 /// The last entry of the database.
 fn last_stored(db: &Db) -> Result<Option<LogId>, Error> {
-    let Some(row) = db.rocks.iterator_cf(db.family(LOG)?, IteratorMode::End).next() else { return Ok(None) };
-    let (_, value) = row?;
+    let Some((_, value)) = db.last(LOG)? else { return Ok(None) };
     Ok(Some(codec::decode::<Entry>("log", &value)?.log_id))
 }
 
@@ -208,13 +202,14 @@ pub(super) fn whole(db: &Db, applied: Option<LogId>) -> Result<(), Error> {
 fn check(db: &Db, known: &Known, applied: Option<LogId>) -> Result<(), Error> {
     let first_index = known.purged.map_or(0, |p| p.index + 1);
     let mut next = first_index;
-    for row in db.rocks.iterator_cf(db.family(LOG)?, IteratorMode::Start) {
-        let index = index_of(&row?.0)?;
+    db.each(LOG, (&[], None), &mut |key, _| {
+        let index = index_of(key)?;
         if index != next {
             return Err(Error::corrupt("log", format!("entry {next} is missing before {index}")));
         }
         next += 1;
-    }
+        Ok(true)
+    })?;
     let have = next.checked_sub(1).max(applied.map(|a| a.index));
     if let Some(committed) = known.committed
         && have < Some(committed.index)

@@ -1,7 +1,8 @@
 //! The state machine: applies committed entries, publishes views, builds and installs snapshots.
 //!
-//! A batch of entries becomes one RocksDB batch of their rows and the applied position: all or nothing, unsynced (see
-//! the room's door). The view is published before callers get their outcomes, so whoever was answered sees it.
+//! A batch of entries becomes one RocksDB batch of their rows and the applied position: all or nothing, and synced before
+//! the view is published, so that nothing that was shown goes back when power is lost. The view is published before
+//! callers get their outcomes, so whoever was answered sees it.
 //!
 //! Snapshots are built from a view that is pinned when the builder is asked for, not when it runs. Installing takes
 //! many batches; a marker names the file first, so a crash in between is finished at the next start and no half of a
@@ -14,17 +15,18 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::type_config::alias::{EntryOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::snapshot::{APPLIED_KEY, Meta};
-use super::{Db, LogId, Pinned, RAFT, SnapshotDir, SnapshotFile, blocking};
+use super::{Batch, Db, LogId, Pinned, RAFT, SnapshotDir, SnapshotFile, blocking};
 use crate::codec;
 use crate::command::Outcome;
 use crate::error::Error;
 use crate::group::TypeConfig;
+use crate::here;
+use crate::runtime::{Receiver, Sender};
 use crate::state::{Base, Draft, Table, View, Writes, apply};
 
 /// Entries of one batch.
@@ -45,9 +47,8 @@ impl Applied {
         bytes.map_or_else(|| Ok(Self::default()), |b| codec::decode("applied", &b))
     }
 
-    pub(super) fn write(&self, db: &Db, batch: &mut WriteBatch) -> Result<(), Error> {
-        batch.put_cf(db.family(Table::Meta.name())?, APPLIED_KEY, codec::encode("applied", self)?);
-        Ok(())
+    pub(super) fn write(&self, batch: &mut Batch<'_>) -> Result<(), Error> {
+        batch.put(Table::Meta.name(), APPLIED_KEY, codec::encode("applied", self)?)
     }
 
     pub(super) fn index(&self) -> Option<u64> {
@@ -65,7 +66,7 @@ pub(crate) struct Machine {
     pub(super) db: Arc<Db>,
     snapshots: Arc<SnapshotDir>,
     applied: Applied,
-    views: watch::Sender<Arc<View>>,
+    views: Sender<Arc<View>>,
 }
 
 impl Machine {
@@ -78,12 +79,12 @@ impl Machine {
         }
         let applied = Applied::read(&*db)?;
         let view = View::load(&*db, applied.index())?;
-        Ok(Self { db, snapshots, applied, views: watch::Sender::new(Arc::new(view)) })
+        Ok(Self { db, snapshots, applied, views: Sender::new(Arc::new(view)) })
     }
 
     /// Follows the views.
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.views.subscribe()
+    pub(crate) fn watch(&self) -> Receiver<Arc<View>> {
+        self.views.receiver()
     }
 
     /// What is applied.
@@ -96,7 +97,7 @@ impl Machine {
         let (db, applied, view) = (self.db.clone(), self.applied.clone(), self.views.borrow().clone());
         let (outcomes, applied, view) = blocking(move || apply_entries(&db, applied, &view, entries)).await?;
         self.applied = applied;
-        self.views.send_replace(Arc::new(view));
+        self.views.replace(Arc::new(view));
         for (responder, outcome) in responders.into_iter().zip(outcomes) {
             if let Some(responder) = responder {
                 responder.send(outcome);
@@ -107,12 +108,11 @@ impl Machine {
 }
 
 /// Rows of a draft into a batch of the database.
-pub(super) fn put(db: &Db, batch: &mut WriteBatch, writes: Writes) -> Result<(), Error> {
+pub(super) fn put(batch: &mut Batch<'_>, writes: Writes) -> Result<(), Error> {
     for ((table, key), value) in writes {
-        let family = db.family(table.name())?;
         match value {
-            Some(value) => batch.put_cf(family, key, value),
-            None => batch.delete_cf(family, key),
+            Some(value) => batch.put(table.name(), key, value)?,
+            None => batch.delete(table.name(), key)?,
         }
     }
     Ok(())
@@ -139,10 +139,11 @@ fn apply_entries(
         applied.log_id = Some(entry.log_id);
     }
     let (writes, changes) = draft.finish();
-    let mut batch = WriteBatch::default();
-    put(db, &mut batch, writes)?;
-    applied.write(db, &mut batch)?;
-    db.write(batch, false)?;
+    let mut batch = db.batch();
+    put(&mut batch, writes)?;
+    applied.write(&mut batch)?;
+    // A node that comes back learns from a leader only what is committed; until it does, it must show what it had shown.
+    db.write(batch, true)?;
     let view = view.after(applied.index(), changes);
     Ok((outcomes, applied, view))
 }
@@ -151,20 +152,18 @@ fn apply_entries(
 fn replace(db: &Db, snapshot: &SnapshotFile, meta: &Meta) -> Result<(), Error> {
     db.raft_put(INSTALLING, &snapshot.name())?;
     for table in Table::ALL {
-        let family = db.family(table.name())?;
-        let last = db.rocks.iterator_cf(family, rocksdb::IteratorMode::End).next().transpose()?;
-        if let Some((last, _)) = last {
-            let mut batch = WriteBatch::default();
+        if let Some((last, _)) = db.last(table.name())? {
+            let mut batch = db.batch();
             // The range ends before its end, so the last key goes by itself.
-            batch.delete_range_cf(family, &b""[..], &last[..]);
-            batch.delete_cf(family, &last);
+            batch.delete_range(table.name(), b"", &last)?;
+            batch.delete(table.name(), &last)?;
             db.write(batch, false)?;
         }
     }
     snapshot.fill(db)?;
-    let mut last = WriteBatch::default();
-    Applied { log_id: meta.last_log_id, membership: meta.last_membership.clone() }.write(db, &mut last)?;
-    last.delete_cf(db.family(RAFT)?, INSTALLING);
+    let mut last = db.batch();
+    Applied { log_id: meta.last_log_id, membership: meta.last_membership.clone() }.write(&mut last)?;
+    last.delete(RAFT, INSTALLING)?;
     db.write(last, true)
 }
 
@@ -192,6 +191,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let (db, snapshots) = (self.db.clone(), self.snapshots.clone());
+        if here::is_here() {
+            return Builder { go: None, work: Some(Work::Done(build(&Pinned::new(&db), &snapshots).map(Some))) };
+        }
         let (pinned, is_pinned) = oneshot::channel();
         let (go, may_go) = oneshot::channel();
         // The pinned view borrows the database, so it lives on the stack of the thread that will read it.
@@ -206,7 +208,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         if is_pinned.await.is_err() {
             tracing::warn!("metadata snapshot could not be begun");
         }
-        Builder { go: Some(go), work: Some(work) }
+        Builder { go: Some(go), work: Some(Work::There(work)) }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: SnapshotFile) -> io::Result<()> {
@@ -224,7 +226,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         })
         .await?;
         self.applied = applied;
-        self.views.send_replace(Arc::new(view));
+        self.views.replace(Arc::new(view));
         Ok(())
     }
 
@@ -253,27 +255,38 @@ fn build(view: &Pinned<'_>, snapshots: &SnapshotDir) -> Result<SnapshotOf<TypeCo
 
 type Built = Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, Error>;
 
+enum Work {
+    /// On a thread that waits to be told to go on.
+    There(JoinHandle<Built>),
+    /// Done where it was asked for.
+    Done(Built),
+}
+
 /// A snapshot about to be written: its view is pinned already.
 pub(crate) struct Builder {
     go: Option<oneshot::Sender<()>>,
-    work: Option<JoinHandle<Built>>,
+    work: Option<Work>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
-        let (Some(go), Some(work)) = (self.go.take(), self.work.take()) else {
+        let Some(work) = self.work.take() else {
             return Err(io::Error::other("the snapshot was built already"));
         };
-        if go.send(()).is_err() {
+        if self.go.take().is_some_and(|go| go.send(()).is_err()) {
             tracing::debug!("the snapshot's thread has ended before it was told to go on");
         }
-        match work.await {
-            Ok(Ok(Some(snapshot))) => Ok(snapshot),
-            Ok(Ok(None)) => Err(io::Error::other("the snapshot was given up")),
-            Ok(Err(error)) => Err(error.into_io()),
-            Err(stopped) => Err(io::Error::other(stopped)),
+        here::disk_time().await;
+        let built = match work {
+            Work::There(work) => work.await.map_err(io::Error::other)?,
+            Work::Done(built) => built,
+        };
+        match built {
+            Ok(Some(snapshot)) => Ok(snapshot),
+            Ok(None) => Err(io::Error::other("the snapshot was given up")),
+            Err(error) => Err(error.into_io()),
         }
     }
 }

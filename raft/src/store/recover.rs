@@ -23,7 +23,6 @@ use openraft::entry::RaftEntry;
 use openraft::type_config::alias::{EntryOf, LeaderIdOf, VoteOf};
 use openraft::vote::RaftLeaderId;
 use openraft::{BasicNode, EntryPayload, Membership};
-use rocksdb::{IteratorMode, WriteBatch};
 
 use super::machine::Applied;
 use super::{Db, LOG, LogId, Machine, RAFT, SnapshotDir, log};
@@ -95,13 +94,13 @@ pub fn take_over(dir: &Path, lost: &BTreeSet<NodeId>, cluster: &str) -> Result<S
     let alone = alone.map_err(|e| Error::Settings { why: format!("it cannot vote alone: {e}") })?;
     let command = Command::TakeOver { survivor: about.id, lost: lost.iter().copied().collect() };
     let envelope = Envelope { at: view.time, by: "metadata recover".to_owned(), command };
-    let mut batch = WriteBatch::default();
+    let mut batch = db.batch();
     for (after, payload) in [(1, EntryPayload::Membership(alone)), (2, EntryPayload::Normal(envelope))] {
         let entry = EntryOf::<TypeConfig>::new(at(after), payload);
-        batch.put_cf(db.family(LOG)?, at(after).index.to_be_bytes(), codec::encode("log", &entry)?);
+        batch.put(LOG, at(after).index.to_be_bytes(), codec::encode("log", &entry)?)?;
     }
     let vote = VoteOf::<TypeConfig>::new(leader.term(), about.id.0);
-    batch.put_cf(db.family(RAFT)?, "vote", codec::encode("vote", &vote)?);
+    batch.put(RAFT, "vote", codec::encode("vote", &vote)?)?;
     db.write(batch, true)?;
     Ok(about)
 }
@@ -121,13 +120,14 @@ fn open(dir: &Path) -> Result<Open, Error> {
     drop(machine);
     let applied = Applied::read(&*db)?;
     let (mut members, mut last) = (applied.membership.membership().clone(), applied.log_id);
-    for row in db.rocks.iterator_cf(db.family(LOG)?, IteratorMode::Start) {
-        let entry: EntryOf<TypeConfig> = codec::decode("log", &row?.1)?;
+    db.each(LOG, (&[], None), &mut |_, value| {
+        let entry: EntryOf<TypeConfig> = codec::decode("log", value)?;
         last = last.max(Some(entry.log_id));
         if let EntryPayload::Membership(newer) = entry.payload {
             members = newer;
         }
-    }
+        Ok(true)
+    })?;
     let nothing = || Error::Settings { why: format!("the node in {} never was in a cluster", dir.display()) };
     let last = last.ok_or_else(nothing)?;
     let holds = |replicas: &[NodeId]| replicas.contains(&identity.id);

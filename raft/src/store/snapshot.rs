@@ -8,7 +8,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use openraft::type_config::alias::SnapshotMetaOf;
 use parking_lot::Mutex;
 
-use super::Db;
+use super::files::{Folder, In, Out};
+use super::{Db, MemoryDisk};
 use crate::codec;
 use crate::error::Error;
 use crate::group::TypeConfig;
@@ -42,7 +42,7 @@ pub(super) const APPLIED_KEY: &[u8] = b"applied";
 /// An open snapshot: what openraft hands around. It stays readable when its name is gone.
 #[derive(Debug)]
 pub(crate) struct SnapshotFile {
-    file: Arc<File>,
+    file: In,
     path: PathBuf,
     /// Where it begins in the file.
     from: u64,
@@ -50,7 +50,7 @@ pub(crate) struct SnapshotFile {
 
 /// A reader with a position of its own over a shared handle.
 pub(crate) struct At {
-    file: Arc<File>,
+    file: In,
     offset: u64,
 }
 
@@ -63,25 +63,22 @@ impl Read for At {
 }
 
 impl SnapshotFile {
-    fn open(path: PathBuf) -> Result<Self, Error> {
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self { file: Arc::new(file), path, from: 0 })
+    fn open(folder: &Folder, path: PathBuf) -> Result<Self, Error> {
+        let file = folder.open(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Self { file, path, from: 0 })
     }
 
     /// The snapshot that begins at `from` of a larger file.
     pub(super) fn within(file: File, path: &Path, from: u64) -> Self {
-        Self { file: Arc::new(file), path: path.to_owned(), from }
+        Self { file: In::Disk(Arc::new(file)), path: path.to_owned(), from }
     }
 
     /// Puts all rows into an empty database.
     pub(super) fn fill(&self, db: &Db) -> Result<(), Error> {
-        let batch = std::cell::RefCell::new(rocksdb::WriteBatch::default());
+        let batch = std::cell::RefCell::new(db.batch());
         self.rows(
-            |table, key, value| {
-                batch.borrow_mut().put_cf(db.family(table.name())?, key, value);
-                Ok(())
-            },
-            || db.write(batch.take(), false),
+            |table, key, value| batch.borrow_mut().put(table.name(), key, value),
+            || db.write(batch.replace(db.batch()), false),
         )
     }
 
@@ -123,6 +120,7 @@ impl SnapshotFile {
 
 /// Where snapshots lie.
 pub(crate) struct SnapshotDir {
+    folder: Folder,
     dir: PathBuf,
     next_temp: AtomicU64,
     /// Held while files get or lose their final names.
@@ -134,27 +132,32 @@ impl SnapshotDir {
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let dir = dir.join("snapshots");
         std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-        let this = Self { dir, next_temp: AtomicU64::new(0), naming: Mutex::new(()) };
+        Self::of(Folder::Disk, dir)
+    }
+
+    /// The folder on a disk in memory.
+    pub(crate) fn in_memory(disk: &MemoryDisk) -> Result<Self, Error> {
+        Self::of(Folder::Memory(disk.open()), PathBuf::new())
+    }
+
+    fn of(folder: Folder, dir: PathBuf) -> Result<Self, Error> {
+        let this = Self { folder, dir, next_temp: AtomicU64::new(0), naming: Mutex::new(()) };
         for path in this.paths()? {
             if path.extension().is_some_and(|e| e == "tmp") {
-                std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+                this.folder.remove(&path).map_err(|e| Error::io(&path, e))?;
             }
         }
         Ok(this)
     }
 
     fn paths(&self) -> Result<Vec<PathBuf>, Error> {
-        let list = std::fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
-        let paths: Result<Vec<_>, _> = list.map(|entry| entry.map(|e| e.path())).collect();
-        let mut paths = paths.map_err(|e| Error::io(&self.dir, e))?;
-        paths.sort();
-        Ok(paths)
+        self.folder.paths(&self.dir).map_err(|e| Error::io(&self.dir, e))
     }
 
-    pub(super) fn temp(&self) -> Result<(PathBuf, File), Error> {
+    pub(super) fn temp(&self) -> Result<(PathBuf, Out), Error> {
         let number = self.next_temp.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{number}.tmp"));
-        let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        let file = self.folder.create(&path).map_err(|e| Error::io(&path, e))?;
         Ok((path, file))
     }
 
@@ -170,7 +173,7 @@ impl SnapshotDir {
     pub(super) fn write(&self, base: &dyn Base, meta: &Meta) -> Result<SnapshotFile, Error> {
         let (path, file) = self.temp()?;
         write_frames(&mut BufWriter::new(&file), &path, base, meta)?;
-        file.sync_all().map_err(|e| Error::io(&path, e))?;
+        file.sync().map_err(|e| Error::io(&path, e))?;
         self.name(&path, meta)
     }
 
@@ -178,14 +181,13 @@ impl SnapshotDir {
     fn name(&self, temp: &Path, meta: &Meta) -> Result<SnapshotFile, Error> {
         let _naming = self.naming.lock();
         let path = self.dir.join(Self::final_name(meta));
-        std::fs::rename(temp, &path).map_err(|e| Error::io(&path, e))?;
-        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(&self.dir, e))?;
-        let opened = SnapshotFile::open(path)?;
+        self.folder.rename(&self.dir, (temp, &path)).map_err(|e| Error::io(&path, e))?;
+        let opened = SnapshotFile::open(&self.folder, path)?;
         let mut named = self.paths()?;
         named.retain(|p| p.extension().is_some_and(|e| e == SUFFIX));
         named.pop();
         for old in named {
-            std::fs::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+            self.folder.remove(&old).map_err(|e| Error::io(&old, e))?;
         }
         Ok(opened)
     }
@@ -193,14 +195,14 @@ impl SnapshotDir {
     /// Keeps a received snapshot under its final name.
     pub(super) fn keep(&self, snapshot: &SnapshotFile, meta: &Meta) -> Result<SnapshotFile, Error> {
         if snapshot.path.extension().is_some_and(|e| e == SUFFIX) && snapshot.path.starts_with(&self.dir) {
-            return SnapshotFile::open(snapshot.path.clone());
+            return SnapshotFile::open(&self.folder, snapshot.path.clone());
         }
         self.name(&snapshot.path, meta)
     }
 
     /// The snapshot of a name, to finish an installation that a crash interrupted.
     pub(super) fn named(&self, name: &str) -> Result<SnapshotFile, Error> {
-        SnapshotFile::open(self.dir.join(name))
+        SnapshotFile::open(&self.folder, self.dir.join(name))
     }
 
     /// The newest snapshot and what it covers, read once to its end.
@@ -210,27 +212,28 @@ impl SnapshotDir {
         let Some(path) = paths.into_iter().rfind(|p| p.extension().is_some_and(|e| e == SUFFIX)) else {
             return Ok(None);
         };
-        let opened = SnapshotFile::open(path)?;
+        let opened = SnapshotFile::open(&self.folder, path)?;
         Ok(Some((opened.verify()?, opened)))
     }
 
     /// Begins to receive a snapshot from another node.
     pub(crate) fn receive(&self) -> Result<Receiving, Error> {
         let (path, file) = self.temp()?;
-        Ok(Receiving { path, file: Some(file) })
+        Ok(Receiving { folder: self.folder.clone(), path, file: Some(file) })
     }
 }
 
 /// A snapshot that arrives piece by piece; dropped before its end it deletes itself.
 pub(crate) struct Receiving {
+    folder: Folder,
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Out>,
 }
 
 impl Receiving {
     /// Appends a piece.
     pub(crate) fn push(&mut self, piece: &[u8]) -> Result<(), Error> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+        let Some(mut file) = self.file.as_ref() else { return Ok(()) };
         file.write_all(piece).map_err(|e| Error::io(&self.path, e))
     }
 
@@ -240,9 +243,9 @@ impl Receiving {
     /// [`Error::Corrupt`] if it came damaged or covers something else than `meta`.
     pub(crate) fn finish(mut self, meta: &Meta) -> Result<SnapshotFile, Error> {
         if let Some(file) = &self.file {
-            file.sync_all().map_err(|e| Error::io(&self.path, e))?;
+            file.sync().map_err(|e| Error::io(&self.path, e))?;
         }
-        let snapshot = SnapshotFile::open(self.path.clone())?;
+        let snapshot = SnapshotFile::open(&self.folder, self.path.clone())?;
         let have = snapshot.verify()?;
         if have != *meta {
             return Err(Error::corrupt("snapshot", format!("it covers {have}, announced was {meta}")));
@@ -255,7 +258,7 @@ impl Receiving {
 impl Drop for Receiving {
     fn drop(&mut self) {
         if self.file.is_some()
-            && let Err(error) = std::fs::remove_file(&self.path)
+            && let Err(error) = self.folder.remove(&self.path)
         {
             tracing::warn!(%error, path = %self.path.display(), "half a snapshot stays until the next start");
         }

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use openraft::storage::IOFlushed;
 use parking_lot::Mutex;
-use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use super::log::{Encoded, Tail};
-use super::{Db, LOG, LogId, RAFT};
+use super::{Batch, Db, LOG, LogId, RAFT};
 use crate::codec;
 use crate::error::Error;
 use crate::group::TypeConfig;
+use crate::here;
 
 /// Jobs waiting above which `append` waits.
 const JOBS_MAX: usize = 1024;
@@ -45,67 +45,106 @@ pub(super) enum Job {
     Purge { from: u64, upto: LogId, done: Done },
 }
 
-/// Starts the thread; it ends when every sender is gone.
+/// Starts the thread, or the task that does the same in a simulation; it ends when every sender is gone.
 pub(super) fn start(db: Arc<Db>, tail: Arc<Mutex<Tail>>) -> Result<mpsc::Sender<Job>, Error> {
-    let (tx, rx) = mpsc::channel(JOBS_MAX);
+    let (tx, mut rx) = mpsc::channel(JOBS_MAX);
+    let mut writer = Writer { db, tail, failed: None };
+    if here::is_here() {
+        let turns = async move {
+            while let Some(first) = rx.recv().await {
+                let group = gather(first, &mut rx);
+                // Power may go between the two: then the disk has what it has, and nobody was told.
+                let written = writer.write(&group, false);
+                here::disk_time().await;
+                let synced = written.and_then(|sync| if sync { writer.db.sync() } else { Ok(()) });
+                writer.answer(group, synced);
+            }
+        };
+        drop(here::spawn(turns));
+        return Ok(tx);
+    }
+    let turns = move || {
+        while let Some(first) = rx.blocking_recv() {
+            let group = gather(first, &mut rx);
+            let written = writer.write(&group, true);
+            writer.answer(group, written.map(drop));
+        }
+    };
     std::thread::Builder::new()
         .name("raft-log".to_owned())
-        .spawn(move || run(&db, &tail, rx))
+        .spawn(turns)
         .map_err(|source| Error::Io { path: "raft-log thread".to_owned(), source })?;
     Ok(tx)
 }
 
-fn run(db: &Db, tail: &Mutex<Tail>, mut rx: mpsc::Receiver<Job>) {
-    let mut failed: Option<String> = None;
-    while let Some(first) = rx.blocking_recv() {
-        let mut bytes = first.bytes();
-        let mut group = vec![first];
-        while group.len() < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
-            let Ok(job) = rx.try_recv() else { break };
-            bytes += job.bytes();
-            group.push(job);
+/// Everything that is waiting, within the bounds of a group.
+fn gather(first: Job, rx: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let mut bytes = first.bytes();
+    let mut group = vec![first];
+    while group.len() < GROUP_JOBS_MAX && bytes < GROUP_BYTES_MAX {
+        let Ok(job) = rx.try_recv() else { break };
+        bytes += job.bytes();
+        group.push(job);
+    }
+    group
+}
+
+struct Writer {
+    db: Arc<Db>,
+    tail: Arc<Mutex<Tail>>,
+    failed: Option<String>,
+}
+
+impl Writer {
+    /// Writes a group; whether it has to be synced, which is done already where `at_once` says so.
+    fn write(&self, group: &[Job], at_once: bool) -> Result<bool, Error> {
+        if self.failed.is_some() {
+            return Ok(false);
         }
-        if failed.is_none()
-            && let Err(error) = write(db, &group)
-        {
+        let (batch, sync) = batch(&self.db, group)?;
+        self.db.write(batch, sync && at_once)?;
+        Ok(sync)
+    }
+
+    fn answer(&mut self, group: Vec<Job>, written: Result<(), Error>) {
+        if let Err(error) = written {
             tracing::error!(%error, "metadata log cannot be written, the group stops");
-            failed = Some(error.to_string());
+            self.failed.get_or_insert(error.to_string());
         }
         for job in group {
-            let result = failed.as_ref().map_or(Ok(()), |why| Err(std::io::Error::other(why.clone())));
-            job.answer(tail, result);
+            let result = self.failed.as_ref().map_or(Ok(()), |why| Err(std::io::Error::other(why.clone())));
+            job.answer(&self.tail, result);
         }
     }
 }
 
-/// One batch, one write.
-fn write(db: &Db, group: &[Job]) -> Result<(), Error> {
-    let (log, raft) = (db.family(LOG)?, db.family(RAFT)?);
-    let mut batch = WriteBatch::default();
+/// One batch of a group, and whether it is to be synced.
+fn batch<'a>(db: &'a Db, group: &[Job]) -> Result<(Batch<'a>, bool), Error> {
+    let mut batch = db.batch();
     let mut sync = false;
     for job in group {
         match job {
             Job::Append { entries, .. } => {
                 sync = true;
                 for (index, bytes) in entries {
-                    batch.put_cf(log, index.to_be_bytes(), bytes);
+                    batch.put(LOG, index.to_be_bytes(), bytes)?;
                 }
             }
             Job::Vote { bytes, .. } => {
                 sync = true;
-                batch.put_cf(raft, "vote", bytes);
+                batch.put(RAFT, "vote", bytes)?;
             }
-            Job::Committed { bytes } => batch.put_cf(raft, "committed", bytes),
+            Job::Committed { bytes } => batch.put(RAFT, "committed", bytes)?,
             Job::Truncate { from, .. } => {
-                batch.delete_range_cf(log, from.to_be_bytes(), u64::MAX.to_be_bytes());
+                batch.delete_range(LOG, &from.to_be_bytes(), &u64::MAX.to_be_bytes())?;
             }
             Job::Purge { from, upto, .. } => {
-                batch.put_cf(raft, "purged", codec::encode("purged", upto)?);
-                batch.delete_range_cf(log, from.to_be_bytes(), upto.index.saturating_add(1).to_be_bytes());
+                batch.put(RAFT, "purged", codec::encode("purged", upto)?)?;
+                batch.delete_range(LOG, &from.to_be_bytes(), &upto.index.saturating_add(1).to_be_bytes())?;
             }
         }
     }
-    db.write(batch, sync)
+    Ok((batch, sync))
 }
 
 impl Job {
