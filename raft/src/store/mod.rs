@@ -10,7 +10,7 @@
 //! log has one writer thread, the rest runs on the blocking pool.
 //!
 //! Map: [`log`] entries and vote · [`writer`] the thread that groups commits · [`machine`] applied state ·
-//! [`snapshot`] files · [`backup`] for another cluster · [`recover`] when the majority is gone · [`rows`] the database,
+//! [`snapshot`] files · [`backup`] for another cluster · [`recover`] when the majority is gone · [`rows`] the database, [`wal`] the end of its log after a power loss,
 //! [`files`] the folder, and [`memory`] instead of both in a simulation. Column families and keys are drawn in `docs/formats/raft.md`.
 
 pub mod backup;
@@ -22,6 +22,7 @@ mod machine;
 mod memory;
 mod rows;
 mod snapshot;
+mod wal;
 mod writer;
 
 pub(crate) use log::LogStore;
