@@ -1,7 +1,7 @@
 /*
  * Stands between a node and the kernel: writes to files that the kernel cuts short, and a sync that fails once.
  *
- * Loaded into the node by LD_PRELOAD; whoever installs a fault writes into the file that ENGRAM_CHAOS_MEDDLE names, which
+ * Loaded into the node by LD_PRELOAD; whoever installs a fault writes into the file that CHAOS_MEDDLE names, which
  * is mapped here, and reads there what was done. Only regular files are meddled with, and folders where that is asked for:
  * sockets, pipes and the rest are let through.
  *
@@ -65,7 +65,7 @@ static void find(void) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-    const char *path = getenv("ENGRAM_CHAOS_MEDDLE");
+    const char *path = getenv("CHAOS_MEDDLE");
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     void *at;
     find();

@@ -122,7 +122,7 @@ impl Meddle {
 
     /// What a process must be started with.
     pub(super) fn env(&self) -> Env {
-        vec![("LD_PRELOAD", self.library.clone().into()), ("ENGRAM_CHAOS_MEDDLE", self.path.clone().into())]
+        vec![("LD_PRELOAD", self.library.clone().into()), ("CHAOS_MEDDLE", self.path.clone().into())]
     }
 
     /// From now on one of so many writes to files is cut short.

@@ -2,7 +2,7 @@
 
 use super::proof::{HITS_WITHIN, ended};
 use super::wounds::{heal, strike};
-use super::{Nemesis, Pace, Proof, Whom, Wound, names};
+use super::{Nemesis, Pace, Whom, Wound, names};
 use crate::cluster::{Cluster, Meddled, Synced};
 use crate::error::Error;
 use crate::history::FaultState;
@@ -15,6 +15,8 @@ const ONE_OF: u32 = 3;
 /// Whose sync fails, in turn.
 const SYNCED: [Synced; 3] = [Synced::Log, Synced::Meta, Synced::Folder];
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the rest may still be hit once enough of them are.
+const ENOUGH_WITHIN: Duration = Duration::from_secs(5);
 
 impl Nemesis {
     /// The kernel takes a part of what a node writes, now and then. That is no error, and nobody may notice.
@@ -77,11 +79,13 @@ impl Nemesis {
         for node in &nodes {
             cluster.meddle(*node)?.fail_once(synced)?;
         }
-        let proof = failed(cluster, &nodes, &before).await;
+        // Once a majority has ended by it, nobody asks the rest for a sync of metadata.
+        let enough = if synced == Synced::Meta { nodes.len() / 2 + 1 } else { nodes.len() };
+        let (hit, missed) = failed(cluster, &nodes, &before, enough).await;
         self.recorder.fault(&name, FaultState::Struck, "");
         // The names in a folder may be made durable by what comes after; the bytes of a log cannot.
-        if proof.is_ok() && synced != Synced::Folder {
-            ended(cluster, &nodes).await?;
+        if hit.len() >= enough && synced != Synced::Folder {
+            ended(cluster, &hit).await?;
         }
         self.wait(pace.hold_ms).await;
         let gone = nodes.iter().filter(|node| cluster.alive(**node).is_err()).count();
@@ -92,23 +96,28 @@ impl Nemesis {
         let mut dark = Wound::NoPower(nodes.clone());
         strike(cluster, &mut dark).await?;
         heal(cluster, &mut dark).await?;
-        let text =
-            |what| format!("{what}; {gone} of {} ended by it; {lied} later syncs of it were lied about", nodes.len());
-        self.healed(&name, proof.map(text));
+        let proof = if hit.len() >= enough {
+            let (hit, all) = (hit.len(), nodes.len());
+            Ok(format!("one failed at {hit} of {all}; {gone} ended by it; {lied} later syncs of it were lied about"))
+        } else {
+            Err(format!("no such sync of {} was asked for", names(&missed)))
+        };
+        self.healed(&name, proof);
         Ok(())
     }
 }
 
-/// Waits until a sync of each has failed.
-async fn failed(cluster: &mut Cluster, nodes: &[usize], before: &[Meddled]) -> Proof {
+/// Waits until a sync of each has failed, or of `enough` of them and no other for a while. Answers with those where one has, and the rest.
+async fn failed(cluster: &mut Cluster, nodes: &[usize], before: &[Meddled], enough: usize) -> (Vec<usize>, Vec<usize>) {
     let watch = Stopwatch::start();
-    for (node, before) in nodes.iter().zip(before) {
-        while cluster.meddled(*node).fails == before.fails {
-            if watch.elapsed() > HITS_WITHIN {
-                return Err(format!("no such sync of node {node} was asked for"));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+    loop {
+        let fails = |(node, before): (&usize, &Meddled)| (*node, cluster.meddled(*node).fails > before.fails);
+        let (hit, missed): (Vec<_>, Vec<_>) = nodes.iter().zip(before).map(fails).partition(|(_, hit)| *hit);
+        let within = if hit.len() >= enough { ENOUGH_WITHIN } else { HITS_WITHIN };
+        if missed.is_empty() || watch.elapsed() > within {
+            let ids = |nodes: Vec<(usize, bool)>| nodes.into_iter().map(|(node, _)| node).collect();
+            return (ids(hit), ids(missed));
         }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    Ok("one failed at each".to_owned())
 }
