@@ -28,7 +28,7 @@ const SHORT_LIFE: Duration = Duration::from_secs(8);
 /// By then nodes have read files anew that were changed.
 const READ_AGAIN: Duration = Duration::from_secs(5);
 /// By then a node that nobody lets in is missed.
-const LOST_WITHIN: Duration = Duration::from_secs(10);
+const LOST_WITHIN: Duration = Duration::from_secs(20);
 /// What the breaking of every connection is called; nobody can be served then.
 pub(crate) const LINES_BREAK: &str = "all connections between nodes break for 0.7 s";
 /// Callers that a node at its limit for files may still have room for.
