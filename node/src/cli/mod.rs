@@ -70,6 +70,8 @@ pub enum Action {
     Make(tls::Make),
     /// Show how the cluster is, again and again.
     Watch(cluster::watch::Watch),
+    /// Hold replicas against each other.
+    Replicas(cluster::replicas::Replicas),
     /// Restart the nodes one by one.
     Roll(cluster::roll::Roll),
     /// A cluster on this machine.
@@ -109,6 +111,7 @@ pub fn main(run: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
         Ok(Action::Verify(verify)) => told(verify::run(&verify)),
         Ok(Action::Make(make)) => told(tls::run(&make)),
         Ok(Action::Watch(watch)) => cluster::watch::run(&watch),
+        Ok(Action::Replicas(replicas)) => told(cluster::replicas::run(&replicas)),
         Ok(Action::Roll(roll)) => cluster::roll::run(&roll),
         Ok(Action::Dev(dev)) => dev::run(&dev),
         Ok(Action::Metadata(what)) => metadata::run(&what),

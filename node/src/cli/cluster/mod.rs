@@ -1,7 +1,8 @@
 //! `engram cluster …`: looking at the cluster, previewing what would happen to it, and having it happen.
 //!
-//! Map: here the words · [`plan`] previews as tables · [`watch`] a live view · [`roll`] one node after the other.
+//! Map: here the words · [`plan`] previews as tables · [`replicas`] holds replicas against each other · [`watch`] a live view · [`roll`] one node after the other.
 
+pub mod replicas;
 pub mod roll;
 pub mod watch;
 
@@ -25,6 +26,7 @@ pub(crate) fn command() -> Command {
         .subcommand(look("status", "Nodes, partitions and leader as one node sees them"))
         .subcommand(look("nodes", "The nodes: where, in which state, how many replicas each holds"))
         .subcommand(look("ring", "The partitions: which nodes hold them, and which will"))
+        .subcommand(replicas::command())
         .subcommand(watch::command())
         .subcommand(plan_command())
         .subcommand(
@@ -82,6 +84,7 @@ pub(crate) fn wanted(cluster: &ArgMatches, env: &[(String, String)]) -> Action {
     let target = asked(inner, env);
     let node = || inner.get_one::<u64>("NODE").copied().unwrap_or_default();
     match word {
+        "replicas" => Action::Replicas(replicas::wanted(target)),
         "watch" => Action::Watch(watch::wanted(inner, target)),
         "rolling-restart" => Action::Roll(roll::wanted(inner, target)),
         "nodes" => Action::Ask(Ask::part_of_cluster(&target, Shape::Nodes)),
