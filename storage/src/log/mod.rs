@@ -120,6 +120,11 @@ impl Hand {
     pub fn turn(&mut self) -> bool {
         self.writer.turn(&self.queue)
     }
+
+    /// Whether the last turn found no room on the disk: what waits is still there, and is done by a later turn.
+    pub fn waits_for_room(&self) -> bool {
+        self.writer.waits_for_room()
+    }
 }
 
 impl fmt::Debug for NodeLog {

@@ -133,17 +133,26 @@ impl Queue {
         Work { jobs, truncate_below, ended }
     }
 
+    /// Puts appends back that were taken, in front of what waits.
+    pub(super) fn put_back(&self, jobs: Vec<Job>) {
+        let mut state = self.state.lock();
+        state.bytes += jobs.iter().map(|job| job.payload.len()).sum::<usize>();
+        jobs.into_iter().rev().for_each(|job| state.jobs.push_front(job));
+    }
+
+    /// Whether no thread waits for work, so that who calls may not rest, and the log is open.
+    pub(super) fn is_open_by_hand(&self) -> bool {
+        self.told.is_some() && !self.state.lock().closed
+    }
+
     /// Whether nothing waits.
     pub(super) fn is_idle(&self) -> bool {
         self.state.lock().jobs.is_empty()
     }
 
-    /// Rests for `time`, less when the log is closed in between. Whether it is still open, and somebody may rest.
+    /// Rests for `time`, less when the log is closed in between. Whether it is still open.
     pub(super) fn rest(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
-        if self.told.is_some() {
-            return false;
-        }
         self.ended.wait_while_for(&mut state, |state| !state.closed, time);
         !state.closed
     }

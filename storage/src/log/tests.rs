@@ -338,3 +338,39 @@ fn by_hand_nothing_is_durable_before_a_turn() {
     disk.crash(1);
     assert_eq!(open(&disk, small()).unwrap().1.len(), 2);
 }
+
+#[test]
+fn by_hand_a_full_disk_loses_nothing_of_what_waits() {
+    let (disk, tell) = (FaultDisk::new(), mpsc::channel());
+    let on_work: OnWork = Box::new(|| ());
+    let (log, mut hand) =
+        NodeLog::open_by_hand(Arc::new(disk.clone()), Path::new(DIR), small(), &mut |_, _| Ok(()), Some(on_work))
+            .unwrap();
+    disk.fill(true);
+    let mut sent = 0_u8;
+    while !hand.waits_for_room() {
+        let (tx, payload) = (tell.0.clone(), vec![sent; 700]);
+        log.append(payload, Box::new(move |done| tx.send((sent, done.is_ok())).unwrap())).unwrap();
+        sent += 1;
+        assert!(hand.turn() && sent < u8::MAX);
+    }
+    assert_eq!(tell.1.try_iter().count(), usize::from(sent) - 1);
+    assert!(hand.turn() && hand.waits_for_room());
+    disk.fill(false);
+    assert!(hand.turn() && !hand.waits_for_room());
+    assert_eq!(tell.1.try_iter().collect::<Vec<_>>(), vec![(sent - 1, true)]);
+    // One that is closed while it waits says so.
+    disk.fill(true);
+    while !hand.waits_for_room() {
+        let tx = tell.0.clone();
+        log.append(vec![7; 700], Box::new(move |done| tx.send((7, done.is_ok())).unwrap())).unwrap();
+        assert!(hand.turn());
+    }
+    log.close().unwrap();
+    assert!(!hand.turn());
+    assert_eq!(tell.1.try_iter().last(), Some((7, false)));
+    drop((log, hand));
+    disk.fill(false);
+    disk.crash(1);
+    assert!(open(&disk, small()).unwrap().1.len() >= usize::from(sent));
+}

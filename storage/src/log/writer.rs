@@ -114,6 +114,13 @@ impl Writer {
     /// Does what waits; false when that was the last.
     pub(super) fn turn(&mut self, queue: &Queue) -> bool {
         let work = queue.take(self.options.group_bytes);
+        #[cfg(feature = "mutants")]
+        if engram_model::mutant::Mutant::AckBeforeFsync.lives()
+            && let Err(error) = self.file.sync_data()
+        {
+            queue.fail(&error.to_string(), work.jobs);
+            return false;
+        }
         if !work.jobs.is_empty()
             && let Err(error) = self.commit(work.jobs, queue)
         {
@@ -134,16 +141,23 @@ impl Writer {
         true
     }
 
+    /// Whether the disk was full when the last segment was to be made.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.metrics.waits_for_room.load(Ordering::Relaxed)
+    }
+
     /// Makes one group durable and answers its appends; on failure the queue is failed first, so that no append can
     /// slip in between.
     fn commit(&mut self, jobs: Vec<Job>, queue: &Queue) -> Result<(), Error> {
         match self.write(&jobs, queue) {
-            Ok(first) => {
+            Ok(None) => {
+                queue.put_back(jobs);
+                Ok(())
+            }
+            Ok(Some(first)) => {
                 for (position, job) in (first..).zip(jobs) {
                     (job.done)(Ok(Position(position)));
                 }
-                #[cfg(feature = "mutants")]
-                self.file.sync_data()?;
                 Ok(())
             }
             Err(error) => {
@@ -153,8 +167,9 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs one group; returns the position of its first record.
-    fn write(&mut self, jobs: &[Job], queue: &Queue) -> Result<u64, Error> {
+    /// Writes and syncs one group; returns the position of its first record. None: nothing was done, there is no room, and
+    /// who turns by hand tries again.
+    fn write(&mut self, jobs: &[Job], queue: &Queue) -> Result<Option<u64>, Error> {
         self.group.clear(self.options.group_bytes.saturating_mul(2));
         let mut payload_bytes = 0;
         for job in jobs {
@@ -162,8 +177,9 @@ impl Writer {
             self.group.push(&job.payload);
         }
         let disk_bytes = self.group.disk_bytes();
-        if self.at > BLOCK as u64 && self.at + disk_bytes > self.options.segment_bytes {
-            self.roll(queue)?;
+        let is_full = self.at > BLOCK as u64 && self.at + disk_bytes > self.options.segment_bytes;
+        if is_full && !self.roll(queue)? {
+            return Ok(None);
         }
         let bytes = self.group.finish(self.next, self.header.salt_crc());
         self.file.write_at(self.at, bytes)?;
@@ -174,15 +190,19 @@ impl Writer {
         let first = self.next;
         self.at += disk_bytes;
         self.next += jobs.len() as u64;
-        Ok(first)
+        Ok(Some(first))
     }
 
-    fn roll(&mut self, queue: &Queue) -> Result<(), Error> {
+    /// Goes on in the next segment. False: there is no room for it.
+    fn roll(&mut self, queue: &Queue) -> Result<bool, Error> {
         let number = self.header.number + 1;
         let header = segment::Header { number, first: self.next, salt: segment::salt(self.options.chance, number) };
         let spare = match self.spare.take() {
             Some(spare) => spare,
-            None => self.allocate_when_there_is_room(queue)?,
+            None => match self.allocate_when_there_is_room(queue)? {
+                Some(spare) => spare,
+                None => return Ok(false),
+            },
         };
         self.file = install(self.disk.as_ref(), &self.dir, spare, &header)?;
         self.sealed.push_back(Sealed { number: self.header.number, first: self.header.first });
@@ -191,25 +211,28 @@ impl Writer {
         self.spare_failed = false;
         self.metrics.rolls.fetch_add(1, Ordering::Relaxed);
         self.metrics.segments.store(self.sealed.len() as u64 + 1, Ordering::Relaxed);
-        Ok(())
+        Ok(true)
     }
 
-    /// Waits as long as the disk is full and the log is open.
-    fn allocate_when_there_is_room(&self, queue: &Queue) -> Result<Box<dyn DiskFile>, Error> {
+    /// Waits as long as the disk is full and the log is open. None: by hand, where nobody may wait here.
+    fn allocate_when_there_is_room(&self, queue: &Queue) -> Result<Option<Box<dyn DiskFile>>, Error> {
         loop {
             let allocated = allocate(self.disk.as_ref(), &self.dir, self.options.segment_bytes);
             let waits = &self.metrics.waits_for_room;
             match allocated {
-                Err(error) if error.is_disk_full() && queue.rest(FULL_REST) => {
+                Err(error) if error.is_disk_full() && (queue.is_open_by_hand() || queue.rest(FULL_REST)) => {
                     if !waits.swap(true, Ordering::Relaxed) {
                         tracing::error!(%error, "the disk is full: writes are refused until there is room");
+                    }
+                    if queue.is_open_by_hand() {
+                        return Ok(None);
                     }
                 }
                 done => {
                     if waits.swap(false, Ordering::Relaxed) && done.is_ok() {
                         tracing::info!("there is room on the disk again: writes go on");
                     }
-                    return done;
+                    return done.map(Some);
                 }
             }
         }

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -319,7 +320,13 @@ impl State {
 
     /// A directory is what something lies in.
     fn is_dir(&self, dir: &Path) -> bool {
-        self.names.keys().any(|path| path != dir && path.starts_with(dir))
+        self.below(dir).next().is_some()
+    }
+
+    /// What lies below a directory: names are in the order of their parts, so it lies together.
+    fn below(&self, dir: &Path) -> impl Iterator<Item = &PathBuf> {
+        let from = self.names.range::<Path, _>((Bound::Excluded(dir), Bound::Unbounded));
+        from.map(|(path, _)| path).take_while(move |path| path.starts_with(dir))
     }
 
     fn find(&self, act: &'static str, path: &Path) -> Result<usize, Error> {
@@ -405,13 +412,13 @@ impl Disk for FaultDisk {
 
     fn list(&self, dir: &Path) -> Result<Vec<String>, Error> {
         let state = self.0.lock();
-        let inside = state.names.keys().filter(|path| path.parent() == Some(dir));
+        let inside = state.below(dir).filter(|path| path.parent() == Some(dir));
         Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
     }
 
     fn list_dirs(&self, dir: &Path) -> Result<Vec<String>, Error> {
         let state = self.0.lock();
-        let below = state.names.keys().filter_map(|path| path.strip_prefix(dir).ok());
+        let below = state.below(dir).filter_map(|path| path.strip_prefix(dir).ok());
         let deep = below.filter(|rest| rest.components().count() > 1);
         let mut names: Vec<_> =
             deep.filter_map(|rest| Some(rest.components().next()?.as_os_str().to_str()?.to_owned())).collect();
