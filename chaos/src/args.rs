@@ -182,6 +182,10 @@ pub(crate) struct Sim {
     /// Who agrees on the metadata: one list, or a group of real consensus (default: as the seed says).
     #[arg(long)]
     pub(crate) consensus: Option<crate::sim::Agrees>,
+    /// Break the nodes on purpose in this way, and play until a checker sees it.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    pub(crate) mutant: Option<String>,
 }
 
 #[cfg(any(test, feature = "sim"))]

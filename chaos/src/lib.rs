@@ -103,7 +103,11 @@ pub fn main() -> ExitCode {
 
 #[cfg(any(test, feature = "sim"))]
 fn simulate(args: &args::Sim) -> ExitCode {
-    match sim::run(args.wanted()) {
+    #[cfg(feature = "mutants")]
+    let done = args.mutant.as_ref().map_or_else(|| sim::run(args.wanted()), |name| sim::hunt(name, args.wanted()));
+    #[cfg(not(feature = "mutants"))]
+    let done = sim::run(args.wanted());
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => complain(&error.to_string()),

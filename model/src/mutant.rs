@@ -12,10 +12,13 @@ compile_error!("the feature `mutants` breaks the program on purpose: release bui
 /// The environment variable that chooses.
 pub const VARIABLE: &str = "ENGRAM_MUTANT";
 
+/// What this process is.
+static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
+
 /// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// The log answers when a group is written, and syncs it afterwards.
+    /// The log answers when a group is written, and syncs it before the next.
     AckBeforeFsync,
     /// A write is acknowledged when one replica has it.
     MajorityOfOne,
@@ -53,10 +56,24 @@ impl Mutant {
         }
     }
 
+    /// Makes this process this one, whatever [`VARIABLE`] says.
+    ///
+    /// # Panics
+    /// It is another one already.
+    pub fn choose(self) {
+        let chosen = *CHOSEN.get_or_init(|| Some(self));
+        assert_eq!(chosen, Some(self), "this process was chosen to be another one");
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mutant| mutant.name() == name)
+    }
+
     /// Whether this process is this one.
     #[must_use]
     pub fn lives(self) -> bool {
-        static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
         *CHOSEN.get_or_init(|| chosen(&std::env::var(VARIABLE).unwrap_or_default())) == Some(self)
     }
 }
@@ -64,7 +81,7 @@ impl Mutant {
 /// # Panics
 /// There is none of that name: who misspells one must not find the healthy program good.
 fn chosen(name: &str) -> Option<Mutant> {
-    let found = Mutant::ALL.into_iter().find(|mutant| mutant.name() == name);
+    let found = Mutant::named(name);
     assert!(found.is_some() || name.is_empty(), "{VARIABLE}: there is no mutant {name:?}");
     found
 }

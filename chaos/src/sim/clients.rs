@@ -1,10 +1,12 @@
 //! Clients: they write numbered samples through any node and read them back through any other.
 
+use super::books;
 use super::host::{Host, Life};
 use super::world::Shared;
 use crate::check::seconds;
-use crate::history::{Answer, Call, End, Found, Stage};
-use crate::workload::{NOT_REACHED, Numbers};
+use crate::history::{Answer, Call, Cell, End, Found, Stage, Total};
+use crate::workload::{NOT_REACHED, Numbers, STEPS, WIDTH};
+use engram_model::Millis;
 use engram_model::error::Class;
 use engram_model::tenant::TenantId;
 use engram_node::error::Error;
@@ -140,6 +142,10 @@ pub(super) async fn watch(world: Shared, load: Arc<Load>) {
             continue;
         }
         let writer = u32::try_from(world.below(u64::from(world.numbers.writers))).unwrap_or(0);
+        if world.percent(25) {
+            sum_up(&world, node, writer % world.numbers.tenants, &load).await;
+            continue;
+        }
         let last = load.reached(writer).max(1);
         let first = if world.percent(50) { 1 } else { last.saturating_sub(20).max(1) };
         read(&world, node, writer, (first, last), Stage::Load).await;
@@ -158,17 +164,8 @@ pub(super) async fn read(
     let of = tenant(world.numbers, writer);
     let numbers = world.numbers;
     let end = numbers.time(last);
-    let query = QueryRequest {
-        text: format!("{}{{writer=\"{writer}\"}}[{}ms]", Numbers::METRIC, end - numbers.time(first) + 1),
-        start: end,
-        end,
-        step_ms: 0,
-        timeout: Some(PATIENCE),
-        lookback_ms: None,
-        limit: 0,
-        explain: false,
-        count_steps: false,
-    };
+    let text = format!("{}{{writer=\"{writer}\"}}[{}ms]", Numbers::METRIC, end - numbers.time(first) + 1);
+    let query = query(text, (end, end), 0);
     let got = ask(&world.hosts[node], |life| async move { life.reader.query(&of, query).await }).await;
     let (end, answer, why) = match got {
         Got::Nobody => (End::Fail, None, format!("{NOT_REACHED}: node {node} is down")),
@@ -181,6 +178,55 @@ pub(super) async fn read(
     world.tell(|| format!("operation {op}: writer {writer} at node {node}, {first} to {last}: {answer:?}"));
     world.end(op, end, answer.clone(), &why);
     answer
+}
+
+/// Asks a node for totals of a tenant.
+async fn sum_up(world: &Shared, node: usize, tenant: u32, load: &Load) {
+    let (numbers, total) = (world.numbers, [Total::Count, Total::Max, Total::Sum, Total::Observed][world.pick(4)]);
+    let total = if numbers.observed().is_some() { total } else { total.of_floats() };
+    // So that the last windows are those that are being written.
+    let reached = (0..numbers.writers).map(|writer| load.reached(writer)).max().unwrap_or(0);
+    let behind = u32::try_from(world.below(u64::from(STEPS * WIDTH))).unwrap_or(0);
+    let first = reached.saturating_sub(behind).max(WIDTH);
+    let op = world.begin(node, Call::Totals { tenant, total, first });
+    let (start, end, step_ms) = numbers.totals_steps(first);
+    let of = self::tenant(numbers, tenant);
+    let query = query(numbers.totals_text(total), (start, end), step_ms);
+    let got = ask(&world.hosts[node], |life| async move { life.reader.query(&of, query).await }).await;
+    let (end, answer, why) = match got {
+        Got::Nobody => (End::Fail, None, format!("{NOT_REACHED}: node {node} is down")),
+        Got::Nothing => (End::Unknown, None, "no answer".to_owned()),
+        Got::Answer(Err(error)) => (End::Unknown, None, error.message),
+        Got::Answer(Ok(outcome)) => {
+            (End::Ok, Some(Answer::Totals { cells: cells(numbers, first, outcome.value) }), String::new())
+        }
+    };
+    world.tell(|| format!("operation {op}: {total:?} of tenant {tenant} at node {node} from {first}: {answer:?}"));
+    world.end(op, end, answer, &why);
+}
+
+fn cells(numbers: Numbers, first: u32, value: Value) -> Vec<Cell> {
+    let Value::Matrix(rows) = value else { return Vec::new() };
+    let mut cells = Vec::new();
+    for row in rows {
+        let writer = row.labels.get("writer").and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
+        cells.extend(row.floats.into_iter().map(|point| numbers.totals_cell(writer, first, point)));
+    }
+    cells
+}
+
+fn query(text: String, (start, end): (Millis, Millis), step_ms: Millis) -> QueryRequest {
+    QueryRequest {
+        text,
+        start,
+        end,
+        step_ms,
+        timeout: Some(PATIENCE),
+        lookback_ms: None,
+        limit: 0,
+        explain: false,
+        count_steps: false,
+    }
 }
 
 /// An answer in the words of the checkers.
@@ -200,6 +246,7 @@ fn found(numbers: Numbers, writer: u32, value: Value) -> Found {
 fn look(world: &Shared, node: usize) {
     let Some(life) = world.hosts[node].life() else { return };
     let op = world.begin(node, Call::Status);
+    books::look(world, &life.meta);
     let (ring, applied) = (life.meta.ring(), life.meta.applied());
     let epochs = (0..ring.partition_count()).map(engram_model::place::PartitionId);
     let epochs = epochs.map(|partition| ring.replicas(partition).map_or(0, |set| set.epoch.0)).collect();

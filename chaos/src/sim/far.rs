@@ -258,9 +258,17 @@ impl Replica for Far {
     }
 
     fn sum_up(&self, requests: Vec<Select>, summing: Summing) -> BoxFuture<'_, Result<Summed, Error>> {
+        let loses = self.world.planted == Planted::LostGroup;
         self.call(SILENT_FOR, move |replica| {
             let (requests, summing) = (requests.clone(), summing.clone());
-            async move { replica.sum_up(requests, summing).await }.boxed()
+            async move {
+                let mut summed = replica.sum_up(requests, summing).await?;
+                if let (true, Summed::Done(partial)) = (loses, &mut summed) {
+                    partial.groups.pop();
+                }
+                Ok(summed)
+            }
+            .boxed()
         })
     }
 

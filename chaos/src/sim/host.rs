@@ -6,14 +6,16 @@
 
 use super::far::Roads;
 use super::member::Member;
-use super::world::{Event, Shared};
+use super::world::{Event, Shared, World};
 use engram_model::place::NodeId;
 use engram_model::time::Clock;
 use engram_node::actor::{Health, Supervisor};
-use engram_node::blocks::cutter;
+use engram_node::blocks::job::Workshop;
 use engram_node::blocks::late::LateBlocks;
+use engram_node::blocks::planning::Planner;
 use engram_node::blocks::reach::{self, Kind, Reach};
 use engram_node::blocks::sealer::{self, Rules};
+use engram_node::blocks::{compactor, cutter, sweeper};
 use engram_node::grpc::ingest::fenced::Fenced;
 use engram_node::ingest::heads::Heads;
 use engram_node::ingest::open::{Opened, Place, start};
@@ -27,6 +29,7 @@ use engram_node::read::store::{BlockOptions, Blocks};
 use engram_node::read::{ReadOptions, Reader};
 use engram_node::write::{WriteOptions, Writer, decode};
 use engram_query::engine::SamplePool;
+use engram_storage::compact;
 use engram_storage::disk::Disk;
 use engram_storage::disk::fault::FaultDisk;
 use engram_storage::log::{Hand, NodeLog};
@@ -41,10 +44,12 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// How long the log's thread rests before it asks a full disk again.
+const FULL_REST: Duration = Duration::from_millis(250);
 /// Length of a window, in the time of samples.
 pub(super) const WINDOW_MS: i64 = 10 * 60 * 1000;
 /// Small, so that a schedule rolls some.
-const SEGMENT_BYTES: u64 = 16 << 10;
+const SEGMENT_BYTES: u64 = 32 << 10;
 /// How often replicas are compared.
 const REPAIR_EVERY: Duration = Duration::from_secs(2);
 /// How long a write may wait for its majority.
@@ -54,6 +59,11 @@ const WRITE_WITHIN: Duration = Duration::from_secs(2);
 const SEAL_RULES: Rules = Rules { window_ms: WINDOW_MS, delay_ms: 120_000, late_ms_max: 120_000, idle_ms: 0 };
 /// How often sealer, cutter and follower look when nothing changes.
 const BLOCKS_EVERY: Duration = Duration::from_secs(2);
+/// How often compactor and sweeper do.
+const KEEPING_EVERY: Duration = Duration::from_secs(3);
+/// How long the objects of a block that was replaced stay, by clocks that agree: longer than any query.
+const GRACE_MS: i64 = 12_000;
+const DAY_MS: i64 = 24 * 3_600_000;
 
 /// What a bug of a node would be, to see that it is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +79,8 @@ pub(super) enum Planted {
     LyingGroupDisk,
     /// A vote is forgotten when the node that gave it ends.
     LostVotes,
+    /// Who sums up for others leaves a group out.
+    LostGroup,
 }
 
 pub(super) struct Host {
@@ -82,6 +94,8 @@ pub(super) struct Host {
     lag_ms: AtomicU64,
     /// Whether the disk was told to fail, since the power was last off.
     failing: AtomicBool,
+    /// Whether the room on the disk was limited.
+    full: AtomicBool,
     /// What its last life had applied.
     applied: AtomicU64,
     lives: AtomicU64,
@@ -150,6 +164,7 @@ impl Host {
             news: Arc::default(),
             lag_ms: AtomicU64::new(0),
             failing: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             applied: AtomicU64::new(0),
             lives: AtomicU64::new(0),
             starting: Mutex::default(),
@@ -185,6 +200,20 @@ impl Host {
 
     pub(super) fn disk_fails(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Leaves so many bytes of room on the disk, or as many as anybody wants.
+    pub(super) fn leave_room(&self, bytes: Option<usize>) {
+        self.full.store(bytes.is_some(), Ordering::Relaxed);
+        match bytes {
+            Some(bytes) => self.disk.leave_free(bytes),
+            None => self.disk.fill(false),
+        }
+    }
+
+    /// Whether there may be no room on the disk.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     /// Turns the machine off and on: what was not synced is lost but for a part, and the disk works again.
@@ -366,8 +395,62 @@ impl Host {
             counts: Arc::default(),
             stop: stop.clone(),
         }));
+        self.keep_blocks(world, (meta, peers, &store, &reach), stop, supervisor);
         supervisor.spawn(reach::child(reach, store.clone(), stop.clone()));
         Ok(Blocks::new(store, block_options(), None))
+    }
+}
+
+impl Host {
+    /// What becomes of blocks.
+    fn keep_blocks(
+        &self,
+        world: &World,
+        (meta, peers, store, reach): (&Meta, &Peers, &Store, &Reach),
+        stop: &CancellationToken,
+        supervisor: &mut Supervisor,
+    ) {
+        let shop = Workshop {
+            planner: Planner::new(meta.clone(), compaction_rules(), self.clock.clone()),
+            store: store.clone(),
+            disk: Arc::new(self.disk.clone()),
+            work: Path::new("node/compact").to_owned(),
+            window_ms: WINDOW_MS,
+        };
+        supervisor.spawn(compactor::child(compactor::Config {
+            shop,
+            peers: peers.clone(),
+            every: KEEPING_EVERY,
+            jobs_max: 2,
+            space_bytes_max: 1 << 30,
+            reach: reach.clone(),
+            handle: compactor::Compaction::default(),
+            stop: stop.clone(),
+        }));
+        supervisor.spawn(sweeper::child(sweeper::Config {
+            meta: meta.clone(),
+            peers: peers.clone(),
+            reach: reach.clone(),
+            store: store.clone(),
+            clock: self.clock.clone(),
+            every: KEEPING_EVERY,
+            retention_ms: 0,
+            // Who marks a block and who deletes it go by clocks of their own.
+            grace_ms: GRACE_MS + 2 * world.clocks_differ_ms,
+            orphan_after_ms: DAY_MS,
+            orphans_every_ms: DAY_MS,
+            handle: sweeper::Sweeping::default(),
+            stop: stop.clone(),
+        }));
+    }
+}
+
+/// Two windows become one block, and later four.
+fn compaction_rules() -> compact::Rules {
+    compact::Rules {
+        ranges_ms: vec![2 * WINDOW_MS, 4 * WINDOW_MS],
+        rewrite_after_ms: 1_000,
+        ..compact::Rules::default()
     }
 }
 
@@ -379,6 +462,11 @@ async fn keep_log(world: Shared, at: usize, mut hand: Hand, work: Arc<Notify>) {
         world.note(Event::Synced, at as u64, world.hosts[at].disk.acts());
         if !hand.turn() {
             return;
+        }
+        if hand.waits_for_room() {
+            world.note(Event::Full, at as u64, 0);
+            tokio::time::sleep(FULL_REST).await;
+            work.notify_one();
         }
     }
 }

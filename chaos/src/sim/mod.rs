@@ -13,10 +13,13 @@
 //! one node knows it · [`rafts`] the group with real consensus · [`host`] a machine and the lives on it · [`clients`] load,
 //! [`registers`] and who configures · [`plan`] faults · [`play`] one schedule from its founding to its verdicts.
 
+mod books;
 mod clients;
 mod far;
 mod host;
 mod member;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod net;
 mod plan;
 mod play;
@@ -25,6 +28,9 @@ mod registers;
 #[cfg(test)]
 mod tests;
 mod world;
+
+#[cfg(feature = "mutants")]
+pub(crate) use mutants::hunt;
 
 use crate::error::Error;
 use rafts::Figures;
@@ -79,11 +85,16 @@ pub(crate) fn run(wanted: Wanted) -> Result<bool, Error> {
     }
     let (played_count, ops, failed) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(Vec::new()));
     let groups = Mutex::new((0, Figures::default()));
+    let alike_after = Mutex::new((Duration::ZERO, Duration::ZERO));
     play_all(wanted, |at, played| {
         played_count.fetch_add(1, Ordering::Relaxed);
         ops.fetch_add(played.ops.0 as u64, Ordering::Relaxed);
         add(&groups, &played.group);
         tell(played, wanted, &failed);
+        {
+            let mut alike_after = lock(&alike_after);
+            *alike_after = (alike_after.0 + played.alike_after, alike_after.1.max(played.alike_after));
+        }
         if at > 0 && at % 1000 == 0 {
             let seconds = watch.elapsed().as_secs_f64();
             say_all(&format!("{at} schedules in {seconds:.1} s, {} failed", lock(&failed).len()));
@@ -101,6 +112,11 @@ pub(crate) fn run(wanted: Wanted) -> Result<bool, Error> {
     ));
     let (with_group, Figures { terms, purges, snapshots }) = *lock(&groups);
     say_all(&format!("{with_group} with a group: {terms} terms, {snapshots} snapshots sent, {purges} purges"));
+    let (sum, most) = *lock(&alike_after);
+    #[allow(clippy::cast_precision_loss, reason = "a figure to be read")]
+    let mean = sum.as_secs_f64() / count.max(1) as f64;
+    let most = most.as_secs_f64();
+    say_all(&format!("replicas held the same {mean:.1} s after the faults, {most:.1} s at most, in simulated time"));
     say_all(&format!("sim: {} passed, {} failed", count - failed.len() as u64, failed.len()));
     Ok(failed.is_empty())
 }

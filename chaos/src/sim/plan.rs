@@ -34,6 +34,9 @@ pub(super) async fn storm(world: Shared, lasts: Duration) {
             world.net.heal();
             world.fault("network healed".to_owned(), FaultState::Struck);
         }
+        if world.percent(50) {
+            world.hosts.iter().for_each(|host| host.leave_room(None));
+        }
         if world.percent(70) {
             start_all(&world);
         }
@@ -46,7 +49,7 @@ async fn strike(world: &Shared) {
         return world.fault(rafts::strike(world, group), FaultState::Struck);
     }
     let node = world.pick(count);
-    let name = match world.below(15) {
+    let name = match world.below(16) {
         0 | 1 => {
             world.hosts[node].crash(world, true);
             format!("power lost at node {node}")
@@ -99,6 +102,11 @@ async fn strike(world: &Shared) {
             format!("node {node} writes a checkpoint")
         }
         12 => spoil_store(world),
+        13 => {
+            let bytes = world.pick(40_000);
+            world.hosts[node].leave_room(Some(bytes));
+            format!("the disk of node {node} has room for {bytes} bytes")
+        }
         _ => move_one(world),
     };
     world.fault(name, FaultState::Struck);
@@ -221,6 +229,8 @@ async fn begin(world: Shared, at: usize) {
             world.tell(|| format!("node {at} does not start: {why}"));
             host.power(&world);
         }
+        // So is one for which there is no room.
+        Err(why) if host.is_full() => world.tell(|| format!("node {at} does not start: {why}")),
         Err(why) => world.trouble(format!("node {at} does not come back: {why}")),
     }
 }
@@ -238,6 +248,7 @@ pub(super) fn heal(world: &Shared) {
     }
     for host in &world.hosts {
         host.set_lag(0);
+        host.leave_room(None);
         if host.disk_fails() {
             host.crash(world, true);
             host.power(world);

@@ -4,7 +4,7 @@ use super::clients::{self, Load};
 use super::host::Host;
 use super::rafts::{self, Figures, Rafts, spec};
 use super::world::{Agrees, BEGINS_AT, How, Shared, World};
-use super::{member, plan, registers};
+use super::{books, member, plan, registers};
 use crate::check::{self, Asked, Outcome, Promise, Verdict};
 use crate::error::Error;
 use crate::history::{FaultState, Stage};
@@ -39,6 +39,8 @@ const HEAL_WITHIN: Duration = Duration::from_secs(30);
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
 /// How long clients may still fail after the faults.
 const SETTLE_MS: u64 = 10_000;
+/// How much clocks are ahead or behind, at most.
+const CLOCKS_DIFFER_MS: i64 = 60_000;
 /// Window for late samples of the tenants that have one.
 const LATE_MS: i64 = 3_600_000;
 
@@ -55,6 +57,8 @@ pub(super) struct Played {
     /// Operations, and those that went well.
     pub(super) ops: (usize, usize),
     pub(super) group: Figures,
+    /// From the end of the faults until all replicas held the same.
+    pub(super) alike_after: Duration,
 }
 
 impl Played {
@@ -107,6 +111,7 @@ async fn run(seed: u64, how: How) -> Played {
     plan::heal(&world);
     world.fault("storm".to_owned(), FaultState::Healed);
     world.mark(check::FAULTS_OVER);
+    let over = Instant::now();
     if in_time(&world, HEAL_WITHIN, is_whole).await {
         world.mark(check::WHOLE);
     }
@@ -130,22 +135,24 @@ async fn run(seed: u64, how: How) -> Played {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    let alike_after = over.elapsed();
     for stage in [Stage::Final, Stage::Again] {
         clients::read_all(&world, &load, stage).await;
     }
+    books::balance(&world).await;
     surroundings.abort_all();
     world.halt();
     world.hosts.iter().for_each(|host| host.crash(&world, false));
-    judge(&world)
+    judge(&world, alike_after)
 }
 
-fn judge(world: &World) -> Played {
+fn judge(world: &World, alike_after: Duration) -> Played {
     let (trace, events) = world.trace();
     let (history, troubles) = world.finish();
     let well = history.ops.iter().filter(|op| op.end == crate::history::End::Ok).count();
     let promise = Promise { settle_ms: SETTLE_MS, ..Promise::default() };
     // Of the metadata only what nodes say of themselves is looked at; that says enough for one checker.
-    let asked = Asked { totals: false, constants: false, registers: true, blocks: false, gauges: false };
+    let asked = Asked { totals: true, constants: false, registers: true, blocks: false, gauges: false };
     let verdicts = check::all(&history, world.numbers, promise, asked);
     // A schedule may be too short to say something about everything; what it says must be good.
     let bad = verdicts.into_iter().filter(|verdict| verdict.outcome == Outcome::Failed).collect();
@@ -156,6 +163,7 @@ fn judge(world: &World) -> Played {
         bad,
         troubles,
         ops: (history.ops.len(), well),
+        alike_after,
         group: world.rafts.as_ref().map(Rafts::figures).unwrap_or_default(),
     }
 }
@@ -195,11 +203,12 @@ fn found(seed: u64, numbers: Numbers, how: How) -> (World, Vec<Command>) {
         let tenant = TenantId::new(&name).unwrap_or_else(|e| unreachable!("a name of ours: {e}"));
         commit(Command::CreateTenant { tenant, limits, shard_size: 0 });
     }
-    let clock = |chance: &mut StdRng| Clock::test(BEGINS_AT + chance.random_range(-60_000..=60_000_i64));
+    let differ = if chance.random_bool(0.5) { CLOCKS_DIFFER_MS } else { CLOCKS_DIFFER_MS / 20 };
+    let clock = |chance: &mut StdRng| Clock::test(BEGINS_AT + chance.random_range(-differ..=differ));
     let hosts = ids.iter().enumerate().map(|(at, id)| Host::new(at, *id, clock(chance), how.planted)).collect();
     let agrees = how.consensus.unwrap_or_else(|| Agrees::of(seed));
     let rafts = (agrees == Agrees::Raft).then(|| Rafts::new(seed, &ids, partitions, how.planted));
-    (World::new(seed, numbers, (hosts, log, rafts), how), commands.into_inner())
+    (World::new(seed, numbers, (hosts, log, rafts), differ, how), commands.into_inner())
 }
 
 /// Lets the clocks of all nodes go.

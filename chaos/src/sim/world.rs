@@ -38,6 +38,7 @@ pub(super) enum Event {
     Recovered,
     Mark,
     Leads,
+    Full,
 }
 
 /// How a schedule is run.
@@ -92,6 +93,8 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) store_faults: Faults,
     pub(super) planted: Planted,
+    /// How much the clock of a node is ahead or behind, at most.
+    pub(super) clocks_differ_ms: i64,
     began: Instant,
     chance: Mutex<StdRng>,
     trace: Mutex<Trace>,
@@ -109,6 +112,7 @@ impl World {
         seed: u64,
         numbers: Numbers,
         (hosts, log, rafts): (Vec<Host>, Sequence, Option<Rafts>),
+        clocks_differ_ms: i64,
         how: How,
     ) -> Self {
         let net = Net::new(hosts.len());
@@ -118,6 +122,7 @@ impl World {
             store,
             store_faults,
             planted: how.planted,
+            clocks_differ_ms,
             seed,
             numbers,
             hosts,

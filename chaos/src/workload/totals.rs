@@ -9,6 +9,7 @@ use crate::client::Client;
 use crate::history::{Answer, Call, Cell, End, Total};
 use crate::load::{points, seconds};
 use crate::workload::Numbers;
+use engram_model::Millis;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::sync::atomic::Ordering;
@@ -59,9 +60,26 @@ impl Numbers {
         total: Total,
         first: u32,
     ) -> Result<Vec<Cell>, crate::error::Error> {
-        let range_ms = self.time(WIDTH) - self.base;
-        let metric = Self::METRIC;
-        let query = match total {
+        let (start, end, range_ms) = self.totals_steps(first);
+        let params = [
+            ("query", self.totals_text(total)),
+            ("start", seconds(start)),
+            ("end", seconds(end)),
+            ("step", seconds(range_ms)),
+        ];
+        let answer = client.ask("query_range", &params, Some(&self.tenant(tenant))).await?;
+        let mut cells = Vec::new();
+        for row in answer["data"]["result"].as_array().into_iter().flatten() {
+            let writer = row["metric"]["writer"].as_str().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
+            cells.extend(points(&row["values"]).into_iter().map(|point| self.totals_cell(writer, first, point)));
+        }
+        Ok(cells)
+    }
+
+    /// The question; it names nobody.
+    pub(crate) fn totals_text(&self, total: Total) -> String {
+        let (metric, range_ms) = (Self::METRIC, self.time(WIDTH) - self.base);
+        match total {
             Total::Count => format!("sum by (writer) (count_over_time({metric}[{range_ms}ms]))"),
             Total::Max => format!("max by (writer) (max_over_time({metric}[{range_ms}ms]))"),
             Total::Observed => {
@@ -70,25 +88,19 @@ impl Numbers {
                 format!("histogram_count({sum})")
             }
             Total::Sum => format!("sum by (writer) (sum_over_time({metric}{{series=\"0\"}}[{range_ms}ms]))"),
-        };
-        let last = first + (STEPS - 1) * WIDTH;
-        let params = [
-            ("query", query),
-            ("start", seconds(self.time(first))),
-            ("end", seconds(self.time(last))),
-            ("step", seconds(range_ms)),
-        ];
-        let answer = client.ask("query_range", &params, Some(&self.tenant(tenant))).await?;
-        let mut cells = Vec::new();
-        for row in answer["data"]["result"].as_array().into_iter().flatten() {
-            let writer = row["metric"]["writer"].as_str().and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
-            for (at, value) in points(&row["values"]) {
-                let step = u32::try_from((at - self.time(first)) / range_ms.max(1)).unwrap_or(u32::MAX);
-                // What is no number of ours is written down as one that is never right.
-                let value = if value.is_finite() { value } else { -1.0 };
-                cells.push(Cell { writer, step, value });
-            }
         }
-        Ok(cells)
+    }
+
+    /// First and last step of it, and the milliseconds between two.
+    pub(crate) fn totals_steps(&self, first: u32) -> (Millis, Millis, Millis) {
+        (self.time(first), self.time(first + (STEPS - 1) * WIDTH), self.time(WIDTH) - self.base)
+    }
+
+    /// A point of the answer.
+    pub(crate) fn totals_cell(&self, writer: u32, first: u32, (at, value): (Millis, f64)) -> Cell {
+        let (start, _, range_ms) = self.totals_steps(first);
+        let step = u32::try_from((at - start) / range_ms.max(1)).unwrap_or(u32::MAX);
+        // What is no number of ours is written down as one that is never right.
+        Cell { writer, step, value: if value.is_finite() { value } else { -1.0 } }
     }
 }

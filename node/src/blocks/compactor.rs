@@ -255,6 +255,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
     let (mut running, mut space, mut waits) = (FuturesUnordered::new(), 0_u64, Waits::default());
     loop {
         let waiting = tokio::select! {
+            biased;
             waiting = look(&config, running.len()) => waiting,
             () = config.stop.cancelled() => return Ok(()),
         };
@@ -270,6 +271,7 @@ async fn run(config: Config) -> Result<(), ChildError> {
         }
         config.handle.0.backlog.lock().running = running.len() as u64;
         tokio::select! {
+            biased; // in an order that can be repeated; none of them is ready for ever
             Some(ended) = running.next() => {
                 space = space.saturating_sub(ended.bytes.saturating_mul(SPACE_FACTOR));
                 note(&config, ended, &mut waits);

@@ -25,6 +25,7 @@ use engram_storage::compact::{Failure, Hidden, Input, Job, JobKind, Merged, Prog
 use engram_storage::disk::Disk;
 use engram_storage::object::Store;
 
+use super::build::unique;
 use super::check::Depth;
 use super::fetch::{self, Missing};
 use super::planning::{Planner, hidden_of};
@@ -99,9 +100,10 @@ impl Workshop {
         let meta = self.planner.meta();
         let key = format!("compact/{tenant}/{}", job.key());
         let Some(lease) = meta.lease(&key, LEASE, PROPOSE_WITHIN).await? else { return Err(NotDone::NotNow) };
-        let name = BlockId::new(self.planner.now(), uuid::Uuid::new_v4().as_u128()).to_string();
+        let name = BlockId::new(self.planner.now(), unique()).to_string();
         let dir = self.work.join(name);
         let done = tokio::select! {
+            biased; // both go on side by side: in an order that can be repeated
             done = self.under_lease(tenant, job, &lease, &dir) => done,
             lost = self.keep(&lease) => Err(NotDone::Failed(lost)),
         };
@@ -227,7 +229,7 @@ impl Workshop {
         let _guard = CancelOnDrop(progress.clone());
         let now: Millis = self.planner.now();
         let target = |output: &engram_storage::compact::Output| {
-            let id = BlockId::new(now, uuid::Uuid::new_v4().as_u128());
+            let id = BlockId::new(now, unique());
             Target { id, range: output.range, shard: output.shard }
         };
         let targets: Vec<Target> = job.outputs.iter().map(target).collect();

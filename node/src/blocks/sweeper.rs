@@ -179,10 +179,12 @@ pub fn child(config: Config) -> ChildSpec {
 async fn run(config: Config) -> Result<(), ChildError> {
     loop {
         tokio::select! {
+            biased;
             () = round(&config) => {}
             () = config.stop.cancelled() => return Ok(()),
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(config.every) => {}
             () = config.handle.0.wake.notified() => {}
             () = config.stop.cancelled() => return Ok(()),
