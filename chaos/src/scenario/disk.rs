@@ -5,8 +5,9 @@ use crate::check::Promise;
 use crate::cluster::{Damage, DiskKind, Kit, Part, Syncs};
 use crate::nemesis::{Act, Pace, Shift, Whom};
 
-/// Small enough to fill, large enough to work for a while.
-pub(crate) const SMALL_DISK: u64 = 128 << 20;
+/// Small enough to fill; large enough that what a fast machine writes in a run, and the 65 MiB that are set aside for the
+/// metadata's log, do not fill it by themselves.
+pub(crate) const SMALL_DISK: u64 = 256 << 20;
 /// A log that needs a new file every second or two.
 pub(crate) const SMALL_SEGMENTS: &[&str] = &["--log-segment-bytes-max", "1MiB"];
 /// Long enough for the log to have filled what was set aside for it.
