@@ -4,7 +4,7 @@ use super::members::replace;
 use super::proof::HITS_WITHIN;
 use super::wounds::revive;
 use super::{Nemesis, Pace, Proof, Whom, names};
-use crate::cluster::{Cluster, Damage, Flaw, Injected, Syncs, inflict};
+use crate::cluster::{Cluster, Damage, Flaw, Injected, Part, Syncs, inflict};
 use crate::error::Error;
 use crate::history::FaultState;
 use engram_model::time::Stopwatch;
@@ -166,6 +166,11 @@ impl Nemesis {
         cluster.healing();
         for node in nodes {
             told.push(self.start_damaged(cluster, node).await?);
+            // It says so where it is read, and goes on with the rest; whole again it is as another node, as operations.md has it.
+            if damage == Damage::Bits(Part::Chunks) {
+                replace(cluster, node).await?;
+                told.push(format!("node {node} was replaced"));
+            }
         }
         self.recorder.fault(&name, FaultState::Healed, &told.join("; "));
         Ok(())
