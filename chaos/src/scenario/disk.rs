@@ -178,11 +178,11 @@ pub(super) static DISK: &[Scenario] = &[
         says: ROT,
         act: Act::LiveDamage(Whom::EachNode, Damage::Bits(Part::Chunks)),
         pace: Pace { rounds: 1, hold_ms: 5_000, rest_ms: 4_000 },
-        // One node: to replace it takes minutes with so many partitions, and nobody repairs a second one meanwhile.
+        // One node: nobody repairs a second one while it is replaced.
         // A partition's share of what may wait in memory is small, each tenant has one, and checkpoints name the files soon.
         options: &[
             "--partitions",
-            "512",
+            "128",
             "--shard-size",
             "1",
             "--log-segment-bytes-max",
@@ -191,7 +191,7 @@ pub(super) static DISK: &[Scenario] = &[
             "4MiB",
         ],
         load: Some((4, 100, 20)),
-        healthy_ms: 15_000,
+        healthy_ms: 25_000,
         ..THREE
     },
     Scenario {
