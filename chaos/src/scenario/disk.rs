@@ -190,7 +190,7 @@ pub(super) static DISK: &[Scenario] = &[
             "--log-checkpoint-bytes-min",
             "4MiB",
         ],
-        load: Some((4, 100, 20)),
+        load: Some((4, 100, 100)),
         healthy_ms: 25_000,
         ..THREE
     },
