@@ -60,6 +60,18 @@ pub(super) enum Got<T> {
     Nothing,
 }
 
+impl<T> Got<T> {
+    /// What a history holds of a question to `node`: its end, what was answered, and why it was not.
+    fn told(self, node: usize, answer: impl FnOnce(T) -> Answer) -> (End, Option<Answer>, String) {
+        match self {
+            Self::Nobody => (End::Fail, None, format!("{NOT_REACHED}: node {node} is down")),
+            Self::Nothing => (End::Unknown, None, "no answer".to_owned()),
+            Self::Answer(Err(error)) => (End::Unknown, None, error.message),
+            Self::Answer(Ok(value)) => (End::Ok, Some(answer(value)), String::new()),
+        }
+    }
+}
+
 /// Asks a node, from outside of the network between nodes.
 pub(super) async fn ask<T: Send + 'static, F: Future<Output = Result<T, Error>> + Send + 'static>(
     host: &Host,
@@ -167,14 +179,7 @@ pub(super) async fn read(
     let text = format!("{}{{writer=\"{writer}\"}}[{}ms]", Numbers::METRIC, end - numbers.time(first) + 1);
     let query = query(text, (end, end), 0);
     let got = ask(&world.hosts[node], |life| async move { life.reader.query(&of, query).await }).await;
-    let (end, answer, why) = match got {
-        Got::Nobody => (End::Fail, None, format!("{NOT_REACHED}: node {node} is down")),
-        Got::Nothing => (End::Unknown, None, "no answer".to_owned()),
-        Got::Answer(Err(error)) => (End::Unknown, None, error.message),
-        Got::Answer(Ok(outcome)) => {
-            (End::Ok, Some(Answer::Samples(found(world.numbers, writer, outcome.value))), String::new())
-        }
-    };
+    let (end, answer, why) = got.told(node, |outcome| Answer::Samples(found(world.numbers, writer, outcome.value)));
     world.tell(|| format!("operation {op}: writer {writer} at node {node}, {first} to {last}: {answer:?}"));
     world.end(op, end, answer.clone(), &why);
     answer
@@ -193,14 +198,7 @@ async fn sum_up(world: &Shared, node: usize, tenant: u32, load: &Load) {
     let of = self::tenant(numbers, tenant);
     let query = query(numbers.totals_text(total), (start, end), step_ms);
     let got = ask(&world.hosts[node], |life| async move { life.reader.query(&of, query).await }).await;
-    let (end, answer, why) = match got {
-        Got::Nobody => (End::Fail, None, format!("{NOT_REACHED}: node {node} is down")),
-        Got::Nothing => (End::Unknown, None, "no answer".to_owned()),
-        Got::Answer(Err(error)) => (End::Unknown, None, error.message),
-        Got::Answer(Ok(outcome)) => {
-            (End::Ok, Some(Answer::Totals { cells: cells(numbers, first, outcome.value) }), String::new())
-        }
-    };
+    let (end, answer, why) = got.told(node, |outcome| Answer::Totals { cells: cells(numbers, first, outcome.value) });
     world.tell(|| format!("operation {op}: {total:?} of tenant {tenant} at node {node} from {first}: {answer:?}"));
     world.end(op, end, answer, &why);
 }

@@ -78,7 +78,8 @@ pub(super) fn mend(db: &Path, beside: &Path) -> Result<Option<Torn>, Error> {
         }
         let was_synced = match row.next {
             Some(missing) => behind.synced >= Some(missing),
-            // The first record since the database was opened is synced before any other is made.
+            // The first record since the database was opened is synced before any other is made. Of the first one of a log
+            // whose forerunners are gone nobody knows: to refuse is the side on which nothing is forgotten.
             None => behind.any && !behind.unsaid,
         };
         if was_synced {
